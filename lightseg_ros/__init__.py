@@ -1,0 +1,26 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Lightweight semantic segmentation for ROS 2."""
+from pathlib import Path
+
+__version__ = '0.1.0'
+
+
+def share_dir() -> Path:
+    """
+    Return the folder that holds `config/`, `launch/` and `weights/`.
+
+    In a checkout (also one installed with `pip install -e` or `colcon build --symlink-install`) that
+    is the repository's root; in an installed tree it is `<prefix>/share/lightseg_ros`, found by walking
+    up from this file, so that neither ament nor an environment variable is needed.
+    """
+    here = Path(__file__).resolve()
+    root = here.parents[1]
+    if (root / 'package.xml').is_file() and (root / 'config').is_dir():
+        return root
+    for parent in here.parents:
+        if (parent / 'share' / 'lightseg_ros' / 'config').is_dir():
+            return parent / 'share' / 'lightseg_ros'
+    raise FileNotFoundError(
+        f'no share/lightseg_ros/config above {here}: the package is installed without its data files; '
+        'install it with colcon or pip')

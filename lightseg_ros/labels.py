@@ -1,0 +1,145 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Label sets: class names, colours, groups and the id that means "unlabeled"; data, not code."""
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from . import share_dir
+
+
+class LabelError(ValueError):
+    """A label set that is not well formed, or a label image with ids that it does not know."""
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """
+    The classes of a data set. Class i of the network is `names[i]`, its id in a label image is i.
+
+    `colors`: RGB, 0-255. `groups`: name -> class names (what a costmap or a planner asks for).
+    `ignore_id`: "unlabeled" in our label images. `source_ids[i]`: id of class i in the data set's own label
+    files; `void_source_ids`: the ids there that mean "unlabeled".
+    """
+
+    name: str
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ignore_id: int = 255
+    source_ids: tuple[int, ...] = ()
+    void_source_ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        n = len(self.names)
+        if not 1 <= n <= 255:
+            raise LabelError(f'label set {self.name!r} has {n} classes; expected 1 to 255')
+        if not self.source_ids:
+            object.__setattr__(self, 'source_ids', tuple(range(n)))
+        doubled = sorted({x for x in self.names if self.names.count(x) > 1})
+        if doubled:
+            raise LabelError(f'label set {self.name!r} names {", ".join(doubled)} more than once')
+        if len(self.colors) != n or len(self.source_ids) != n:
+            raise LabelError(f'label set {self.name!r} has {n} names, {len(self.colors)} colours and '
+                             f'{len(self.source_ids)} source ids; expected one of each for every class')
+        for c in self.colors:
+            if len(c) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in c):
+                raise LabelError(f'label set {self.name!r}: colour {c!r} is not three numbers from 0 to 255')
+        if not n <= self.ignore_id <= 255:
+            raise LabelError(f'label set {self.name!r}: ignore_id is {self.ignore_id!r}; expected a number '
+                             f'from {n} to 255, no class id')
+        for group, members in self.groups.items():
+            strangers = [m for m in members if m not in self.names]
+            if strangers:
+                raise LabelError(f'label set {self.name!r}: group {group!r} holds {", ".join(strangers)}, '
+                                 f'which is no class; classes: {", ".join(self.names)}')
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def palette(self) -> np.ndarray:
+        """Colour of every id, (256, 3) uint8 RGB; black where an id is no class."""
+        out = np.zeros((256, 3), np.uint8)
+        out[:len(self)] = self.colors
+        return out
+
+    def group_ids(self, group: str) -> tuple[int, ...]:
+        """Class ids of a group; a class name is a group of its own."""
+        if group in self.groups:
+            return tuple(self.names.index(m) for m in self.groups[group])
+        if group in self.names:
+            return (self.names.index(group),)
+        raise LabelError(f'unknown group or class {group!r} in label set {self.name!r}; groups: '
+                         f'{", ".join(self.groups) or "none"}; classes: {", ".join(self.names)}')
+
+    def from_source(self, ids: np.ndarray) -> np.ndarray:
+        """
+        Turn the data set's own ids (uint8, any shape) into class ids, void into `ignore_id`.
+
+        `LabelError` where an id is neither: the file belongs to another label set.
+        """
+        table = np.full(256, -1, np.int16)
+        table[list(self.void_source_ids) + [self.ignore_id]] = self.ignore_id
+        table[list(self.source_ids)] = np.arange(len(self))
+        out = table[ids]
+        if (out < 0).any():
+            found = np.unique(ids[out < 0]).tolist()
+            raise LabelError(f'ids {found[:10]} are not in label set {self.name!r}; it knows '
+                             f'{sorted(self.source_ids)} and, as void, '
+                             f'{sorted({*self.void_source_ids, self.ignore_id})}')
+        return out.astype(np.uint8)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form of the YAML files and of the weights' metadata."""
+        return {
+            'name': self.name, 'ignore_id': self.ignore_id,
+            'void_source_ids': list(self.void_source_ids),
+            'classes': [{'id': i, 'source_id': s, 'name': n, 'color': list(c)} for i, (n, c, s) in
+                        enumerate(zip(self.names, self.colors, self.source_ids))],
+            'groups': {k: list(v) for k, v in self.groups.items()}}
+
+    @classmethod
+    def from_dict(cls, d: Any) -> 'LabelSet':
+        """Build a label set from `to_dict`'s form; `LabelError` says what does not fit."""
+        try:
+            rows = d['classes']
+            if [r['id'] for r in rows] != list(range(len(rows))):
+                raise LabelError(f'label set {d["name"]!r}: class ids are {[r["id"] for r in rows]}; '
+                                 f'expected 0 to {len(rows) - 1} in order')
+            return cls(
+                name=str(d['name']), names=tuple(str(r['name']) for r in rows),
+                colors=tuple(tuple(r['color']) for r in rows),
+                groups={str(k): tuple(v) for k, v in (d.get('groups') or {}).items()},
+                ignore_id=d.get('ignore_id', 255),
+                source_ids=tuple(r.get('source_id', r['id']) for r in rows),
+                void_source_ids=tuple(d.get('void_source_ids', ())))
+        except (KeyError, TypeError, AttributeError) as e:
+            raise LabelError(f'not a label set: {e!r}; expected name, classes (id, name, color), and '
+                             'optionally groups, ignore_id, void_source_ids') from e
+
+
+def available() -> list[str]:
+    """Names of the packaged label sets."""
+    return sorted(p.stem for p in (share_dir() / 'config' / 'labels').glob('*.yaml'))
+
+
+def load(name: str | Path) -> LabelSet:
+    """Load a packaged label set by name ('camvid'), or one's own from the path of a YAML file."""
+    path = Path(name)
+    if path.suffix not in ('.yaml', '.yml'):
+        path = share_dir() / 'config' / 'labels' / f'{name}.yaml'
+    try:
+        text = path.read_text()
+    except OSError as e:
+        raise LabelError(f'no label set {str(name)!r}: {e.strerror or e}; packaged: '
+                         f'{", ".join(available())}, or give the path of a YAML file') from e
+    try:
+        return LabelSet.from_dict(yaml.safe_load(text))
+    except yaml.YAMLError as e:
+        raise LabelError(f'{path} is not YAML: {e}') from e
+    except LabelError as e:
+        raise LabelError(f'{path}: {e}') from e

@@ -1,0 +1,77 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks that two or more of the networks share to the letter."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def check_choice(option: str, value: object, choices: tuple) -> None:
+    """Raise `ValueError` naming the choices where `value` is none of them."""
+    if value not in choices:
+        raise ValueError(f'{option} is {value!r}; expected one of {", ".join(map(repr, choices))}')
+
+
+def same_padding(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
+    """Padding per axis that keeps the size of a stride-1 convolution with odd kernels."""
+    return dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2
+
+
+def conv(c_in: int, c_out: int, kernel: int | tuple[int, int], *, stride: int = 1,
+         dilation: int | tuple[int, int] = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
+    """Convolution with "same" padding, (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride))."""
+    k = (kernel, kernel) if isinstance(kernel, int) else kernel
+    d = (dilation, dilation) if isinstance(dilation, int) else dilation
+    return nn.Conv2d(c_in, c_out, k, stride, same_padding(k, d), d, groups, bias)
+
+
+class BNPReLU(nn.Sequential):
+    """Batch norm (eps 1e-3, as in the LEDNet / DABNet lineage), then PReLU with a slope per channel."""
+
+    def __init__(self, channels: int):
+        super().__init__(nn.BatchNorm2d(channels, eps=1e-3), nn.PReLU(channels))
+
+
+class ConvBNPReLU(nn.Sequential):
+    """Convolution without bias, batch norm (eps 1e-3), PReLU."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int | tuple[int, int], *, stride: int = 1,
+                 dilation: int | tuple[int, int] = 1, groups: int = 1):
+        super().__init__(
+            conv(c_in, c_out, kernel, stride=stride, dilation=dilation, groups=groups),
+            BNPReLU(c_out))
+
+
+class Down(nn.Module):
+    """
+    ENet's downsampler: a 3x3 stride-2 convolution beside a 2x2 max-pool, concatenated in that order.
+
+    (N, c_in, H, W) -> (N, c_out, ceil(H/2), ceil(W/2)). The pool rounds up so that both branches agree
+    on odd sizes; `act` (norm and activation, c_out channels) follows the concatenation.
+    """
+
+    def __init__(self, c_in: int, c_out: int, act: nn.Module):
+        super().__init__()
+        self.conv = conv(c_in, c_out - c_in, 3, stride=2)
+        self.pool = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(torch.cat([self.conv(x), self.pool(x)], 1))
+
+
+def resize(x: Tensor, like: Tensor | tuple[int, int]) -> Tensor:
+    """Bilinear resize (half-pixel centres) to the height and width of `like`, a tensor or (H, W)."""
+    size = like if isinstance(like, tuple) else (like.shape[2], like.shape[3])
+    return F.interpolate(x, size=size, mode='bilinear', align_corners=False)
+
+
+def shuffle(x: Tensor) -> Tensor:
+    """Channel shuffle with two groups (ShuffleNet): view (2, C/2), transpose, flatten."""
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def global_mean(x: Tensor) -> Tensor:
+    """Mean over height and width, (N, C, H, W) -> (N, C, 1, 1)."""
+    return x.mean((2, 3), keepdim=True)

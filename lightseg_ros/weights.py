@@ -1,0 +1,189 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights files: safetensors whose metadata (the card) say all that it takes to run them."""
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open, SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from . import networks, share_dir
+from .labels import LabelError, LabelSet
+
+FORMAT = 'lightseg-1'
+
+
+class WeightsError(ValueError):
+    """A weights file that can't be found, read or trusted; the text says what does not fit."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """
+    What a weights file says about itself.
+
+    `network`, `options`: arguments of `networks.build`. `mean`, `std`: RGB order, 0-255 scale; the network's
+    input is (rgb - mean) / std. `resolution`: (width, height) in pixels that it was trained for. `dataset`,
+    `split`: trained on. `recipe`: how. `metrics`: what was measured, `miou` in percent, with `command`.
+    `license`: of the data.
+    """
+
+    network: str
+    labels: LabelSet
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resolution: tuple[int, int]
+    options: dict[str, Any] = field(default_factory=dict)
+    dataset: str = ''
+    split: str = ''
+    recipe: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    license: str = ''
+    source: str = ''
+
+    def to_json(self) -> str:
+        d = asdict(self)
+        d['labels'] = self.labels.to_dict()
+        d['channel_order'] = 'rgb'
+        return json.dumps(d, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> 'Card':
+        """Parse and check a card; `WeightsError` says what does not fit."""
+        try:
+            d = json.loads(text)
+            if d.pop('channel_order') != 'rgb':
+                raise WeightsError('channel_order is not rgb, the only one that this version reads')
+            mean, std = _three(d, 'mean'), _three(d, 'std')
+            if min(std) <= 0:
+                raise WeightsError(f'std is {std}; expected three positive numbers')
+            width, height = d['resolution']
+            if not all(isinstance(v, int) and v >= 64 for v in (width, height)):
+                raise WeightsError(f'resolution is {width!r} x {height!r}; expected 64 or more each')
+            d.update(labels=LabelSet.from_dict(d['labels']), mean=mean, std=std,
+                     resolution=(width, height))
+            return cls(**d)
+        except LabelError as e:
+            raise WeightsError(f'its card: {e}') from e
+        except WeightsError as e:
+            raise WeightsError(f'its card: {e}') from e
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise WeightsError(f'its card is not one of ours: {e!r}') from e
+
+
+def _three(d: dict, key: str) -> tuple[float, float, float]:
+    r, g, b = (float(v) for v in d[key])
+    return r, g, b
+
+
+def save(path: str | Path, network: nn.Module, card: Card) -> None:
+    """
+    Write a network (fp32) and its card; the file appears whole or not at all.
+
+    `WeightsError` if the network is not the one that the card describes.
+    """
+    state = {k: v.detach().to('cpu', torch.float32 if v.is_floating_point() else v.dtype)
+             .contiguous().clone() for k, v in network.state_dict().items()}
+    _check_state(state, _built(card).state_dict())
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    os.close(fd)
+    try:
+        save_file(state, temporary, metadata={'format': FORMAT, 'card': card.to_json()})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | Path) -> tuple[nn.Module, Card]:
+    """
+    Read a weights file: the network in eval mode on the CPU (fp32), and its card.
+
+    Everything is checked before anything is returned; `WeightsError` names the file and what is wrong.
+    """
+    try:
+        card, state = _read(path)
+        network = _built(card)
+        _check_state(state, network.state_dict())
+    except WeightsError as e:
+        raise WeightsError(f'{path}: {e}') from e
+    network.load_state_dict(state)
+    return network.eval(), card
+
+
+def read_card(path: str | Path) -> Card:
+    """Read only the card."""
+    try:
+        return _read(path, tensors=False)[0]
+    except WeightsError as e:
+        raise WeightsError(f'{path}: {e}') from e
+
+
+def find(name: str, dataset: str = 'camvid') -> Path:
+    """
+    Find a packaged weights file: by network ('laanet', with `dataset`) or by stem ('laanet-camvid').
+
+    `WeightsError` lists the packaged ones.
+    """
+    folder = share_dir() / 'weights'
+    for stem in (f'{name}-{dataset}', name):
+        if (folder / f'{stem}.safetensors').is_file():
+            return folder / f'{stem}.safetensors'
+    known = ', '.join(sorted(p.stem for p in folder.glob('*.safetensors'))) or 'none'
+    raise WeightsError(f'no packaged weights for {name!r}; packaged: {known}. Give the path of a weights '
+                       f'file, or train: lightseg train --model {name} --data camvid')
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') \
+            else hashlib.sha256(f.read()).hexdigest()
+
+
+def _read(path: str | Path, tensors: bool = True) -> tuple[Card, dict[str, torch.Tensor]]:
+    if not Path(path).is_file():
+        raise WeightsError('no such file; packaged weights are found by name, see "lightseg info"')
+    try:
+        with safe_open(path, framework='pt', device='cpu') as f:
+            metadata = f.metadata() or {}
+            state = {k: f.get_tensor(k) for k in f.keys()} if tensors else {}
+    except (SafetensorError, OSError, ValueError) as e:
+        size = Path(path).stat().st_size
+        raise WeightsError(f'not a whole safetensors file ({e}; {size} bytes): cut short, or of another '
+                           'format; copy it again or train anew') from e
+    if metadata.get('format') != FORMAT or 'card' not in metadata:
+        raise WeightsError(f'a safetensors file, but not one of ours: format {metadata.get("format")!r}, '
+                           f'expected {FORMAT!r} with a card in the metadata')
+    return Card.from_json(metadata['card']), state
+
+
+def _built(card: Card) -> nn.Module:
+    try:
+        return networks.build(card.network, len(card.labels), **card.options)
+    except networks.NetworkError as e:
+        raise WeightsError(f'its card does not name a network that we can build: {e}') from e
+
+
+def _check_state(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        raise WeightsError(f'{len(missing)} tensors are missing ({", ".join(missing[:3]) or "none"}) and '
+                           f'{len(extra)} are not the network\'s ({", ".join(extra[:3]) or "none"})')
+    for key, tensor in expected.items():
+        if found[key].shape != tensor.shape or found[key].dtype != tensor.dtype:
+            raise WeightsError(
+                f'{key} is {found[key].dtype} {tuple(found[key].shape)}; the network of its card has '
+                f'{tensor.dtype} {tuple(tensor.shape)}')
+        if found[key].is_floating_point() and not torch.isfinite(found[key]).all():
+            raise WeightsError(f'{key} holds values that are not finite')
