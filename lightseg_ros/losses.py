@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss functions: logits (N, K, H, W) and labels (N, H, W) int64, 255 = void, to a scalar."""
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+import torch.nn.functional as F
 
 
 def class_weights(frequency: Tensor, offset: float = 1.10) -> Tensor:
-    """w = 1 / ln(offset + f), (K,): ENet's weights with the offset that the DABNet family uses."""
+    """W = 1 / ln(offset + f), (K,): ENet's weights with the offset that the DABNet family uses."""
     return 1 / torch.log(offset + frequency)
 
 
@@ -21,8 +21,5 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, 
     loss = F.cross_entropy(logits.float(), labels, weight, ignore_index=ignore_id, reduction='sum',
                            label_smoothing=smoothing)
     valid = labels != ignore_id
-    if weight is None:
-        total = valid.sum()
-    else:
-        total = weight[labels.where(valid, 0)].mul(valid).sum()
+    total = valid.sum() if weight is None else weight[labels.where(valid, 0)].mul(valid).sum()
     return loss / total.clamp_min(1e-6)

@@ -24,7 +24,7 @@ class ConfusionMatrix:
     def update(self, truth: np.ndarray, prediction: np.ndarray) -> None:
         """Add a pair of label images, uint8, same shape; `ValueError` for ids that are no class."""
         if truth.shape != prediction.shape:
-            raise ValueError(f'truth is {truth.shape}, prediction {prediction.shape}; expected the same shape')
+            raise ValueError(f'truth is {truth.shape}, prediction {prediction.shape}; expected one shape')
         k = self.num_classes
         valid = truth != self.ignore_id
         t, p = truth[valid].astype(np.int64), prediction[valid].astype(np.int64)

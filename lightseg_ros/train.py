@@ -1,14 +1,14 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: data set and recipe in, a weights file with its card out; resumes where it stopped."""
+from collections.abc import Callable
 import csv
 import dataclasses
+from dataclasses import dataclass
 import logging
 import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+import time
 from typing import Any
 
 import torch

@@ -1,17 +1,17 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Weights files: safetensors whose metadata (the card) say all that it takes to run them."""
+from dataclasses import asdict, dataclass, field
 import hashlib
 import json
 import os
-import tempfile
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
+import tempfile
 from typing import Any
 
-import torch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
+import torch
 from torch import nn
 
 from . import networks, share_dir
@@ -157,7 +157,7 @@ def _read(path: str | Path, tensors: bool = True) -> tuple[Card, dict[str, torch
     try:
         with safe_open(path, framework='pt', device='cpu') as f:
             metadata = f.metadata() or {}
-            state = {k: f.get_tensor(k) for k in f.keys()} if tensors else {}
+            state = {k: f.get_tensor(k) for k in f} if tensors else {}
     except (SafetensorError, OSError, ValueError) as e:
         size = Path(path).stat().st_size
         raise WeightsError(f'not a whole safetensors file ({e}; {size} bytes): cut short, or of another '

@@ -9,7 +9,7 @@ that its text allows and its parameter count (0.67 M) leaves: 665,943 parameters
 text leaves open is an option below, with the choice that was made as its default.
 """
 import torch
-from torch import Tensor, nn
+from torch import nn, Tensor
 
 from .layers import BNPReLU, check_choice, conv, ConvBNPReLU, Down, global_mean, resize, shuffle
 
@@ -54,8 +54,8 @@ class ADPP(nn.Module):
     """
     Attention-guided dilated pyramid pooling: (N, C, H, W) -> (N, c, H, W).
 
-    Three levels, each pooled by 2 (1/16, 1/32, 1/64 of the input image), extracted by a dilated and refined by a
-    plain 3x3 convolution (LiteSeg's DASPP). On the way up an attention map from the coarser level gates
+    Three levels, each pooled by 2 (1/16, 1/32, 1/64 of the image), extracted by a dilated and refined by
+    a plain 3x3 convolution (LiteSeg's DASPP). On the way up an attention map from the coarser level gates
     the finer one; the result multiplies a pointwise feature, and a global average path is added.
     """
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks that two or more of the networks share to the letter."""
 import torch
+from torch import nn, Tensor
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 
 def check_choice(option: str, value: object, choices: tuple) -> None:

@@ -1,0 +1,44 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`lightseg <verb>`: parses, imports the verb's module, turns our errors into one line and exit code 1."""
+import argparse
+import importlib
+import logging
+import sys
+
+from .. import __version__
+
+# verb -> its line in --help; the module lightseg_ros.cli.<verb> is imported only when it is called.
+VERBS = {
+    'info': 'networks, weights and their figures',
+    'demo': 'camera and segmentation nodes on a real DDS graph, with pictures and figures',
+    'evaluate': 'score a model on a data set, or on bags, every frame',
+    'train': 'train a network',
+    'export': 'write a network as ONNX',
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog='lightseg', description='Lightweight semantic segmentation for ROS 2.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='verbs:\n' + '\n'.join(f'  {verb:<12}{text}' for verb, text in VERBS.items())
+               + '\n\nlightseg VERB --help says what a verb takes.')
+    parser.add_argument('--version', action='version', version=f'lightseg_ros {__version__}')
+    parser.add_argument('verb', choices=VERBS, metavar='VERB')
+    args = parser.parse_args(argv[:1])
+    verb = importlib.import_module(f'.{args.verb.replace("-", "_")}', __package__)
+    parser = argparse.ArgumentParser(prog=f'lightseg {args.verb}', description=verb.HELP,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    verb.add_arguments(parser)
+    logging.basicConfig(level=logging.INFO, format='%(levelname)s: %(message)s')
+    try:
+        return verb.run(parser.parse_args(argv[1:])) or 0
+    except (ValueError, OSError) as e:
+        # Our own errors are ValueErrors whose text says what to do; a traceback would hide it.
+        print(f'ERROR: {e}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
