@@ -1,0 +1,246 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""uint8 frames in, class ids, overlay and confidence out; everything in between happens on the device."""
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+import re
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn, Tensor
+import torch.nn.functional as F
+
+from . import weights
+from .weights import Card
+
+RESIZE_MODES = ('fit', 'stretch')
+
+
+class SegmenterError(ValueError):
+    """A device, resolution or frame that can't be used; the text says what was found and expected."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """
+    What one frame gave, in host memory of its own.
+
+    `labels`: (H, W) uint8 class ids at the frame's size. `overlay`: (H, W, 3) uint8 RGB, the classes' colours
+    blended over the frame. `confidence`: (H, W) uint8, round(255 * highest softmax). `stage_ms`: milliseconds
+    of each stage of the call that the frame was part of.
+    """
+
+    labels: np.ndarray
+    overlay: np.ndarray | None
+    confidence: np.ndarray | None
+    stage_ms: dict[str, float]
+
+
+def parse_resolution(text: str | None) -> tuple[int, int] | None | str:
+    """Parse '' or None (the card's), 'native', or 'WxH' to (width, height); `SegmenterError` otherwise."""
+    if not text:
+        return None
+    if text == 'native':
+        return text
+    match = re.fullmatch(r'(\d+)x(\d+)', text)
+    if not match or min(int(v) for v in match.groups()) < 64 or max(int(v) for v in match.groups()) > 8192:
+        raise SegmenterError(f'resolution is {text!r}; expected WIDTHxHEIGHT in pixels, each from 64 to 8192, '
+                             "for example '1024x512', or 'native', or nothing for that of the weights")
+    return int(match[1]), int(match[2])
+
+
+def preprocess(frames: Tensor, size: tuple[int, int], mean: Tensor, std: Tensor, dtype: torch.dtype,
+               reversed_channels: bool = False) -> Tensor:
+    """
+    Resize and normalise: (N, H, W, 3) uint8 -> (N, 3, h, w) `dtype`, channels-last.
+
+    `mean`, `std`: (1, 3, 1, 1), RGB, 0-255 scale. With `reversed_channels` the frames are BGR.
+    """
+    x = frames.permute(0, 3, 1, 2)
+    if x.shape[2:] != size:
+        if x.device.type != 'cpu':
+            x = x.to(dtype)
+        # The CPU resizes bytes as they are, several times faster than floats. Antialias, since a camera
+        # is often more than twice the network's size.
+        x = F.interpolate(x, size=size, mode='bilinear', align_corners=False, antialias=True)
+    if reversed_channels:
+        x = x.flip(1)
+    return ((x.to(dtype) - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def postprocess(logits: Tensor, frames: Tensor, palette: Tensor, alpha: float, *, overlay: bool,
+                confidence: bool, reversed_channels: bool = False) -> tuple[Tensor, ...]:
+    """
+    Turn logits (N, K, h, w) and frames (N, H, W, 3) uint8 into uint8 images of the frames' size.
+
+    Returns (labels (N, H, W), overlay (N, H, W, 3) RGB or empty, confidence (N, H, W) or empty). The
+    logits are upsampled, never the ids: an id between two classes does not exist.
+    """
+    if logits.shape[2:] != frames.shape[1:3]:
+        logits = F.interpolate(logits, size=frames.shape[1:3], mode='bilinear', align_corners=False)
+    highest, labels = logits.max(1)
+    empty = frames.new_empty(0)
+    blended = certainty = empty
+    if overlay:
+        rgb = frames.flip(3) if reversed_channels else frames
+        # In 1/256 steps and whole numbers, so that every device gives the same bytes.
+        share = round(alpha * 256)
+        mixed = rgb.to(torch.int32) * (256 - share) + palette[labels].to(torch.int32) * share + 128
+        blended = (mixed >> 8).clamp_max(255).to(torch.uint8)
+    if confidence:
+        # The highest softmax is 1 / sum(exp(logit - highest)); fp32, since half overflows in the sum.
+        total = (logits.float() - highest.float().unsqueeze(1)).exp().sum(1)
+        certainty = (255 / total).round().to(torch.uint8)
+    return labels.to(torch.uint8), blended, certainty
+
+
+class Segmenter:
+    """
+    A network ready to run: load, place, warm up; then call it with frames.
+
+    `device`: 'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'. `resolution`: 'WxH' that the network
+    sees, 'native' (the frame's own), or None for the one that the weights were trained at. `resize_mode`:
+    'fit' scales a frame to fit into the resolution and keeps its aspect ratio, 'stretch' takes the
+    resolution as it is; both go back to the frame's own size exactly. fp32 on the CPU, fp16 on CUDA.
+    Not thread-safe: one thread calls it.
+    """
+
+    def __init__(self, network: nn.Module, card: Card, device: str = 'auto', resolution: str | None = None,
+                 *, resize_mode: str = 'fit', overlay_alpha: float = 0.5):
+        if resize_mode not in RESIZE_MODES:
+            raise SegmenterError(f'resize_mode is {resize_mode!r}; expected one of {", ".join(RESIZE_MODES)}')
+        self.card = card
+        self.labels = card.labels
+        self.device = _device(device)
+        parsed = parse_resolution(resolution)
+        self.resolution = card.resolution if parsed is None else parsed
+        self.resize_mode = resize_mode
+        self.overlay_alpha = overlay_alpha
+        self.dtype = torch.float16 if self.device.type == 'cuda' else torch.float32
+        self.network: Any = network.eval().requires_grad_(False)
+        self.network.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
+        self.mean, self.std = (torch.tensor(v, dtype=self.dtype, device=self.device).view(1, 3, 1, 1)
+                               for v in (card.mean, card.std))
+        self.palette = torch.from_numpy(card.labels.palette()).to(self.device)
+
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that the network sees of a frame of that height and width."""
+        if self.resolution == 'native':
+            return max(height, 64), max(width, 64)
+        target_w, target_h = self.resolution
+        if self.resize_mode == 'stretch':
+            return target_h, target_w
+        scale = min(target_w / width, target_h / height)
+        return max(64, round(height * scale)), max(64, round(width * scale))
+
+    def warm_up(self, height: int = 480, width: int = 640) -> float:
+        """Run frames of that size until buffers and kernels are made; milliseconds of the last."""
+        frame = np.zeros((height, width, 3), np.uint8)
+        for _ in range(2):
+            began = perf_counter()
+            self([frame], overlay=True, confidence=True)
+        return 1e3 * (perf_counter() - began)
+
+    def __call__(self, frames: Sequence[np.ndarray], *, overlay: bool = False,
+                 confidence: bool = False) -> list[Prediction]:
+        """
+        Segment frames, (H, W, 3) uint8 RGB each, of any sizes; frames of one size run as one batch.
+
+        A frame whose last axis is reversed in memory (a view on BGR) is uploaded as it lies and
+        flipped on the device. `SegmenterError` for what is no such frame.
+        """
+        results: dict[int, Prediction] = {}
+        batches: dict[tuple, list[int]] = {}
+        for i, frame in enumerate(frames):
+            _check(frame)
+            batches.setdefault((frame.shape, frame.strides[2] < 0), []).append(i)
+        for (_, reversed_channels), members in batches.items():
+            batch = self._run([frames[i] for i in members], reversed_channels, overlay, confidence)
+            results.update(zip(members, batch))
+        return [results[i] for i in range(len(frames))]
+
+    @torch.inference_mode()
+    def _run(self, frames: list[np.ndarray], reversed_channels: bool, overlay: bool,
+             confidence: bool) -> list[Prediction]:
+        clock = _Clock(self.device)
+        clock.mark('upload')
+        x = _upload(frames, reversed_channels).to(self.device)
+        clock.mark('preprocess')
+        size = self.network_size(*frames[0].shape[:2])
+        y = preprocess(x, size, self.mean, self.std, self.dtype, reversed_channels)
+        clock.mark('network')
+        logits = self.network(y)
+        clock.mark('postprocess')
+        outputs = postprocess(logits, x, self.palette, self.overlay_alpha, overlay=overlay,
+                              confidence=confidence, reversed_channels=reversed_channels)
+        clock.mark('download')
+        labels, blended, certainty = (t.cpu().numpy() for t in outputs)
+        stage_ms = clock.stop()
+        return [Prediction(labels[i], blended[i] if overlay else None,
+                           certainty[i] if confidence else None, stage_ms) for i in range(len(frames))]
+
+
+def load(model: str | Path, device: str = 'auto', resolution: str | None = None,
+         **options: Any) -> Segmenter:
+    """Make a segmenter from a packaged network's name ('laanet') or the path of a weights file."""
+    path = Path(model) if str(model).endswith('.safetensors') else weights.find(str(model))
+    return Segmenter(*weights.load(path), device, resolution, **options)
+
+
+class _Clock:
+    """Milliseconds between marks; CUDA events on a GPU, so that marking does not wait for it."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == 'cuda'
+        self.marks: list[tuple[str, Any]] = []
+
+    def mark(self, stage: str) -> None:
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append((stage, event))
+        else:
+            self.marks.append((stage, perf_counter()))
+
+    def stop(self) -> dict[str, float]:
+        self.mark('')
+        if self.cuda:
+            torch.cuda.synchronize()
+            return {a: t.elapsed_time(u) for (a, t), (_, u) in zip(self.marks, self.marks[1:])}
+        return {a: 1e3 * (u - t) for (a, t), (_, u) in zip(self.marks, self.marks[1:])}
+
+
+def _device(name: str) -> torch.device:
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', name):
+        raise SegmenterError(f"device is {name!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    device = torch.device(name)
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise SegmenterError(f'device is {name!r}, but torch {torch.__version__} sees '
+                             f"{torch.cuda.device_count()} CUDA devices; use 'cpu' or 'auto', or install a "
+                             'torch build and a driver for the GPU')
+    return device
+
+
+def _check(frame: np.ndarray) -> None:
+    if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3
+            and frame.shape[2] == 3 and frame.size):
+        found = f'{frame.dtype} {frame.shape}' if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise SegmenterError(f'a frame is {found}; expected a numpy array (H, W, 3) uint8, RGB, not empty')
+
+
+def _upload(frames: list[np.ndarray], reversed_channels: bool) -> Tensor:
+    """Stack frames to (N, H, W, 3) as they lie in memory; a single writable frame is not copied."""
+    if reversed_channels:
+        frames = [f[..., ::-1] for f in frames]
+    if len(frames) == 1:
+        frame = frames[0]
+        # torch takes no read-only memory (a bag's message) and no negative strides.
+        if not frame.flags.writeable or min(frame.strides) < 0:
+            frame = frame.copy()
+        return torch.from_numpy(frame)[None]
+    return torch.from_numpy(np.stack(frames))
