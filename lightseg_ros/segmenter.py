@@ -39,15 +39,19 @@ class Prediction:
     stage_ms: dict[str, float]
 
 
-def parse_resolution(text: str | None) -> tuple[int, int] | None | str:
-    """Parse '' or None (the card's), 'native', or 'WxH' to (width, height); `SegmenterError` otherwise."""
+def parse_resolution(text: str | None, card: Card) -> tuple[int, int] | None:
+    """
+    Parse 'WxH' to (width, height), 'native' to None, and '' or None to the resolution of the card.
+
+    `SegmenterError` says what is expected.
+    """
     if not text:
-        return None
+        return card.resolution
     if text == 'native':
-        return text
+        return None
     match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match or min(int(v) for v in match.groups()) < 64 or max(int(v) for v in match.groups()) > 8192:
-        raise SegmenterError(f'resolution is {text!r}; expected WIDTHxHEIGHT in pixels, each from 64 to 8192, '
+    if not match or not all(64 <= int(v) <= 8192 for v in match.groups()):
+        raise SegmenterError(f'resolution is {text!r}; expected WIDTHxHEIGHT in pixels, each 64 to 8192, '
                              "for example '1024x512', or 'native', or nothing for that of the weights")
     return int(match[1]), int(match[2])
 
@@ -101,10 +105,10 @@ class Segmenter:
     """
     A network ready to run: load, place, warm up; then call it with frames.
 
-    `device`: 'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'. `resolution`: 'WxH' that the network
-    sees, 'native' (the frame's own), or None for the one that the weights were trained at. `resize_mode`:
-    'fit' scales a frame to fit into the resolution and keeps its aspect ratio, 'stretch' takes the
-    resolution as it is; both go back to the frame's own size exactly. fp32 on the CPU, fp16 on CUDA.
+    `device`: 'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'. `resolution`: 'WxH' that the
+    network sees, 'native' (the frame's own), or None for the one that the weights were trained at.
+    `resize_mode`: 'fit' scales a frame to fit into the resolution and keeps its aspect ratio, 'stretch'
+    takes the resolution as it is; both go back to the frame's own size exactly. fp32 on the CPU, fp16 on CUDA.
     Not thread-safe: one thread calls it.
     """
 
@@ -115,20 +119,19 @@ class Segmenter:
         self.card = card
         self.labels = card.labels
         self.device = _device(device)
-        parsed = parse_resolution(resolution)
-        self.resolution = card.resolution if parsed is None else parsed
+        self.resolution = parse_resolution(resolution, card)
         self.resize_mode = resize_mode
         self.overlay_alpha = overlay_alpha
         self.dtype = torch.float16 if self.device.type == 'cuda' else torch.float32
-        self.network: Any = network.eval().requires_grad_(False)
-        self.network.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
+        network.eval().requires_grad_(False).to(self.device, self.dtype)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.mean, self.std = (torch.tensor(v, dtype=self.dtype, device=self.device).view(1, 3, 1, 1)
                                for v in (card.mean, card.std))
         self.palette = torch.from_numpy(card.labels.palette()).to(self.device)
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that the network sees of a frame of that height and width."""
-        if self.resolution == 'native':
+        if self.resolution is None:
             return max(height, 64), max(width, 64)
         target_w, target_h = self.resolution
         if self.resize_mode == 'stretch':

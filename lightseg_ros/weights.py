@@ -146,9 +146,7 @@ def find(name: str, dataset: str = 'camvid') -> Path:
 
 def digest(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal."""
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') \
-            else hashlib.sha256(f.read()).hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _read(path: str | Path, tensors: bool = True) -> tuple[Card, dict[str, torch.Tensor]]:
@@ -157,7 +155,8 @@ def _read(path: str | Path, tensors: bool = True) -> tuple[Card, dict[str, torch
     try:
         with safe_open(path, framework='pt', device='cpu') as f:
             metadata = f.metadata() or {}
-            state = {k: f.get_tensor(k) for k in f} if tensors else {}
+            names = f.keys() if tensors else ()
+            state = {k: f.get_tensor(k) for k in names}
     except (SafetensorError, OSError, ValueError) as e:
         size = Path(path).stat().st_size
         raise WeightsError(f'not a whole safetensors file ({e}; {size} bytes): cut short, or of another '

@@ -1,0 +1,45 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The ament_python package, which is also an ordinary Python package."""
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = 'lightseg_ros'
+
+
+def data_files() -> list[tuple[str, list[str]]]:
+    """Everything under launch, config and weights goes to share/lightseg_ros, in the same folders."""
+    folders: dict[str, list[str]] = {
+        'share/ament_index/resource_index/packages': [f'resource/{NAME}'],
+        f'share/{NAME}': ['package.xml'],
+    }
+    for pattern in ('launch/*.py', 'config/**/*.yaml', 'config/*.xml', 'weights/*.safetensors'):
+        for path in sorted(Path().glob(pattern)):
+            folders.setdefault(f'share/{NAME}/{path.parent}', []).append(str(path))
+    return sorted(folders.items())
+
+
+setup(
+    name=NAME,
+    version='0.1.0',
+    description='Real-time semantic segmentation of camera topics with lightweight networks',
+    license='Apache-2.0',
+    maintainer='lightseg_ros maintainers',
+    maintainer_email='maintainers@lightseg.dev',
+    packages=find_packages(exclude=['test', 'test.*']),
+    data_files=data_files(),
+    zip_safe=False,
+    python_requires='>=3.10',
+    # What a ROS distribution has from apt (package.xml) is not pinned here; torch is in requirements.txt, since
+    # which build of it fits is the machine's question.
+    install_requires=['setuptools'],
+    extras_require={'test': ['pytest']},
+    entry_points={
+        'console_scripts': [
+            'segmentation_node = lightseg_ros.nodes.segmentation:main',
+            'camera_node = lightseg_ros.nodes.camera:main',
+            'lightseg = lightseg_ros.cli:main',
+        ],
+    },
+)
