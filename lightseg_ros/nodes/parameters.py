@@ -1,0 +1,136 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+A node's parameters are one frozen dataclass; a loop declares its fields.
+
+    @dataclass(frozen=True)
+    class CameraParameters:
+        rate: float = parameter(15.0, 'Frames a second.', limits=(0.0, 1000.0))
+
+    values = declare(node, CameraParameters)
+    watch(node, values, apply)
+"""
+from collections.abc import Callable
+import dataclasses
+import difflib
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import ParameterException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+T = TypeVar('T')
+# Names that rclpy itself declares, or declares later (QoS overrides, with their publisher or subscription).
+FOREIGN = ('use_sim_time', 'start_type_description_service', 'qos_overrides.')
+
+
+class ParameterError(ValueError):
+    """A parameter with a value that the node cannot take; the text names it and what it takes."""
+
+
+def parameter(default: Any, description: str, *, limits: tuple[Any, Any] | None = None,
+              choices: tuple[str, ...] = (), read_only: bool = False) -> Any:
+    """
+    Return a dataclass field that is a ROS parameter of the default's type (bool, int, float or str).
+
+    `limits`: lowest and highest value, both allowed; `choices`: the only values of a string; `read_only`:
+    fixed once the node runs. What no field can say alone, the dataclass checks in `__post_init__`, with a
+    ValueError.
+    """
+    return dataclasses.field(default=default, metadata={
+        'description': description, 'limits': limits, 'choices': choices, 'read_only': read_only})
+
+
+def declare(node: Node, cls: type[T]) -> T:
+    """
+    Declare every field of the dataclass `cls` on the node; return it filled with the values in force.
+
+    A whole number is taken for a float field (`rate:=10`). A name that was given and that is no field is
+    reported as a warning, with the nearest one; rclpy would ignore it in silence. (No error: one parameter
+    file may serve several nodes.) `ParameterError` where a type, a range, a choice or the class's own check
+    fails.
+    """
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    given = node._parameter_overrides  # rclpy offers no other way to see what was given but never declared
+    values = {}
+    for field in fields:
+        value = given[field.name].value if field.name in given else field.default
+        if isinstance(field.default, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(field.default):
+            raise ParameterError(f'parameter {field.name!r} is {value!r} ({type(value).__name__}); expected '
+                                 f'{type(field.default).__name__}, such as {field.default!r}')
+        try:
+            node.declare_parameter(field.name, value, _descriptor(field), ignore_override=True)
+        except ParameterException as e:
+            raise ParameterError(f'parameter {field.name!r} is {value!r}; {_expected(field)} ({e})') from e
+        values[field.name] = value
+    names = [field.name for field in fields]
+    for name in given:
+        if name not in names and not name.startswith(FOREIGN):
+            near = difflib.get_close_matches(name, names, 1)
+            node.get_logger().warning(
+                f'unknown parameter {name!r} is ignored'
+                + (f'; did you mean {near[0]!r}?' if near else f'; this node has {", ".join(names)}'))
+    return _build(cls, values)
+
+
+def watch(node: Node, values: T, apply: Callable[[T], None]) -> None:
+    """
+    Call `apply(new)` with a new instance whenever parameters are set while the node runs.
+
+    Changes that come in one atomic request give one call. A value that fails a check, or a ValueError that
+    `apply` raises, rejects the request with its text as the reason, and nothing changes.
+    """
+    current = values
+    names = [field.name for field in dataclasses.fields(values)]  # type: ignore[arg-type]
+
+    def on_set(parameters: list[Parameter]) -> SetParametersResult:
+        nonlocal current
+        changes = {p.name: p.value for p in parameters if p.name in names}
+        if changes:
+            try:
+                new = _build(type(current), {**dataclasses.asdict(current), **changes})  # type: ignore[call-overload]
+                apply(new)
+            except ValueError as e:
+                return SetParametersResult(successful=False, reason=str(e))
+            current = new
+        return SetParametersResult(successful=True)
+
+    node.add_on_set_parameters_callback(on_set)
+
+
+def _build(cls: type[T], values: dict[str, Any]) -> T:
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        choices = field.metadata['choices']
+        if choices and values[field.name] not in choices:
+            raise ParameterError(f'parameter {field.name!r} is {values[field.name]!r}; {_expected(field)}')
+    try:
+        return cls(**values)
+    except ParameterError:
+        raise
+    except ValueError as e:
+        raise ParameterError(str(e)) from e
+
+
+def _expected(field: dataclasses.Field) -> str:
+    if field.metadata['choices']:
+        return f'expected one of {", ".join(map(repr, field.metadata["choices"]))}'
+    if field.metadata['limits']:
+        return 'expected {} to {}'.format(*field.metadata['limits'])
+    return f'expected {type(field.default).__name__}'
+
+
+def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
+    metadata = field.metadata
+    descriptor = ParameterDescriptor(description=metadata['description'], read_only=metadata['read_only'])
+    if metadata['choices']:
+        descriptor.additional_constraints = _expected(field)
+    if metadata['limits']:
+        low, high = metadata['limits']
+        if isinstance(field.default, float):
+            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+        else:
+            descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
+    return descriptor

@@ -1,0 +1,108 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import dataclass
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='no rclpy: pip install ros-rclpy, or source a ROS 2 distribution')
+
+from rclpy.parameter import Parameter  # noqa: E402
+
+from lightseg_ros.nodes.parameters import declare, parameter, ParameterError, watch  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Values:
+    rate: float = parameter(15.0, 'Frames a second.', limits=(0.0, 100.0))
+    width: int = parameter(0, 'Pixels.', limits=(0, 100))
+    encoding: str = parameter('rgb8', 'Order.', choices=('rgb8', 'bgr8'))
+    source: str = parameter('synthetic', 'Where from.', read_only=True)
+    loop: bool = parameter(True, 'Again.')
+
+    def __post_init__(self):
+        if self.width == 13:
+            raise ValueError('13 pixels bring bad luck')
+
+
+@pytest.fixture
+def node_of():
+    """Make a node in a context of its own, given the overrides as a dict."""
+    context = rclpy.Context()
+    rclpy.init(context=context, args=[])
+    nodes = []
+
+    def make(**given):
+        node = rclpy.create_node('n', context=context, start_parameter_services=False,
+                                 parameter_overrides=[Parameter(k, value=v) for k, v in given.items()])
+        nodes.append(node)
+        return node
+
+    yield make
+    for node in nodes:
+        node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def test_declares_every_field_with_its_description_and_range(node_of):
+    node = node_of(width=7, rate=10)  # a whole number for a float
+    assert declare(node, Values) == Values(width=7, rate=10.0)
+    assert node.get_parameter('rate').value == 10.0 and node.get_parameter('loop').value is True
+    rate, width = node.describe_parameter('rate'), node.describe_parameter('width')
+    assert rate.description == 'Frames a second.' and rate.floating_point_range[0].to_value == 100.0
+    assert width.integer_range[0].to_value == 100
+    assert node.describe_parameter('source').read_only
+    assert "'bgr8'" in node.describe_parameter('encoding').additional_constraints
+
+
+@pytest.mark.parametrize('given, words', [
+    ({'width': 101}, "'width' is 101; expected 0 to 100"),
+    ({'rate': -1.0}, "'rate' is -1.0; expected 0.0 to 100.0"),
+    ({'encoding': 'rgb9'}, "'encoding' is 'rgb9'; expected one of 'rgb8', 'bgr8'"),
+    ({'width': 1.5}, "'width' is 1.5 .float.; expected int, such as 0"),
+    ({'loop': 1}, "'loop' is 1 .int.; expected bool"),
+    ({'width': 13}, 'bad luck')])
+def test_a_wrong_value_is_an_error_that_says_what_is_expected(node_of, given, words):
+    with pytest.raises(ParameterError, match=words):
+        declare(node_of(**given), Values)
+
+
+def test_a_change_is_validated_applied_or_rejected(node_of):
+    node = node_of()
+    seen = []
+
+    def apply(new):
+        if new.rate == 99.0:
+            raise ValueError('99 is too much to ask')
+        seen.append(new)
+
+    watch(node, declare(node, Values), apply)
+
+    def change(**values):
+        return node.set_parameters_atomically([Parameter(k, value=v) for k, v in values.items()])
+
+    assert change(rate=5.0, width=3).successful
+    assert change(encoding='bgr8').successful
+    assert seen == [Values(rate=5.0, width=3), Values(rate=5.0, width=3, encoding='bgr8')]
+    for wrong, words in (({'rate': 200.0}, 'out of range'), ({'encoding': 'x'}, 'expected one of'),
+                         ({'source': 'y'}, 'read-only'), ({'width': 13}, 'bad luck'),
+                         ({'rate': 99.0}, 'too much'), ({'rate': 9.0, 'width': 13}, 'bad luck')):
+        result = change(**wrong)
+        assert not result.successful and words in result.reason
+    assert node.get_parameter('rate').value == 5.0 and len(seen) == 2
+    assert change(loop=False).successful
+    assert seen[-1] == Values(rate=5.0, width=3, encoding='bgr8', loop=False)
+
+
+def test_an_unknown_name_is_reported_with_the_nearest_known():
+    code = ('import rclpy, sys; sys.path.insert(0, "test"); from test_parameters import *; rclpy.init(); '
+            'declare(rclpy.create_node("n"), Values)')
+    out = subprocess.run([sys.executable, '-c', code, '--ros-args', '-p', 'widht:=3', '-p', 'zzz:=1',
+                          '-p', 'use_sim_time:=false', '-p', 'qos_overrides./image.publisher.depth:=2'],
+                         capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1])
+    assert out.returncode == 0, out.stderr
+    assert "unknown parameter 'widht' is ignored; did you mean 'width'?" in out.stderr
+    assert "unknown parameter 'zzz' is ignored; this node has rate, width" in out.stderr
+    assert out.stderr.count('unknown parameter') == 2
