@@ -130,7 +130,8 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     if metadata['limits']:
         low, high = metadata['limits']
         if isinstance(field.default, float):
-            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+            span = FloatingPointRange(from_value=float(low), to_value=float(high))
+            descriptor.floating_point_range = [span]
         else:
             descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
     return descriptor
