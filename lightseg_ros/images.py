@@ -1,0 +1,186 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Image and CompressedImage messages <-> uint8 arrays; alone knows encodings, `step` and endianness.
+
+Messages are duck-typed: those of rclpy and of rosbags both do. Nothing of ROS is imported, but for cv_bridge,
+which gets the encodings that are not in the tables below where it is installed.
+"""
+from array import array as byte_array
+from typing import Any
+
+import cv2
+import numpy as np
+
+
+class ImageError(ValueError):
+    """A message that is not a whole image, or in an encoding that we can't read; says what was found."""
+
+
+RGB, BGR = slice(0, 3), slice(2, None, -1)
+
+# encoding -> bytes of a channel, channels, and which of them are red, green, blue (None: grey).
+# 8UC3 and 8UC4 are OpenCV's names for its own images, hence its order of channels.
+PACKED: dict[str, tuple[int, int, slice | None]] = {
+    'rgb8': (1, 3, RGB), 'bgr8': (1, 3, BGR), 'rgba8': (1, 4, RGB), 'bgra8': (1, 4, BGR),
+    'rgb16': (2, 3, RGB), 'bgr16': (2, 3, BGR), 'rgba16': (2, 4, RGB), 'bgra16': (2, 4, BGR),
+    '8UC3': (1, 3, BGR), '8UC4': (1, 4, BGR),
+    'mono8': (1, 1, None), '8UC1': (1, 1, None), 'mono16': (2, 1, None), '16UC1': (2, 1, None),
+}
+# sensor_msgs names the first row, then the second; so do these codes of OpenCV.
+BAYER = {
+    'bayer_rggb8': cv2.COLOR_BayerRGGB2RGB, 'bayer_bggr8': cv2.COLOR_BayerBGGR2RGB,
+    'bayer_gbrg8': cv2.COLOR_BayerGBRG2RGB, 'bayer_grbg8': cv2.COLOR_BayerGRBG2RGB,
+}
+# BT.601, limited range, as OpenCV and cv_bridge have it. sensor_msgs has two names for each of the first two.
+YUV422 = {
+    'yuv422': cv2.COLOR_YUV2RGB_UYVY, 'uyvy': cv2.COLOR_YUV2RGB_UYVY,
+    'yuv422_yuy2': cv2.COLOR_YUV2RGB_YUY2, 'yuyv': cv2.COLOR_YUV2RGB_YUY2,
+}
+YUV420 = {'nv12': cv2.COLOR_YUV2RGB_NV12, 'nv21': cv2.COLOR_YUV2RGB_NV21}
+SUPPORTED = (*PACKED, *BAYER, *YUV422, *YUV420)
+
+
+def decode(msg: Any) -> np.ndarray:
+    """
+    Decode an Image or CompressedImage message to (H, W, 3) uint8 RGB.
+
+    A view of the message's data wherever its layout allows: padded rows are strided over, BGR is a reversed
+    last axis, grey a repeated one. Copy it to write to it or to outlive the message. 16-bit channels are
+    scaled by 255 / 65535, YUV is BT.601 limited range, alpha is dropped, a JPEG's EXIF orientation is not
+    applied.
+    `ImageError` for an unknown encoding, zero size, a `step` shorter than a row, and short or broken data.
+    """
+    if not hasattr(msg, 'encoding'):
+        return _decompress(msg)
+    if msg.height < 1 or msg.width < 1:
+        raise ImageError(f'image of {msg.width}x{msg.height}; expected at least one pixel each way')
+    if msg.encoding in PACKED:
+        size, channels, order = PACKED[msg.encoding]
+        pixels = _rows(msg, msg.height, msg.width, channels, size)
+        if size == 2:
+            flat = pixels.astype(np.uint16).reshape(msg.height, -1)
+            pixels = cv2.convertScaleAbs(flat, alpha=255 / 65535).reshape(pixels.shape)
+        return pixels[..., order] if order else np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    if msg.encoding in BAYER:
+        if msg.height < 3 or msg.width < 3:
+            raise ImageError(f'{msg.encoding} of {msg.width}x{msg.height}; expected at least 3x3 pixels')
+        return cv2.cvtColor(_rows(msg, msg.height, msg.width, 1)[..., 0], BAYER[msg.encoding])
+    if msg.encoding in YUV422:
+        return _yuv422(msg)
+    if msg.encoding in YUV420:
+        return _yuv420(msg)
+    return _cv_bridge(msg)
+
+
+def encode(array: np.ndarray, encoding: str, header: Any, msg: Any) -> Any:
+    """
+    Fill an empty Image or CompressedImage message of rclpy or rosbags, and return it.
+
+    array: (H, W, 3) or (H, W) uint8, or (H, W) uint16, as `encoding` wants it: an Image's rgb8, bgr8, mono8,
+    mono16, ... (tightly packed, little endian), or a CompressedImage's 'jpeg' or 'png' (RGB or grey). The
+    header is taken over as it is. `ImageError` where array and encoding don't fit.
+    """
+    msg.header = header
+    if encoding in ('jpeg', 'png'):
+        msg.format, data = _compress(array, encoding)
+    else:
+        size, channels, _ = PACKED.get(encoding, (0, 0, None))
+        if array.itemsize != size or (array.shape[2:] or (1,)) != (channels,) or array.dtype.kind != 'u':
+            raise ImageError(f'an array {array.dtype} {array.shape} as {encoding!r}; expected (H, W) or '
+                             f'(H, W, channels) that fit one of {", ".join(PACKED)}, jpeg, png')
+        data = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
+        msg.height, msg.width = array.shape[:2]
+        msg.encoding, msg.is_bigendian, msg.step = encoding, 0, array.shape[1] * channels * size
+    if isinstance(msg.data, np.ndarray):
+        msg.data = data.reshape(-1).view(np.uint8)
+    else:
+        # rclpy takes an array.array as it is, but would check every element of anything else.
+        filled = byte_array('B')
+        filled.frombytes(data.data.cast('B'))
+        msg.data = filled
+    return msg
+
+
+def _rows(msg: Any, height: int, width: int, channels: int, size: int = 1, start: int = 0,
+          step: int | None = None) -> np.ndarray:
+    """View rows of the message's data, (height, width, channels) uint8 or uint16, from byte `start` on."""
+    step = msg.step if step is None else step
+    row = width * channels * size
+    if step < row:
+        raise ImageError(f'{msg.encoding} of {msg.width}x{msg.height}, step {msg.step}; expected at least '
+                         f'{row} bytes a row')
+    # The padding of the last row may be missing.
+    needed = start + step * (height - 1) + row
+    if len(msg.data) < needed:
+        raise ImageError(f'{msg.encoding} of {msg.width}x{msg.height} with step {msg.step} holds '
+                         f'{len(msg.data)} bytes; expected at least {needed}')
+    dtype = ('>' if msg.is_bigendian else '<') + f'u{size}'
+    return np.ndarray((height, width, channels), dtype, msg.data, start, (step, channels * size, size))
+
+
+def _yuv422(msg: Any) -> np.ndarray:
+    """Two pixels share U and V: chroma and luma for each, chroma being U at even columns, V at odd ones."""
+    even = msg.width + msg.width % 2
+    pixels = _rows(msg, msg.height, even if msg.step >= 2 * even else msg.width, 2)
+    if pixels.shape[1] % 2:
+        # An odd row that ends at its last pixel lacks that pair's V: take the pair's before it.
+        last = pixels[:, -2:-1] if msg.width > 1 else np.full_like(pixels, 128)
+        pixels = np.concatenate((pixels, last), 1)
+    return cv2.cvtColor(pixels, YUV422[msg.encoding])[:, :msg.width]
+
+
+def _yuv420(msg: Any) -> np.ndarray:
+    """A plane of luma, then one of chroma pairs, half the size rounded up; rows of `step` bytes in both."""
+    height, width = (msg.height + 1) // 2, (msg.width + 1) // 2
+    luma = _rows(msg, msg.height, msg.width, 1)[..., 0]
+    # A tightly packed odd width: a row of chroma is a byte longer than one of luma.
+    chroma = _rows(msg, height, width, 2, 1, msg.height * msg.step, max(msg.step, 2 * width))
+    luma = cv2.copyMakeBorder(luma, 0, msg.height % 2, 0, msg.width % 2, cv2.BORDER_REPLICATE) \
+        if msg.height % 2 or msg.width % 2 else luma
+    return cv2.cvtColorTwoPlane(luma, chroma, YUV420[msg.encoding])[:msg.height, :msg.width]
+
+
+def _decompress(msg: Any) -> np.ndarray:
+    data = np.ndarray(len(msg.data), np.uint8, msg.data)
+    found = f'compressed image of format {msg.format!r}, {data.size} bytes'
+    start = data[:4].tobytes()
+    jpeg = start.startswith(b'\xff\xd8')
+    if not jpeg and start != b'\x89PNG':
+        raise ImageError(f'{found} that start with {start!r}; supported: JPEG and PNG')
+    # Some versions of OpenCV fill what is missing with grey, so the end is looked for first.
+    if data.tobytes().rfind(b'\xff\xd9' if jpeg else b'IEND') < 0:
+        raise ImageError(f'{found}: cut short, it has no end')
+    try:
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as e:
+        raise ImageError(f'{found}, does not decode: {e}') from e
+    if bgr is None:
+        raise ImageError(f'{found}, does not decode: broken data')
+    # image_transport writes 'ENCODING; jpeg compressed ORDER'; in the order rgb8, rare, the file has red and
+    # blue swapped.
+    return bgr if 'compressed rgb' in msg.format else bgr[..., ::-1]
+
+
+def _compress(array: np.ndarray, encoding: str) -> tuple[str, np.ndarray]:
+    if array.dtype != np.uint8 or (array.shape[2:] or (3,)) != (3,):
+        raise ImageError(f'an array {array.dtype} {array.shape} as {encoding}; expected uint8, (H, W, 3) RGB '
+                         'or (H, W) grey')
+    color = array.ndim == 3
+    ok, data = cv2.imencode(f'.{encoding}', cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if color else array)
+    if not ok:
+        raise ImageError(f'OpenCV could not write an array {array.shape} as {encoding}')
+    return f'rgb8; {encoding} compressed bgr8' if color else f'mono8; {encoding} compressed mono8', data
+
+
+def _cv_bridge(msg: Any) -> np.ndarray:
+    try:
+        from cv_bridge import CvBridge, CvBridgeError
+    except ImportError as e:
+        raise ImageError(f'unknown encoding {msg.encoding!r}; supported: {", ".join(SUPPORTED)}; cv_bridge, '
+                         f'which knows more, is not there ({e})') from e
+    try:
+        return CvBridge().imgmsg_to_cv2(msg, 'rgb8')
+    except (CvBridgeError, TypeError, ValueError, KeyError, RuntimeError) as e:
+        raise ImageError(f'unknown encoding {msg.encoding!r}, for cv_bridge too ({e}); supported: '
+                         f'{", ".join(SUPPORTED)}') from e
