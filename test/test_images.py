@@ -307,7 +307,8 @@ def test_like_cv_bridge():
         pytest.skip(f'cv_bridge is not installed ({e}); it comes with a ROS distribution')
     compared = []
     for encoding in images.SUPPORTED:
-        size = {'nv': 1.5, 'yu': 2, 'uy': 2, 'ba': 1}.get(encoding[:2]) or np.prod(images.PACKED[encoding][:2])
+        size = {'nv': 1.5, 'yu': 2, 'uy': 2, 'ba': 1}.get(encoding[:2])
+        size = size or np.prod(images.PACKED[encoding][:2])
         data = RNG.integers(16, 236, int(6 * 8 * size), dtype=np.uint8).tobytes()
         msg = Image(height=6, width=8, encoding=encoding, step=int(8 * (1 if size == 1.5 else size)),
                     data=array('B', data))
