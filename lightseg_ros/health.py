@@ -59,7 +59,7 @@ class Health:
             self.last_error = error
             self._last_failed = monotonic()
 
-    def status(self, dropped: int, **more: object) -> Status:
+    def status(self, dropped: int, more: dict[str, str]) -> Status:
         """Sum up; `dropped` is the mailbox's count, `more` are values to add (model, device, memory)."""
         with self._lock:
             now = monotonic()
@@ -80,7 +80,7 @@ class Health:
                 s = stats.summary()
                 values.update({f'{stage} p50 (ms)': f'{s["p50"]:.2f}', f'{stage} p95 (ms)': f'{s["p95"]:.2f}',
                                f'{stage} max (ms)': f'{s["max"]:.2f}'})
-            values.update({k.replace('_', ' '): str(v) for k, v in more.items()})
+            values.update(more)
             return Status(level, summary, values)
 
     def _rate(self, times: deque[float], now: float) -> float:

@@ -3,6 +3,7 @@
 """uint8 frames in, class ids, overlay and confidence out; everything in between happens on the device."""
 from collections.abc import Sequence
 from dataclasses import dataclass
+import os
 from pathlib import Path
 import re
 from time import perf_counter
@@ -90,10 +91,10 @@ def postprocess(logits: Tensor, frames: Tensor, palette: Tensor, alpha: float, *
     blended = certainty = empty
     if overlay:
         rgb = frames.flip(3) if reversed_channels else frames
-        # In 1/256 steps and whole numbers, so that every device gives the same bytes.
-        share = round(alpha * 256)
-        mixed = rgb.to(torch.int32) * (256 - share) + palette[labels].to(torch.int32) * share + 128
-        blended = (mixed >> 8).clamp_max(255).to(torch.uint8)
+        # In 1/128 steps and whole numbers: every device gives the same bytes, and int16 is wide enough.
+        share = round(alpha * 128)
+        painted = F.embedding(labels, palette.to(torch.int16) * share + 64)
+        blended = (rgb.to(torch.int16) * (128 - share) + painted >> 7).to(torch.uint8)
     if confidence:
         # The highest softmax is 1 / sum(exp(logit - highest)); fp32, since half overflows in the sum.
         total = (logits.float() - highest.float().unsqueeze(1)).exp().sum(1)
@@ -108,7 +109,8 @@ class Segmenter:
     `device`: 'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'. `resolution`: 'WxH' that the
     network sees, 'native' (the frame's own), or None for the one that the weights were trained at.
     `resize_mode`: 'fit' scales a frame to fit into the resolution and keeps its aspect ratio, 'stretch'
-    takes the resolution as it is; both go back to the frame's own size exactly. fp32 on the CPU, fp16 on CUDA.
+    takes the resolution as it is; both go back to the frame's own size exactly. fp32 on the CPU, fp16
+    on CUDA.
     Not thread-safe: one thread calls it.
     """
 
@@ -146,6 +148,23 @@ class Segmenter:
             began = perf_counter()
             self([frame], overlay=True, confidence=True)
         return 1e3 * (perf_counter() - began)
+
+    def describe(self) -> str:
+        """Say in one line what runs where."""
+        size = 'native size' if self.resolution is None else '{}x{}'.format(*self.resolution)
+        return (f'{self.card.network} ({self.card.dataset}, {len(self.labels)} classes) at {size} on '
+                f'{self.device_name()}, {str(self.dtype).removeprefix("torch.")}')
+
+    def device_name(self) -> str:
+        """Name of the device as its maker calls it, 'CPU' for the processor."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == 'cuda' else 'CPU'
+
+    def resources(self) -> dict[str, str]:
+        """Device and memory: resident set of the process, and what torch holds on the GPU, in MB."""
+        out = {'device': self.device_name(), 'memory (MB)': f'{_resident_mb():.0f}'}
+        if self.device.type == 'cuda':
+            out['device memory (MB)'] = f'{torch.cuda.memory_allocated(self.device) / 1e6:.0f}'
+        return out
 
     def __call__(self, frames: Sequence[np.ndarray], *, overlay: bool = False,
                  confidence: bool = False) -> list[Prediction]:
@@ -234,6 +253,11 @@ def _check(frame: np.ndarray) -> None:
             and frame.shape[2] == 3 and frame.size):
         found = f'{frame.dtype} {frame.shape}' if isinstance(frame, np.ndarray) else type(frame).__name__
         raise SegmenterError(f'a frame is {found}; expected a numpy array (H, W, 3) uint8, RGB, not empty')
+
+
+def _resident_mb() -> float:
+    with open('/proc/self/statm') as f:
+        return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
 def _upload(frames: list[np.ndarray], reversed_channels: bool) -> Tensor:

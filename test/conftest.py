@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Before any test imports rclpy: own domain, loopback only, shared memory large enough for images.
 os.environ.setdefault('ROS_DOMAIN_ID', str(30 + os.getpid() % 60))
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(ROOT / 'config' / 'fastdds.xml'))
+os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(ROOT / 'config' / 'fastdds_localhost.xml'))
 os.environ.setdefault('OMP_NUM_THREADS', '2')
 
 

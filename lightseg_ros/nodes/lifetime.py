@@ -1,0 +1,35 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""From init to shutdown: the main that the nodes share."""
+from collections.abc import Callable
+import sys
+
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+
+
+def run(make_node: Callable[[], Node], done: Callable[[Node], bool] = lambda node: False,
+        args: list[str] | None = None) -> int:
+    """
+    Make a node, spin it until SIGINT, SIGTERM or `done`, clean up; returns the exit code.
+
+    A ValueError while the node is made (all our errors are ones) is a line on stderr and exit code 1.
+    """
+    rclpy.init(args=args)
+    node = None
+    try:
+        node = make_node()
+        # A timeout, since `done` may change without an event, and since a signal must never hang the spin.
+        while rclpy.ok() and not done(node):
+            rclpy.spin_once(node, timeout_sec=0.5)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except ValueError as e:
+        print(f'ERROR: {e}', file=sys.stderr)
+        return 1
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
