@@ -180,3 +180,7 @@ class SegmentationNode(Node):
 def main() -> None:
     """Console script `segmentation_node`."""
     sys.exit(run(SegmentationNode))
+
+
+if __name__ == '__main__':
+    main()

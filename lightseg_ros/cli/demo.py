@@ -1,0 +1,25 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`lightseg demo`: camera and segmentation nodes as processes, watched over DDS."""
+import argparse
+from pathlib import Path
+
+HELP = ('Run a camera node and a segmentation node as separate processes on a real DDS graph, watch them, and '
+        'write a video, a contact sheet and a summary.')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--input', default='synthetic',
+                        help="'synthetic' (the built-in street), a folder of images, a video, a bag or a device")
+    parser.add_argument('--model', default='laanet', help='packaged network, or the path of a weights file')
+    parser.add_argument('--resolution', default='', help='WxH that the network sees; empty: of the weights')
+    parser.add_argument('--device', default='auto', help='auto, cpu or cuda')
+    parser.add_argument('--rate', type=float, default=15.0, help='frames a second of the camera')
+    parser.add_argument('--seconds', type=float, default=30.0, help='how long')
+    parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder for the results')
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..nodes.demo import demo
+    return demo(args.input, args.model, args.out, resolution=args.resolution, device=args.device,
+                rate=args.rate, seconds=args.seconds)

@@ -1,0 +1,213 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Runs our nodes as processes, plays frames to them and collects what comes back, matched by stamp."""
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+from time import monotonic
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+import numpy as np
+import rclpy
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.time import Time
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from .. import images, share_dir
+
+RELIABLE = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.RELIABLE)
+
+
+class ProbeError(ValueError):
+    """A node that did not come up, or died; the text quotes its last words."""
+
+
+def isolate() -> None:
+    """
+    Keep this process and its children on this machine, with shared memory that holds images.
+
+    Call it before `rclpy.init`. What the user has set in the environment stays as it is.
+    """
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    # Anything but the default 0, where a robot's own nodes would mix with ours; 101 is the highest safe one.
+    os.environ.setdefault('ROS_DOMAIN_ID', str(50 + os.getpid() % 50))
+    os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE',
+                          str(share_dir() / 'config' / 'fastdds_localhost.xml'))
+
+
+class NodeProcess:
+    """One of our nodes in a process of its own, its output in a log file."""
+
+    def __init__(self, module: str, log: Path, parameters: dict[str, Any] | None = None,
+                 remap: dict[str, str] | None = None):
+        self.name = module
+        self.log = log
+        command = [sys.executable, '-m', f'lightseg_ros.nodes.{module}', '--ros-args']
+        for key, value in (parameters or {}).items():
+            command += ['-p', f'{key}:={_yaml(value)}']
+        for key, value in (remap or {}).items():
+            command += ['-r', f'{key}:={value}']
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, 'w') as f:
+            self.process = subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT)
+
+    def check(self) -> None:
+        """Raise `ProbeError` with the node's last words if it has ended with an error."""
+        if self.process.poll() not in (None, 0):
+            words = self.log.read_text().strip().splitlines()[-8:]
+            raise ProbeError(f'node {self.name} ended with exit code {self.process.returncode}; it said:\n  '
+                             + '\n  '.join(words))
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self) -> int:
+        """SIGINT, and SIGKILL if that does not end it within 15 s; returns the exit code."""
+        if self.running:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        return self.process.wait()
+
+
+@contextmanager
+def nodes(*processes: NodeProcess) -> Iterator[tuple[NodeProcess, ...]]:
+    """Stop the processes at the end, whatever happens."""
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.stop()
+
+
+@dataclass
+class Seen:
+    """
+    What was seen of one frame. Images as their messages hold them: (H, W, 3) or (H, W) uint8.
+
+    `latency_ms`: from the stamp of the image to the arrival of its label here.
+    """
+
+    stamp_ns: int
+    frame: np.ndarray | None = None
+    truth: np.ndarray | None = None
+    label: np.ndarray | None = None
+    overlay: np.ndarray | None = None
+    latency_ms: float = 0.0
+
+    def has(self, parts: tuple[str, ...]) -> bool:
+        return all(getattr(self, part) is not None for part in parts)
+
+
+@dataclass
+class Diagnostics:
+    """The last status that a segmentation node published."""
+
+    summary: str = ''
+    values: dict[str, str] = field(default_factory=dict)
+
+
+class Probe(Node):
+    """
+    Collects a segmentation node's results by the stamp of their frame; can play the frames as well.
+
+    `parts`: which of 'frame', 'truth', 'label', 'overlay' make a frame complete; `optional` ones are there if
+    they came before. These topics are subscribed to. `on_complete` is called with each complete `Seen`; at
+    most `keep` incomplete ones are kept.
+    """
+
+    def __init__(self, on_complete: Callable[[Seen], None], parts: tuple[str, ...] = ('label',), *,
+                 optional: tuple[str, ...] = (), segmentation: str = '/segmentation', image_topic: str = '/image',
+                 truth_topic: str = '/camera/ground_truth', keep: int = 60):
+        super().__init__('probe')
+        self._on_complete = on_complete
+        self._parts = parts
+        self._keep = keep
+        self._pending: OrderedDict[int, Seen] = OrderedDict()
+        self.diagnostics = Diagnostics()
+        self.counts = dict.fromkeys(parts + optional, 0)
+        topics = {'frame': image_topic, 'truth': truth_topic, 'label': f'{segmentation}/label',
+                  'overlay': f'{segmentation}/overlay'}
+        self._subscriptions_of = {
+            part: self.create_subscription(
+                Image, topics[part], lambda msg, part=part: self._on_image(part, msg), RELIABLE)
+            for part in parts + optional}
+        self.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
+        self._publisher = None if 'frame' in parts else self.create_publisher(Image, image_topic, RELIABLE)
+
+    def play(self, rgb: np.ndarray, stamp_ns: int | None = None, encoding: str = 'rgb8') -> int:
+        """Publish a frame, stamped now unless a stamp is given; returns the stamp in ns."""
+        if self._publisher is None:
+            raise ProbeError("a probe that collects 'frame' has a camera beside it and does not play")
+        stamp = self.get_clock().now() if stamp_ns is None else Time(nanoseconds=stamp_ns)
+        header = Header(stamp=stamp.to_msg(), frame_id='camera')
+        self._publisher.publish(images.encode(rgb, encoding, header, Image()))
+        return stamp.nanoseconds
+
+    def connected(self) -> bool:
+        """Return whether every topic that is played or collected has its other end."""
+        if self._publisher is not None and not self._publisher.get_subscription_count():
+            return False
+        return not self._lonely()
+
+    def wait(self, until: Callable[[], bool], timeout_s: float, *processes: NodeProcess) -> bool:
+        """Spin until a condition holds; False after the timeout. A process that died raises `ProbeError`."""
+        end = monotonic() + timeout_s
+        while not until():
+            if monotonic() > end or not rclpy.ok():
+                return False
+            rclpy.spin_once(self, timeout_sec=min(0.1, max(0.0, end - monotonic())))
+            for process in processes:
+                process.check()
+        return True
+
+    def wait_connected(self, timeout_s: float, *processes: NodeProcess) -> None:
+        """Wait until `connected`; `ProbeError` says which topic has no other end."""
+        if not self.wait(self.connected, timeout_s, *processes):
+            lonely = self._lonely()
+            raise ProbeError(f'after {timeout_s:g} s nobody publishes {", ".join(lonely) or "anything"}'
+                             f'{"" if lonely else ", or nobody takes the image"}: does the node run in '
+                             f'ROS_DOMAIN_ID {os.environ.get("ROS_DOMAIN_ID", "0")}?')
+
+    def _lonely(self) -> list[str]:
+        topics = [self._subscriptions_of[part].topic_name for part in self._parts]
+        return [topic for topic in topics if not self.count_publishers(topic)]
+
+    def _on_image(self, part: str, msg: Image) -> None:
+        arrived = self.get_clock().now().nanoseconds
+        self.counts[part] += 1
+        stamp_ns = Time.from_msg(msg.header.stamp).nanoseconds
+        seen = self._pending.setdefault(stamp_ns, Seen(stamp_ns))
+        decoded = images.decode(msg)
+        setattr(seen, part, decoded[..., 0] if msg.encoding == 'mono8' else decoded)
+        if part == 'label':
+            seen.latency_ms = (arrived - stamp_ns) / 1e6
+        if seen.has(self._parts):
+            del self._pending[stamp_ns]
+            self._on_complete(seen)
+        while len(self._pending) > self._keep:
+            self._pending.popitem(last=False)
+
+    def _on_diagnostics(self, msg: DiagnosticArray) -> None:
+        for status in msg.status:
+            if status.name.endswith(': frames'):
+                self.diagnostics = Diagnostics(status.message, {v.key: v.value for v in status.values})
+
+
+def _yaml(value: Any) -> str:
+    """Spell a parameter so that ROS reads the type that it has: an empty string and '10' stay strings."""
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
