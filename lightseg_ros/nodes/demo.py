@@ -31,6 +31,7 @@ class Album:
     def offer(self, seen: Seen, palette: np.ndarray) -> None:
         if seen.stamp_ns < self._next_ns:
             return
+        assert seen.frame is not None and seen.overlay is not None
         self._next_ns = seen.stamp_ns + int(1e9 / VIDEO_FPS)
         page = {'frame': seen.frame, 'overlay': seen.overlay}
         if seen.truth is not None:
@@ -67,6 +68,7 @@ def demo(source: str, model: str, out: Path, *, resolution: str = '', device: st
 
     def on_complete(seen: Seen) -> None:
         nonlocal scored
+        assert seen.label is not None
         latency.add(seen.latency_ms)
         classes.update(np.unique(seen.label[::4, ::4]).tolist())
         if seen.truth is not None and matrix is not None:
@@ -82,8 +84,8 @@ def demo(source: str, model: str, out: Path, *, resolution: str = '', device: st
         probe.wait_connected(60.0, *processes)
         probe.wait(lambda: latency.count > 0, 20.0, *processes)
         began, first = monotonic(), latency.count
-        with tqdm(total=round(seconds), unit='s', desc='watching', bar_format='{l_bar}{bar}| {n}/{total} s{postfix}'
-                  ) as bar:
+        with tqdm(total=round(seconds), desc='watching',
+                  bar_format='{l_bar}{bar}| {n}/{total} s{postfix}') as bar:
             while (elapsed := monotonic() - began) < seconds:
                 probe.wait(lambda: False, min(1.0, seconds - elapsed), *processes)
                 bar.n = round(monotonic() - began)
@@ -96,8 +98,8 @@ def demo(source: str, model: str, out: Path, *, resolution: str = '', device: st
     rclpy.try_shutdown()
 
     result: dict[str, Any] = {
-        'model': card.network, 'weights': path.name, 'source': Path(source).name, 'seconds': round(elapsed, 1),
-        'frames_complete': latency.count, 'fps': round((latency.count - first) / elapsed, 2),
+        'model': card.network, 'weights': path.name, 'source': Path(source).name,
+        'seconds': round(elapsed, 1), 'frames_complete': latency.count, 'fps': round((latency.count - first) / elapsed, 2),
         'latency_ms': {k: round(v, 1) for k, v in latency.summary().items()},
         'classes_seen': [card.labels.names[i] for i in sorted(classes) if i < len(card.labels)],
         'exit_codes': codes, 'node_summary': node_summary, 'node': values}
@@ -117,8 +119,7 @@ def _report(result: dict[str, Any], out: Path, num_classes: int) -> int:
     ms = result['latency_ms']
     print(f'{result["model"]} on {result["node"].get("device", "?")}: {result["fps"]} fps, latency (camera '
           f'stamp to overlay here) p50 {ms["p50"]} ms, p95 {ms["p95"]} ms, max {ms["max"]} ms')
-    print(f'received {result["node"].get("received", "?")}, processed {result["node"].get("processed", "?")}, '
-          f'dropped {result["node"].get("dropped", "?")}, failed {result["node"].get("failed", "?")}')
+    print(', '.join(f'{k} {result["node"].get(k, "?")}' for k in ('received', 'processed', 'dropped', 'failed')))
     if 'ground_truth' in result:
         truth = result['ground_truth']
         print(f'mIoU {truth["miou"]} %, pixel accuracy {truth["pixel_accuracy"]} % over {truth["frames"]} '
@@ -136,7 +137,7 @@ def _write_video(path: Path, album: Album) -> None:
     """VP8 in WebM: frame beside overlay; browsers play it, and OpenCV's wheels can write it."""
     first = album.page(0)
     height, width = first['frame'].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'VP80'), VIDEO_FPS, (2 * width, height))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'VP80'), VIDEO_FPS, (2 * width, height))
     for i in range(len(album.pages)):
         page = album.page(i)
         if page['frame'].shape == first['frame'].shape:

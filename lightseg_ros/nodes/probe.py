@@ -129,8 +129,8 @@ class Probe(Node):
     """
 
     def __init__(self, on_complete: Callable[[Seen], None], parts: tuple[str, ...] = ('label',), *,
-                 optional: tuple[str, ...] = (), segmentation: str = '/segmentation', image_topic: str = '/image',
-                 truth_topic: str = '/camera/ground_truth', keep: int = 60):
+                 optional: tuple[str, ...] = (), segmentation: str = '/segmentation',
+                 image_topic: str = '/image', truth_topic: str = '/camera/ground_truth', keep: int = 60):
         super().__init__('probe')
         self._on_complete = on_complete
         self._parts = parts
