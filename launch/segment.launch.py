@@ -8,8 +8,8 @@ ros2 launch lightseg_ros segment.launch.py model:=laanet resolution:=1024x512 im
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.conditions import IfCondition
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration, NotEqualsSubstitution
 from launch_ros.actions import Node
@@ -17,49 +17,62 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 SHARE = Path(get_package_share_directory('lightseg_ros'))
 MODELS = sorted(path.stem.split('-')[0] for path in (SHARE / 'weights').glob('*.safetensors'))
-ARGUMENTS = {
-    'model': ('laanet', 'network whose packaged weights are run', MODELS),
-    'weights': ('', 'path of a weights file; empty takes the packaged one of the model', None),
-    'resolution': ('', 'size that the network sees: WIDTHxHEIGHT, native, or empty for that of the weights', None),
-    'device': ('auto', 'auto, cpu, cuda or cuda:N', None),
-    'image_topic': ('image', 'image topic; with image_transport:=compressed, /compressed is added to it', None),
-    'image_transport': ('raw', 'how images come', ['raw', 'compressed']),
-    'params_file': (str(SHARE / 'config' / 'segmentation.yaml'), "YAML file of the node's parameters", None),
+# Parameters of the segmentation node that are arguments too; one left empty is the params_file's to say.
+PARAMETERS = {
+    'model': ('network whose packaged weights are run (params_file: laanet)', ['', *MODELS]),
+    'weights': ('path of a weights file, instead of a packaged one', None),
+    'resolution': ('size that the network sees: WIDTHxHEIGHT, or native (params_file: as trained)', None),
+    'device': ('auto, cpu, cuda or cuda:N (params_file: auto)', None),
+    'image_transport': ('how images come (params_file: raw)', ['', 'raw', 'compressed']),
+}
+OTHERS = {
+    'image_topic': ('image', 'image topic; compressed images come on it with /compressed added', None),
+    'params_file': (str(SHARE / 'config' / 'segmentation.yaml'), "YAML of the node's parameters", None),
     'namespace': ('', 'namespace of the nodes', None),
     'use_sim_time': ('false', 'take the time from /clock', ['true', 'false']),
     'log_level': ('info', 'level of what the nodes log', ['debug', 'info', 'warn', 'error', 'fatal']),
-    'use_respawn': ('false', 'start the segmentation node again when it ends with an error', ['true', 'false']),
-    'camera': ('none', "also start a camera node on this source: 'synthetic', a folder of images, a video, a bag, "
-               "a device such as /dev/video0; 'none' for the camera that you have", None),
+    'use_respawn': ('false', 'start the segmentation node again when it dies', ['true', 'false']),
+    'camera': ('none', "also start a camera node on this source: 'synthetic', a folder of images, a video, "
+               "a bag, a device such as /dev/video0; 'none': you have a camera", None),
 }
 
 
+def segmentation(context: LaunchContext) -> list[Node]:
+    """Make the segmentation node; only arguments that were given override the params_file."""
+    value = context.launch_configurations
+    given = {name: ParameterValue(value[name], value_type=str) for name in PARAMETERS if value[name]}
+    return [Node(
+        package='lightseg_ros', executable='segmentation_node', name='segmentation',
+        namespace=value['namespace'], output='screen', emulate_tty=True,
+        respawn=value['use_respawn'] == 'true', respawn_delay=2.0,
+        arguments=['--ros-args', '--log-level', value['log_level']],
+        remappings=remappings(),
+        parameters=[value['params_file'], {**given, 'use_sim_time': value['use_sim_time'] == 'true'}])]
+
+
+def remappings() -> list[tuple]:
+    topic = LaunchConfiguration('image_topic')
+    return [('image', topic), ('image/compressed', [topic, '/compressed'])]
+
+
 def generate_launch_description() -> LaunchDescription:
-    """Pass the arguments on to the nodes; nothing else happens here."""
-    value = {name: LaunchConfiguration(name) for name in ARGUMENTS}
-    image = value['image_topic']
+    """Declare the arguments and pass them on to the nodes."""
+    camera = LaunchConfiguration('camera')
     return LaunchDescription([
-        *(DeclareLaunchArgument(name, default_value=default, description=description, choices=choices)
-          for name, (default, description, choices) in ARGUMENTS.items()),
+        *(DeclareLaunchArgument(name, default_value='', description=text, choices=choices)
+          for name, (text, choices) in PARAMETERS.items()),
+        *(DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
+          for name, (default, text, choices) in OTHERS.items()),
         # Images need a larger shared-memory segment than Fast DDS's own; a profile that the user set stays.
         SetEnvironmentVariable('FASTDDS_DEFAULT_PROFILES_FILE', EnvironmentVariable(
             'FASTDDS_DEFAULT_PROFILES_FILE', default_value=str(SHARE / 'config' / 'fastdds.xml'))),
-        Node(package='lightseg_ros', executable='segmentation_node', name='segmentation',
-             namespace=value['namespace'], output='screen', emulate_tty=True,
-             respawn=value['use_respawn'], respawn_delay=2.0,
-             arguments=['--ros-args', '--log-level', value['log_level']],
-             remappings=[('image', image), ('image/compressed', [image, '/compressed'])],
-             parameters=[value['params_file'], {
-                 'use_sim_time': ParameterValue(value['use_sim_time'], value_type=bool),
-                 **{name: ParameterValue(value[name], value_type=str)
-                    for name in ('model', 'weights', 'resolution', 'device', 'image_transport')}}]),
+        OpaqueFunction(function=segmentation),
         Node(package='lightseg_ros', executable='camera_node', name='camera',
-             namespace=value['namespace'], output='screen', emulate_tty=True,
-             condition=IfCondition(NotEqualsSubstitution(value['camera'], 'none')),
-             arguments=['--ros-args', '--log-level', value['log_level']],
-             remappings=[('image', image), ('image/compressed', [image, '/compressed'])],
-             parameters=[{
-                 'source': ParameterValue(value['camera'], value_type=str), 'loop': True,
-                 'image_transport': ParameterValue(value['image_transport'], value_type=str),
-                 'use_sim_time': ParameterValue(value['use_sim_time'], value_type=bool)}]),
+             namespace=LaunchConfiguration('namespace'), output='screen', emulate_tty=True,
+             condition=IfCondition(NotEqualsSubstitution(camera, 'none')),
+             arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+             remappings=remappings(),
+             parameters=[{'source': ParameterValue(camera, value_type=str), 'loop': True,
+                          'use_sim_time': ParameterValue(LaunchConfiguration('use_sim_time'),
+                                                         value_type=bool)}]),
     ])

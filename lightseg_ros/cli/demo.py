@@ -10,7 +10,7 @@ HELP = ('Run a camera node and a segmentation node as separate processes on a re
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--input', default='synthetic',
-                        help="'synthetic' (the built-in street), a folder of images, a video, a bag, a device")
+                        help="'synthetic' (built-in street), a folder of images, a video, a bag, a device")
     parser.add_argument('--model', default='laanet', help='packaged network, or the path of a weights file')
     parser.add_argument('--resolution', default='', help='WxH that the network sees; empty: of the weights')
     parser.add_argument('--device', default='auto', help='auto, cpu or cuda')

@@ -33,7 +33,7 @@ class Album:
             return
         assert seen.frame is not None and seen.overlay is not None
         self._next_ns = seen.stamp_ns + int(1e9 / VIDEO_FPS)
-        page = {'frame': seen.frame, 'overlay': seen.overlay}
+        page: dict[str, np.ndarray] = {'frame': seen.frame, 'overlay': seen.overlay}
         if seen.truth is not None:
             page['truth'] = palette[seen.truth]
         self.pages.append({k: _jpeg(self._fit(v)) for k, v in page.items()})
@@ -99,7 +99,8 @@ def demo(source: str, model: str, out: Path, *, resolution: str = '', device: st
 
     result: dict[str, Any] = {
         'model': card.network, 'weights': path.name, 'source': Path(source).name,
-        'seconds': round(elapsed, 1), 'frames_complete': latency.count, 'fps': round((latency.count - first) / elapsed, 2),
+        'seconds': round(elapsed, 1), 'frames_complete': latency.count,
+        'fps': round((latency.count - first) / elapsed, 2),
         'latency_ms': {k: round(v, 1) for k, v in latency.summary().items()},
         'classes_seen': [card.labels.names[i] for i in sorted(classes) if i < len(card.labels)],
         'exit_codes': codes, 'node_summary': node_summary, 'node': values}
@@ -119,7 +120,8 @@ def _report(result: dict[str, Any], out: Path, num_classes: int) -> int:
     ms = result['latency_ms']
     print(f'{result["model"]} on {result["node"].get("device", "?")}: {result["fps"]} fps, latency (camera '
           f'stamp to overlay here) p50 {ms["p50"]} ms, p95 {ms["p95"]} ms, max {ms["max"]} ms')
-    print(', '.join(f'{k} {result["node"].get(k, "?")}' for k in ('received', 'processed', 'dropped', 'failed')))
+    print(', '.join(f'{k} {result["node"].get(k, "?")}'
+                    for k in ('received', 'processed', 'dropped', 'failed')))
     if 'ground_truth' in result:
         truth = result['ground_truth']
         print(f'mIoU {truth["miou"]} %, pixel accuracy {truth["pixel_accuracy"]} % over {truth["frames"]} '
