@@ -1,0 +1,394 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Bags in and out via rosbags: ROS 2 sqlite3 and mcap, ROS 1; without ROS, a message at a time."""
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+import hashlib
+import os
+from pathlib import Path
+import re
+import shutil
+import struct
+import tempfile
+from typing import Any
+
+import cv2
+import numpy as np
+from rosbags.interfaces import Connection
+from rosbags.rosbag1 import Reader as Reader1
+from rosbags.rosbag2 import CompressionMode, StoragePlugin
+from rosbags.rosbag2 import Reader as Reader2
+from rosbags.rosbag2 import Writer as Writer2
+from rosbags.rosbag2.enums import CompressionFormat
+from rosbags.typesys import get_typestore, Stores
+
+from . import images
+from .labels import LabelSet
+
+# The definitions that we need are the same in every ROS 2 distribution, and others are not asked for: a bag
+# without them, or with broken ones, reads all the same.
+ROS1, ROS2 = get_typestore(Stores.ROS1_NOETIC), get_typestore(Stores.ROS2_HUMBLE)
+TYPES = ROS2.types
+IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
+NS = 10 ** 9
+MAGIC = b'\x89MCAP0\r\n'
+
+
+class BagError(ValueError):
+    """A bag or message that can't be read or written; says which, what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic of a bag, its message type ('sensor_msgs/msg/Image') and its number of messages."""
+
+    name: str
+    type: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A message as it lies in the bag. `time_ns`: when it was recorded. `raw`: CDR, or ROS 1's own format."""
+
+    topic: str
+    type: str
+    time_ns: int
+    raw: bytes
+    ros1: bool = False
+
+    def read(self) -> Any:
+        """Deserialize it; `BagError` where the bytes are not that type's."""
+        try:
+            return (ROS1.deserialize_ros1 if self.ros1 else ROS2.deserialize_cdr)(self.raw, self.type)
+        except Exception as e:  # broken bytes raise all sorts of errors in there
+            raise BagError(f'{self.topic}: a message of {len(self.raw)} bytes is no {self.type} ({e})') from e
+
+    def cdr(self) -> bytes:
+        """Return the message as a ROS 2 publisher sends it; `BagError` as for `read`."""
+        if not self.ros1:
+            return self.raw
+        try:
+            # With the definitions of ROS 2 this leaves out the sequence number of a ROS 1 header.
+            return bytes(ROS2.ros1_to_cdr(self.raw, self.type))
+        except Exception as e:  # broken bytes raise all sorts of errors in there
+            raise BagError(f'{self.topic}: a message of {len(self.raw)} bytes is no {self.type} ({e})') from e
+
+    def stamp_ns(self) -> int:
+        """Stamp of the header that the message begins with; `time_ns` where it is 0, that is not set."""
+        try:
+            if self.ros1:
+                sec, nanosec = struct.unpack_from('<II', self.raw, 4)
+            else:
+                sec, nanosec = struct.unpack_from('<iI' if self.raw[1] & 1 else '>iI', self.raw, 4)
+        except (struct.error, IndexError):
+            return self.time_ns
+        return sec * NS + nanosec or self.time_ns
+
+
+class Bag:
+    """
+    A bag, open for reading: a folder or file of rosbag2 (sqlite3, mcap), or a ROS 1 `.bag`.
+
+    A folder that lost its metadata.yaml, and an mcap file that was cut short, are read as far as they go:
+    `notes` says so. `BagError` for what can't be read. Use it in a `with` statement.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.notes: list[str] = []
+        self._stack = ExitStack()
+        try:
+            self._readers = self._open(self.path)
+        except BaseException:
+            self._stack.close()
+            raise
+        self.topics: dict[str, Topic] = {}
+        for c in (c for r in self._readers for c in r.connections):
+            known = self.topics.get(c.topic)
+            self.topics[c.topic] = Topic(c.topic, c.msgtype, c.msgcount + (known.count if known else 0))
+
+    def __enter__(self) -> 'Bag':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def image_topic(self, wanted: str | None = None, exclude: Sequence[str] = ()) -> Topic:
+        """Find the image topic: `wanted`, else the only one there is; `BagError` lists the bag's."""
+        found = [t for t in self.topics.values() if t.type in IMAGE_TYPES and t.name not in exclude]
+        if wanted is not None:
+            found = [t for t in found if t.name == wanted]
+        if len(found) == 1:
+            return found[0]
+        known = ', '.join(f'{t.name} ({t.type.rsplit("/", 1)[1]}, {t.count} messages)'
+                          for t in self.topics.values() if t.type in IMAGE_TYPES) or 'none'
+        what = 'several image topics' if found else f'no image topic {wanted or ""}'.rstrip()
+        raise BagError(f'{self.path} has {what}; its image topics: {known}'
+                       + ('. Name one with --image-topic' if found else ''))
+
+    def messages(self, *topics: str) -> Iterator[Recorded]:
+        """Yield these topics' messages by recording time; `BagError` where the bag breaks off."""
+        count = 0
+        try:
+            for reader in self._readers:
+                wanted = [c for c in reader.connections if c.topic in topics]
+                for c, time_ns, raw in reader.messages(wanted) if wanted else ():
+                    yield Recorded(c.topic, c.msgtype, time_ns, bytes(raw), isinstance(reader, Reader1))
+                    count += 1
+        except Exception as e:  # every storage format has its own errors
+            raise BagError(f'{self.path} breaks off after {count} messages: {_text(e)}') from e
+
+    def _open(self, path: Path) -> list[Any]:
+        if path.is_dir() and not (path / 'metadata.yaml').is_file():
+            parts = [p for p in path.iterdir() if p.suffix in ('.mcap', '.db3')]
+            if not parts:
+                raise BagError(f'{path} is no bag: expected metadata.yaml, .mcap or .db3 files in it')
+            self.notes.append(f'{path.name}: no metadata.yaml, its files are read by name')
+            return [r for p in sorted(parts, key=_by_number) for r in self._open(p)]
+        if path.is_dir() and (broken := [p for p in path.glob('*.mcap') if not _ends(p)]):
+            parts = sorted(path.glob('*.mcap'), key=_by_number)
+            return [r for p in parts for r in self._open(self._repaired(p) if p in broken else p)]
+        if path.suffix == '.mcap' and path.is_file() and not _ends(path):
+            path = self._repaired(path)
+        try:
+            reader = Reader1(path) if path.suffix == '.bag' else Reader2(path)
+            reader.open()
+        except Exception as e:  # every storage format has its own errors
+            raise BagError(f'{self.path} does not open as a bag: {_text(e)}') from e
+        self._stack.callback(reader.close)
+        return [reader]
+
+    def _repaired(self, path: Path) -> Path:
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix='lightseg_'))
+        copy = Path(folder) / path.name
+        shutil.copyfile(path, copy)
+        kept, size = _reindex(copy), path.stat().st_size
+        self.notes.append(f'{path.name}: cut short, {kept} of its {size} bytes are whole records')
+        return copy
+
+
+def header(stamp_ns: int, frame_id: str = '') -> Any:
+    """Make a std_msgs/Header."""
+    time = TYPES['builtin_interfaces/msg/Time'](*divmod(stamp_ns, NS))
+    return TYPES['std_msgs/msg/Header'](time, frame_id)
+
+
+def image(array: np.ndarray, encoding: str, head: Any) -> Any:
+    """Make an Image, or with encoding 'jpeg' or 'png' a CompressedImage; see `images.encode`."""
+    data = np.zeros(0, np.uint8)
+    empty = TYPES['sensor_msgs/msg/CompressedImage'](head, '', data) if encoding in ('jpeg', 'png') else \
+        TYPES['sensor_msgs/msg/Image'](head, 0, 0, '', 0, 0, data)
+    return images.encode(array, encoding, head, empty)
+
+
+def camera_info(height: int, width: int, head: Any) -> Any:
+    """Make the CameraInfo of a camera that is not calibrated: all zeros, as the message defines it."""
+    roi = TYPES['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False)
+    return TYPES['sensor_msgs/msg/CameraInfo'](head, height, width, '', np.zeros(0), np.zeros(9), np.zeros(9),
+                                               np.zeros(12), 0, 0, roi)
+
+
+class Writer:
+    """
+    Writes a ROS 2 bag: one mcap file if `path` ends in .mcap, else a folder with metadata.yaml.
+
+    It appears whole when the `with` block ends, or not at all. mcap chunks are compressed with zstd.
+    `storage`: 'mcap' or 'sqlite3' (folders only, what ROS 2 Humble records). `BagError` if `path` exists.
+    """
+
+    def __init__(self, path: str | Path, storage: str = 'mcap'):
+        self.path = Path(path)
+        if storage not in ('mcap', 'sqlite3') or (storage != 'mcap' and self.path.suffix == '.mcap'):
+            raise BagError(f'storage is {storage!r} for {self.path}; expected mcap, or sqlite3 for a folder')
+        if self.path.exists():
+            raise BagError(f'{self.path} exists; no bag is overwritten: remove it or choose another name')
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(prefix=f'.{self.path.name}.', dir=self.path.parent))
+        # The files inside are named like the folder.
+        self._bag = self._folder / self.path.name
+        plugin = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}[storage]
+        self._writer = Writer2(self._bag, version=8, storage_plugin=plugin)
+        if storage == 'mcap':
+            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        self._connections: dict[str, Connection] = {}
+
+    def __enter__(self) -> 'Writer':
+        self._writer.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._writer.close()
+                os.replace(next(self._bag.glob('*.mcap')) if self.path.suffix == '.mcap' else self._bag,
+                           self.path)
+            else:
+                with suppress(Exception):
+                    self._writer.abort()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def write(self, topic: str, msg: Any, time_ns: int) -> None:
+        """Add a message made from `TYPES`."""
+        self.write_raw(topic, msg.__msgtype__, bytes(ROS2.serialize_cdr(msg, msg.__msgtype__)), time_ns)
+
+    def write_raw(self, topic: str, msgtype: str, cdr: bytes, time_ns: int) -> None:
+        """Add a serialized message of a type in `TYPES`."""
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=ROS2)
+        self._writer.write(self._connections[topic], time_ns, cdr)
+
+
+def folder_stamps(paths: Sequence[Path], rate: float) -> list[int]:
+    """
+    Stamps in ns for the files of a folder, from their names; `rate` in Hz.
+
+    A name of 16 digits or more is the stamp itself; SECONDS.NANOSECONDS or SECONDS_NANOSECONDS too. Otherwise
+    the last number in a name counts frames: frame n of a recording lies at 1 s + n / rate (0001TP_008550 and
+    0001TP_008580 lie a second apart at 30 Hz). What stands before it names the recording; each further one
+    begins a second after the one before. Without numbers the files follow each other.
+    """
+    stems = [p.stem for p in paths]
+    if all(re.fullmatch(r'\d{16,}', s) for s in stems):
+        return [int(s) for s in stems]
+    if all(re.fullmatch(r'\d{9,}[._]\d{9}', s) for s in stems):
+        return [int(s[:-10]) * NS + int(s[-9:]) for s in stems]
+    matches = [re.fullmatch(r'(.*?)(\d+)(\D*)', s) for s in stems]
+    frames = [(m[1], int(m[2])) if m else ('', i) for i, m in enumerate(matches)]
+    if any(m is None for m in matches):
+        frames = [('', i) for i in range(len(stems))]
+    stamps, shift, end = {}, 0, 0
+    for recording in sorted({r for r, _ in frames}):
+        numbers = sorted(n for r, n in frames if r == recording)
+        first = NS + round(numbers[0] * NS / rate)
+        shift = 0 if first > end else end + NS - first
+        for n in numbers:
+            stamps[recording, n] = end = NS + round(n * NS / rate) + shift
+    return [stamps[f] for f in frames]
+
+
+def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: LabelSet | None = None,
+                rate: float = 30.0, image_topic: str = '/camera/image_raw',
+                label_topic: str = '/camera/label', encoding: str = 'rgb8', storage: str = 'mcap',
+                frame_id: str = 'camera') -> int:
+    """
+    Make a bag of a data set's folder: image, camera_info and, with `truth`, label topics; frames written.
+
+    `truth` holds label images of the same stems in the data set's own ids; they become class ids of `labels`
+    with its `ignore_id` as void, mono8. A frame without a label image is written alone. `encoding`: rgb8,
+    bgr8, mono8, or 'png' or 'jpeg' for a CompressedImage on IMAGE_TOPIC/compressed. Stamps: `folder_stamps`.
+    `BagError` names the file that is no image, `LabelError` ids that are not in the label set.
+    """
+    paths = image_files(frames)
+    partners = {p.stem: p for p in image_files(truth)} if truth else {}
+    if partners and labels is None:
+        raise BagError(f'label images in {truth} without a label set: name one with --labels')
+    if truth and not any(p.stem in partners for p in paths):
+        raise BagError(f'no label image in {truth} has the name of an image in {frames}')
+    if encoding in ('png', 'jpeg'):
+        image_topic = f'{image_topic}/compressed'
+    info_topic = image_topic.removesuffix('/compressed').rsplit('/', 1)[0] + '/camera_info'
+    with Writer(out, storage) as writer:
+        for stamp, path in sorted(zip(folder_stamps(paths, rate), paths)):
+            bgr = read_image(path, cv2.IMREAD_COLOR)
+            head = header(stamp, frame_id)
+            height, width = bgr.shape[:2]
+            pixels = bgr if encoding == 'bgr8' else cv2.cvtColor(
+                bgr, cv2.COLOR_BGR2GRAY if encoding == 'mono8' else cv2.COLOR_BGR2RGB)
+            writer.write(image_topic, image(pixels, encoding, head), stamp)
+            writer.write(info_topic, camera_info(height, width, head), stamp)
+            if path.stem in partners and labels is not None:
+                ids = labels.from_source(read_image(partners[path.stem], cv2.IMREAD_UNCHANGED))
+                writer.write(label_topic, image(ids, 'mono8', head), stamp)
+    return len(paths)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files of a folder by name; `BagError` if there are none."""
+    suffixes = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes) if folder.is_dir() else []
+    if not found:
+        raise BagError(f'no images in {folder}; expected a folder of {", ".join(suffixes)}')
+    return found
+
+
+def read_image(path: Path, flags: int) -> np.ndarray:
+    """Read an image file with OpenCV's flags; `BagError` names one that can't be read."""
+    pixels = cv2.imread(str(path), flags)
+    if pixels is None:
+        raise BagError(f'{path} is not a readable image')
+    return pixels
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a bag's file, or of its folder's files by name, hexadecimal."""
+    path = Path(path)
+    total = hashlib.sha256()
+    for file in sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]:
+        with open(file, 'rb') as f:
+            while block := f.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
+
+
+def _text(e: Exception) -> str:
+    return str(e) or type(e).__name__
+
+
+def _by_number(path: Path) -> tuple:
+    """Sort key that puts bag_10.mcap behind bag_9.mcap."""
+    return tuple(int(t) if t.isdigit() else t for t in re.split(r'(\d+)', path.name))
+
+
+def _ends(path: Path) -> bool:
+    """Whether an mcap file ends as one should; recorders write the index when they close it."""
+    with open(path, 'rb') as f:
+        begins = f.read(8) == MAGIC
+        f.seek(max(0, path.stat().st_size - 8))
+        return not begins or f.read() == MAGIC
+
+
+def _reindex(path: Path) -> int:
+    """
+    Cut an mcap file behind its last whole record and write the index that is missing; bytes kept.
+
+    The format is https://mcap.dev/spec: records of opcode (1 byte), length (8), content. A chunk index needs
+    what stands in the chunk's own head and in the message index records that follow it.
+    """
+    size, end = path.stat().st_size, len(MAGIC)
+    # of each chunk: start, length, head, message indexes (channel -> offset), their length
+    chunks: list[tuple[int, int, bytes, dict[int, int], int]] = []
+    with open(path, 'r+b') as f:
+        while end + 9 <= size:
+            f.seek(end)
+            opcode, length = struct.unpack('<BQ', f.read(9))
+            if end + 9 + length > size or opcode in (0x02, 0x0F):
+                break
+            if opcode == 0x06:
+                chunks.append((end, 9 + length, f.read(min(length, 64)), {}, 0))
+            elif opcode == 0x07 and chunks:
+                start, n, head, offsets, total = chunks[-1]
+                channel, entries = struct.unpack('<HI', f.read(6))
+                if entries:
+                    offsets[channel] = end
+                chunks[-1] = (start, n, head, offsets, total + 9 + length)
+            end += 9 + length
+        f.truncate(end)
+        f.seek(end)
+        f.write(struct.pack('<BQI', 0x0F, 4, 0))
+        summary = f.tell() if any(c[3] for c in chunks) else 0
+        for start, n, head, offsets, total in chunks if summary else ():
+            first, last, raw_size, _, name_size = struct.unpack_from('<QQQII', head)
+            name = head[32:32 + name_size]
+            packed_size, = struct.unpack_from('<Q', head, 32 + name_size)
+            index = struct.pack('<QQQQI', first, last, start, n, 10 * len(offsets))
+            index += b''.join(struct.pack('<HQ', *item) for item in offsets.items())
+            index += struct.pack('<QI', total, name_size) + name + struct.pack('<QQ', packed_size, raw_size)
+            f.write(struct.pack('<BQ', 0x08, len(index)) + index)
+        if summary:
+            # Statistics without any number: a reader then looks for channels and counts in the chunks.
+            f.write(struct.pack('<BQQHIIIIQQI', 0x0B, 46, 0, 0, 0, 0, 0, len(chunks), 0, 0, 0))
+        f.write(struct.pack('<BQQQI', 0x02, 20, summary, 0, 0) + MAGIC)
+    return end
