@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault('ROS_DOMAIN_ID', str(30 + os.getpid() % 60))
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(ROOT / 'config' / 'fastdds_localhost.xml'))
-os.environ.setdefault('OMP_NUM_THREADS', '2')
+# Threads that wait without spinning: test processes share a machine's cores with their nodes.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 
 @pytest.fixture(scope='session')

@@ -40,7 +40,7 @@ class Album:
 
     def page(self, index: int) -> dict[str, np.ndarray]:
         """Images of a page, (h, w, 3) uint8 BGR, as OpenCV writes them."""
-        return {k: cv2.imdecode(v, cv2.IMREAD_COLOR) for k, v in self.pages[index].items()}
+        return {k: np.asarray(cv2.imdecode(v, cv2.IMREAD_COLOR)) for k, v in self.pages[index].items()}
 
     def _fit(self, rgb: np.ndarray) -> np.ndarray:
         height = round(rgb.shape[0] * self._width / rgb.shape[1])

@@ -1,0 +1,66 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+
+from lightseg_ros import labels
+from lightseg_ros.labels import LabelError, LabelSet
+
+
+def test_packaged_sets():
+    assert labels.available() == ['camvid', 'cityscapes']
+    camvid, cityscapes = labels.load('camvid'), labels.load('cityscapes')
+    assert (len(camvid), len(cityscapes)) == (11, 19)
+    assert camvid.names[3] == 'road' and camvid.colors[3] == (128, 64, 128)
+    assert cityscapes.names[13] == 'car' and cityscapes.source_ids[13] == 26
+    assert camvid.group_ids('traversable') == (3, 4) and camvid.group_ids('car') == (8,)
+
+
+def test_palette_is_black_where_no_class_is():
+    palette = labels.load('camvid').palette()
+    assert palette.shape == (256, 3) and palette.dtype == np.uint8
+    assert palette[3].tolist() == [128, 64, 128] and not palette[11:].any()
+
+
+def test_source_ids_become_class_ids():
+    cityscapes = labels.load('cityscapes')
+    # Every labelId of the data set is either one of the 19 classes or void.
+    ids = np.arange(34, dtype=np.uint8).reshape(2, 17)
+    out = cityscapes.from_source(ids)
+    assert out.dtype == np.uint8 and out.shape == ids.shape
+    assert out.flat[7] == 0 and out.flat[33] == 18 and out.flat[0] == 255
+    assert (out != 255).sum() == 19
+    assert labels.load('camvid').from_source(np.array([0, 10, 11, 255])).tolist() == [0, 10, 255, 255]
+
+
+def test_foreign_ids_are_an_error():
+    with pytest.raises(LabelError, match=r'ids \[12, 33\] are not in label set'):
+        labels.load('camvid').from_source(np.array([[0, 12], [33, 1]], np.uint8))
+
+
+def test_round_trip():
+    for name in labels.available():
+        label_set = labels.load(name)
+        assert LabelSet.from_dict(label_set.to_dict()) == label_set
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('- 1', 'not a label set'),
+    ('name: [', 'is not YAML'),
+    ('{name: x, classes: [{id: 1, name: a, color: [0, 0, 0]}]}', r'class ids are \[1\]'),
+    ('{name: x, classes: [{id: 0, name: a, color: [0, 300, 0]}]}', 'three numbers from 0 to 255'),
+    ('{name: x, classes: [{id: 0, name: a, color: [0, 0, 0]}, {id: 1, name: a, color: [0, 0, 0]}]}',
+     'names a more than once'),
+    ('{name: x, classes: [{id: 0, name: a, color: [0, 0, 0]}], groups: {g: [b]}}', 'which is no class'),
+    ('{name: x, ignore_id: 0, classes: [{id: 0, name: a, color: [0, 0, 0]}]}', 'ignore_id is 0'),
+])
+def test_bad_files(tmp_path, text, message):
+    path = tmp_path / 'own.yaml'
+    path.write_text(text)
+    with pytest.raises(LabelError, match=message):
+        labels.load(path)
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(LabelError, match='packaged: camvid, cityscapes'):
+        labels.load('kitti')

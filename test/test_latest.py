@@ -1,0 +1,55 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+import threading
+import time
+
+from lightseg_ros.latest import Latest
+
+
+def test_newest_wins_and_drops_are_counted():
+    mailbox: Latest[int] = Latest()
+    for i in range(5):
+        mailbox.put(i)
+    assert mailbox.take() == 4
+    assert (mailbox.received, mailbox.dropped) == (5, 4)
+    assert mailbox.take(timeout_s=0.01) is None
+
+
+def test_close_wakes_whoever_waits():
+    mailbox: Latest[int] = Latest()
+    taken = []
+    thread = threading.Thread(target=lambda: taken.append(mailbox.take()))
+    thread.start()
+    mailbox.close()
+    thread.join(5)
+    assert not thread.is_alive() and taken == [None] and mailbox.closed
+
+
+def test_after_close_everything_is_dropped():
+    mailbox: Latest[int] = Latest()
+    mailbox.put(1)
+    mailbox.close()
+    mailbox.put(2)
+    assert mailbox.take() is None
+    assert (mailbox.received, mailbox.dropped) == (2, 2)
+
+
+def test_no_item_is_lost_uncounted_between_threads():
+    mailbox: Latest[int] = Latest()
+    taken: list[int] = []
+
+    def work():
+        while (item := mailbox.take()) is not None:
+            taken.append(item)
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for i in range(1000):
+        mailbox.put(i)
+        time.sleep(0.0001)
+    while taken[-1:] != [999]:
+        time.sleep(0.001)
+    mailbox.close()
+    thread.join(5)
+    assert taken == sorted(taken) and len(taken) + mailbox.dropped == mailbox.received == 1000

@@ -1,0 +1,132 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+from safetensors.torch import load_file, save_file
+import torch
+
+from lightseg_ros import labels, networks, weights
+from lightseg_ros.weights import Card, WeightsError
+
+
+@pytest.fixture
+def card():
+    return Card('laanet', labels.load('camvid'), (105.0, 103.5, 99.6), (71.0, 71.6, 67.8), (480, 360),
+                options={'affu': 'ica'}, metrics={'test': {'miou': 61.25}}, license='CC BY-NC 4.0')
+
+
+@pytest.fixture
+def path(tmp_path, card):
+    path = tmp_path / 'laanet-camvid.safetensors'
+    weights.save(path, networks.build('laanet', 11, affu='ica'), card)
+    return path
+
+
+def rewrite(path, change_state=lambda s: s, change_metadata=lambda m: m):
+    """Write the file anew with something changed."""
+    from safetensors import safe_open
+    with safe_open(path, 'pt') as f:
+        metadata = f.metadata()
+    save_file(change_state(load_file(path)), path, change_metadata(metadata))
+
+
+def change_card(**changes):
+    return lambda m: m | {'card': json.dumps(json.loads(m['card']) | changes)}
+
+
+def test_round_trip(tmp_path, card):
+    network = networks.build('laanet', 11, affu='ica').eval()
+    path = tmp_path / 'deep' / 'x.safetensors'
+    weights.save(path, network, card)
+    loaded, read = weights.load(path)
+    assert read == card and weights.read_card(path) == card
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), network(x))
+    assert not loaded.training
+    assert [p.name for p in path.parent.iterdir()] == ['x.safetensors']  # no temporary file is left
+
+
+def test_half_precision_is_stored_as_fp32(tmp_path, card):
+    weights.save(tmp_path / 'x.safetensors', networks.build('laanet', 11, affu='ica').half(), card)
+    network, _ = weights.load(tmp_path / 'x.safetensors')
+    assert next(network.parameters()).dtype == torch.float32
+
+
+def test_save_refuses_another_network(tmp_path, card):
+    with pytest.raises(WeightsError, match='tensors are missing'):
+        weights.save(tmp_path / 'x.safetensors', networks.build('laanet', 11), card)
+    with pytest.raises(WeightsError, match='classifier'):
+        weights.save(tmp_path / 'x.safetensors', networks.build('laanet', 19, affu='ica'), card)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('share', [0.0, 0.001, 0.5, 0.999])
+def test_truncated(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * share)])
+    with pytest.raises(WeightsError, match='cut short'):
+        weights.load(path)
+
+
+def test_foreign_files(tmp_path):
+    with pytest.raises(WeightsError, match='no such file'):
+        weights.load(tmp_path / 'none.safetensors')
+    pickle = tmp_path / 'x.safetensors'
+    torch.save({'a': torch.zeros(1)}, pickle)
+    with pytest.raises(WeightsError, match='not a whole safetensors file'):
+        weights.load(pickle)
+    save_file({'a': torch.zeros(1)}, pickle)
+    with pytest.raises(WeightsError, match='not one of ours'):
+        weights.load(pickle)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda s: {k: v for k, v in s.items() if 'adpp' not in k}, 'tensors are missing'),
+    (lambda s: s | {'extra': torch.zeros(1)}, "1 are not the network's"),
+    (lambda s: s | {'classifier.bias': torch.zeros(19)}, r'classifier.bias is torch.float32 \(19,\)'),
+    (lambda s: s | {'classifier.bias': torch.zeros(11).half()}, 'torch.float16'),
+    (lambda s: s | {'classifier.bias': torch.full((11,), torch.nan)}, 'not finite'),
+])
+def test_wrong_tensors(path, change, message):
+    rewrite(path, change_state=change)
+    with pytest.raises(WeightsError, match=message):
+        weights.load(path)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (change_card(network='segnet'), "unknown network 'segnet'; known: laanet"),
+    (change_card(options={'depth': 3}), "no option 'depth'"),
+    (change_card(mean=[1, 2]), 'its card'),
+    (change_card(std=[1, 0, 1]), 'three positive numbers'),
+    (change_card(channel_order='bgr'), 'channel_order'),
+    (change_card(resolution=[480, 10]), '64 or more'),
+    (change_card(surprise=1), 'surprise'),
+    (lambda m: m | {'card': '{'}, 'not one of ours'),
+    (lambda m: m | {'format': 'lightseg-9'}, "expected 'lightseg-1'"),
+])
+def test_wrong_cards(path, change, message):
+    rewrite(path, change_metadata=change)
+    with pytest.raises(WeightsError, match=message) as error:
+        weights.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_find():
+    assert weights.find('laanet').name == 'laanet-camvid.safetensors'
+    assert weights.find('laanet-camvid') == weights.find('laanet')
+    with pytest.raises(WeightsError, match=r'packaged: .*laanet-camvid.*lightseg train --model segnet'):
+        weights.find('segnet')
+
+
+def test_packaged_weights_load_and_say_what_they_are():
+    folder = weights.find('laanet').parent
+    for path in folder.glob('*.safetensors'):
+        network, card = weights.load(path)
+        assert path.stem == f'{card.network}-{card.dataset}'
+        assert card.license and card.source and card.recipe['epochs'] > 0
+        assert 0 < card.metrics['test']['miou'] < 100
+        assert 'lightseg evaluate' in card.metrics['test']['command']
+        assert card == weights.read_card(path)
+        assert not any(torch.isnan(p).any() for p in network.parameters())
