@@ -1,6 +1,11 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Loss functions: logits (N, K, H, W) and labels (N, H, W) int64, 255 = void, to a scalar."""
+"""
+Loss functions: logits (N, K, H, W) and labels (N, H, W) int64, 255 = void, to a scalar in fp32.
+
+None of them waits for the device or has a size that depends on the data, so a CUDA graph can hold them.
+A batch without any valid pixel gives 0, not NaN.
+"""
 import torch
 from torch import Tensor
 import torch.nn.functional as F
@@ -13,13 +18,65 @@ def class_weights(frequency: Tensor, offset: float = 1.10) -> Tensor:
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, *,
                   smoothing: float = 0.0, ignore_id: int = 255) -> Tensor:
-    """
-    Class-weighted cross entropy in fp32, the weighted mean over pixels that are not void.
-
-    A batch without any valid pixel gives 0, not NaN.
-    """
+    """Class-weighted cross entropy: the weighted mean over the pixels that are not void."""
     loss = F.cross_entropy(logits.float(), labels, weight, ignore_index=ignore_id, reduction='sum',
                            label_smoothing=smoothing)
     valid = labels != ignore_id
     total = valid.sum() if weight is None else weight[labels.where(valid, 0)].mul(valid).sum()
     return loss / total.clamp_min(1e-6)
+
+
+def ohem(logits: Tensor, labels: Tensor, weight: Tensor | None = None, *, threshold: float = 0.7,
+         kept: float = 1 / 16, ignore_id: int = 255) -> Tensor:
+    """
+    Cross entropy of the hard pixels (the Cityscapes loss of FBSNet and ELANet).
+
+    Hard is a pixel whose true class got a probability of at most `threshold`; where fewer than the share
+    `kept` of all pixels are, the hardest ones up to that number.
+    """
+    with torch.no_grad():
+        # Void counts as probability 1: it comes last, and where valid pixels are too few all of them stay.
+        p = (-F.cross_entropy(logits.float(), labels, ignore_index=ignore_id, reduction='none')).exp()
+        hardest = p.flatten().topk(max(1, int(p.numel() * kept)), largest=False, sorted=False).values
+        limit = hardest.max().clamp_min(threshold)
+    return cross_entropy(logits, labels.where(p <= limit, ignore_id), weight, ignore_id=ignore_id)
+
+
+def focal_terms(frequency: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    AFFNet's alpha (K,) float and gamma (K,) int64 from the class frequencies of the training labels.
+
+    w = 1 / ln(1.02 + f), alpha = w / max w, gamma = floor(log10(f / min f)): common classes are damped by how
+    many orders of magnitude more common they are than the rarest. A class that never occurs has gamma 0.
+    """
+    w = class_weights(frequency, 1.02)
+    seen = frequency > 0
+    rarest = frequency[seen].min()
+    gamma = torch.log10((frequency / rarest).clamp_min(1)).floor().long()
+    return w / w.max(), gamma
+
+
+def owfl(logits: Tensor, labels: Tensor, alpha: Tensor, gamma: Tensor, *, highest_gamma: int,
+         ignore_id: int = 255) -> Tensor:
+    """
+    AFFNet's loss: mean of -alpha (1 - p)^gamma ln p over valid pixels, plus 0.5 unweighted cross entropy.
+
+    `highest_gamma`: the largest of `gamma`, as a Python number.
+    """
+    valid = labels != ignore_id
+    safe = labels.where(valid, 0)
+    log_p = F.log_softmax(logits.float(), 1).gather(1, safe.unsqueeze(1)).squeeze(1)
+    miss = (1 - log_p.exp()).clamp_min(0)
+    # A product instead of pow, whose gradient is NaN at 0^0.
+    damping = torch.ones_like(miss)
+    for power in range(highest_gamma):
+        damping = damping * torch.where(gamma[safe] > power, miss, 1.0)
+    loss = -(alpha[safe] * damping + 0.5) * log_p
+    return (loss * valid).sum() / valid.sum().clamp_min(1)
+
+
+def distillation(logits: Tensor, labels: Tensor, target: Tensor, *, ignore_id: int = 255) -> Tensor:
+    """Cross entropy with a teacher's probabilities `target` (N, K, H, W), mean over valid pixels."""
+    valid = labels != ignore_id
+    loss = -(target * F.log_softmax(logits.float(), 1)).sum(1)
+    return (loss * valid).sum() / valid.sum().clamp_min(1)

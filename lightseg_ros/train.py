@@ -1,272 +1,508 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: data set and recipe in, a weights file with its card out; resumes where it stopped."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import copy
 import csv
 import dataclasses
-from dataclasses import dataclass
 import logging
+import math
+import operator
 import os
 from pathlib import Path
 import time
 from typing import Any
 
 import torch
-from torch import nn, Tensor
+from torch import distributed, nn, Tensor
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from . import data, losses, networks, weights
-from .data import DataSet
+from .data import DataSet, Draw
 from .metrics import ConfusionMatrix
+from .recipes import Recipe
 
 log = logging.getLogger(__name__)
+
+MODES = ('auto', 'eager', 'graph', 'compile')
+Normalise = Callable[[Tensor], Tensor]
 
 
 class TrainError(ValueError):
     """A training run that can't start or go on; the text says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """
-    How a network is trained. Sizes in pixels (height, width), learning rate at its peak.
-
-    `first_crop` is used for the first `first_share` of the epochs, `crop` afterwards: small crops first is what
-    makes training on a CPU bearable. `scale`: zoom range, log-uniform. `color`: half-range of brightness,
-    contrast and saturation. `ema`: decay of the averaged weights, which are what is kept; 0 keeps the raw ones.
-    The learning rate warms up from a third over `warmup` steps, then falls as (1 - t)^`power`.
-    """
-
-    network: str
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    epochs: int = 100
-    batch: int = 8
-    crop: tuple[int, int] = (360, 480)
-    first_crop: tuple[int, int] = (240, 320)
-    first_share: float = 0.0
-    scale: tuple[float, float] = (0.5, 2.0)
-    color: float = 0.2
-    optimizer: str = 'adamw'
-    lr: float = 3e-3
-    weight_decay: float = 1e-2
-    warmup: int = 100
-    power: float = 0.9
-    ema: float = 0.998
-    smoothing: float = 0.0
-    precision: str = 'bfloat16'
-    seed: int = 1
-
-    def __post_init__(self):
-        for name in ('epochs', 'batch', 'lr'):
-            if not getattr(self, name) > 0:
-                raise TrainError(f'{name} is {getattr(self, name)!r}; expected more than 0')
-        if self.batch < 2:
-            raise TrainError('batch is 1; expected 2 or more, since LAANet normalises a global average')
-        if self.optimizer not in OPTIMIZERS:
-            raise TrainError(f'unknown optimizer {self.optimizer!r}; known: {", ".join(OPTIMIZERS)}')
-        if self.precision not in ('float32', 'bfloat16'):
-            raise TrainError(f'unknown precision {self.precision!r}; known: float32, bfloat16')
-
-
-OPTIMIZERS: dict[str, Callable[[list[dict], Recipe], torch.optim.Optimizer]] = {
-    'adamw': lambda groups, r: torch.optim.AdamW(groups, r.lr),
-    'adam': lambda groups, r: torch.optim.Adam(groups, r.lr),
-    'sgd': lambda groups, r: torch.optim.SGD(groups, r.lr, momentum=0.9),
-}
-
-
-class Average:
-    """Exponential moving average of a network's parameters and statistics."""
-
-    def __init__(self, network: nn.Module, decay: float):
-        self.decay = decay
-        self.steps = 0
-        self.state = {k: v.detach().clone() for k, v in network.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        self.steps += 1
-        # The warm-up lets the average forget the random start.
-        decay = min(self.decay, self.steps / (10 + self.steps))
-        for key, value in network.state_dict().items():
-            if value.is_floating_point():
-                self.state[key].lerp_(value, 1 - decay)
-            else:
-                self.state[key].copy_(value)
-
-
-def learning_rate(step: int, total: int, recipe: Recipe) -> float:
-    """Learning rate of a step: linear warm-up from a third, then poly, (1 - t)^power."""
+def learning_rate(position: float, total: int, recipe: Recipe) -> float:
+    """Learning rate at a step: linear warm-up from a third of the peak, then poly, (1 - t)^power."""
     warmup = min(recipe.warmup, total // 10)
-    if step < warmup:
-        return recipe.lr * (1 / 3 + (2 / 3) * step / warmup)
-    return recipe.lr * (1 - (step - warmup) / max(1, total - warmup)) ** recipe.power
+    if position < warmup:
+        return recipe.lr * (1 / 3 + (2 / 3) * position / warmup)
+    return recipe.lr * (1 - min(1.0, (position - warmup) / max(1, total - warmup))) ** recipe.power
 
 
-def memory_format(device: torch.device, precision: str) -> torch.memory_format:
+def gradient_error(device: torch.device, dtype: torch.dtype, layout: torch.memory_format) -> float:
     """
-    Return the layout to train in.
+    Relative error of the weight gradient of dilated depthwise convolutions, against float32 in NCHW.
 
-    On the CPU, torch 2.13 computes a garbage weight gradient for dilated depthwise convolutions in bfloat16
-    channels-last (a test watches this), so bfloat16 trains in NCHW there.
+    Rounding gives some 0.003 in bfloat16. torch 2.13 gives 1.4 or inf on a CPU in bfloat16 channels-last, in
+    silence, and these networks are full of such convolutions.
     """
-    if device.type == 'cpu' and precision == 'bfloat16':
-        return torch.contiguous_format
-    return torch.channels_last
+    worst = 0.0
+    generator = torch.Generator().manual_seed(0)
+    for kernel, dilation in (((3, 3), (2, 2)), ((3, 1), (4, 1)), ((1, 3), (1, 4))):
+        x, g = (torch.randn(2, 32, 24, 32, generator=generator).to(device) for _ in range(2))
+        w = torch.randn(32, 1, *kernel, generator=generator).to(device)
+        padding = [d * (k - 1) // 2 for k, d in zip(kernel, dilation)]
+        gradients = []
+        for kind, form in ((torch.float32, torch.contiguous_format), (dtype, layout)):
+            leaf = w.to(kind).requires_grad_()
+            image, upper = (t.to(kind).contiguous(memory_format=form) for t in (x, g))
+            y = F.conv2d(image, leaf, padding=padding, dilation=dilation, groups=32)
+            gradients.append(torch.autograd.grad(y, leaf, upper)[0].float())
+        error = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
+        worst = max(worst, error if math.isfinite(error) else math.inf)
+    return worst
+
+
+def right_layouts(device: torch.device, precision: str) -> list[torch.memory_format]:
+    """Memory layouts whose gradients are right on this device and this torch; `TrainError` if none is."""
+    dtype = getattr(torch, precision)
+    layouts = [layout for layout in (torch.channels_last, torch.contiguous_format)
+               if gradient_error(device, dtype, layout) < 0.05]
+    if not layouts:
+        raise TrainError(f'torch {torch.__version__} computes wrong gradients of dilated depthwise '
+                         f'convolutions in {precision} on {device}: train with --precision float32')
+    return layouts
 
 
 @torch.no_grad()
-def validate(network: nn.Module, images: Tensor, labels: Tensor, normalise: Callable[[Tensor], Tensor],
-             num_classes: int, batch: int = 8) -> ConfusionMatrix:
-    """Score at the images' own size: counts on the device, one transfer at the end."""
-    network.eval()
-    counts = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=images.device)
+def validate(network: nn.Module, images: Tensor, labels: Tensor, normalise: Normalise, num_classes: int,
+             batch: int = 8) -> ConfusionMatrix:
+    """
+    Score a network in eval mode at the images' own size: counts on the device, one transfer at the end.
+
+    images (N, 3, H, W) uint8 RGB, labels (N, H, W) uint8 with ids from `num_classes` on as void.
+    """
+    k = num_classes
+    counts = torch.zeros(k * k + 1, dtype=torch.int64, device=images.device)
     for x, y in zip(images.split(batch), labels.split(batch)):
-        prediction = network(normalise(x.float())).argmax(1)
-        valid = y < num_classes
-        counts += torch.bincount(y[valid].long() * num_classes + prediction[valid],
-                                 minlength=num_classes * num_classes)
-    matrix = ConfusionMatrix(num_classes)
-    matrix.counts[:, :num_classes] = counts.view(num_classes, num_classes).cpu().numpy()
+        pair = y.long() * k + network(normalise(x.float())).argmax(1)
+        counts += torch.bincount(pair.where(y < k, k * k).flatten(), minlength=k * k + 1)
+    matrix = ConfusionMatrix(k)
+    matrix.counts[:, :k] = counts[:-1].view(k, k).cpu().numpy()
     return matrix
 
 
+def score(path: str | Path, dataset: DataSet, device: str = 'auto') -> ConfusionMatrix:
+    """Score a weights file on a data set, float32, and write the result into its card."""
+    where = _device(device)
+    network, card = weights.load(path)
+    images, ids = data.to_device(dataset, where, card.resolution[::-1])
+    matrix = validate(network.to(where), images, ids, _normaliser(card.mean, card.std, where),
+                      len(card.labels))
+    result = _metrics(matrix, card.network, dataset)
+    weights.save(path, network, dataclasses.replace(card, metrics={**card.metrics, dataset.split: result}))
+    return matrix
+
+
+class Trainer:
+    """
+    A network, its data on the device and everything that a step needs; `step` is the whole state of time.
+
+    `mode`: 'eager'; 'graph', which replays forward and backward pass as one CUDA graph; 'compile', which
+    compiles the network first (and is a graph too on CUDA); 'auto' is 'graph' on CUDA and 'eager' elsewhere.
+    Under torchrun every process takes its share of each batch, and mode is 'eager'.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: DataSet, *, device: str = 'auto', mode: str = 'auto',
+                 size: tuple[int, int] | None = None):
+        if mode not in MODES:
+            raise TrainError(f'unknown mode {mode!r}; known: {", ".join(MODES)}')
+        self.rank, self.world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+        self.device = _device(device)
+        # Sizes never change in a run, so cuDNN may time its kernels once.
+        torch.backends.cudnn.benchmark = True
+        if self.world > 1:
+            if recipe.batch % self.world or recipe.batch < 2 * self.world:
+                raise TrainError(f'a batch of {recipe.batch} over {self.world} processes; expected the same '
+                                 'number for each, 2 or more')
+            if not distributed.is_initialized():
+                distributed.init_process_group('cpu:gloo,cuda:nccl' if self.device.type == 'cuda' else 'gloo')
+        if len(dataset) < recipe.batch:
+            raise TrainError(f'{dataset.name} {dataset.split} has {len(dataset)} images, fewer than a batch '
+                             f'of {recipe.batch}')
+        self.recipe, self.dataset = recipe, dataset
+        self.step = 0
+        self.steps = len(dataset) // recipe.batch
+        self.total = self.steps * recipe.epochs
+        self.num_classes = len(dataset.labels)
+
+        self.images, self.ids = data.to_device(dataset, self.device, size)
+        mean, std, frequency = data.statistics(self.images, self.ids, self.num_classes)
+        self.mean = [round(v, 4) for v in mean.tolist()]
+        self.std = [round(v, 4) for v in std.tolist()] if recipe.divide_std else [1.0, 1.0, 1.0]
+        self.fill = torch.tensor(self.mean, device=self.device)
+        self.loss = _loss(recipe, frequency, self.device)
+        self.teachers = [self._teacher(path) for path in recipe.teachers]
+
+        torch.manual_seed(recipe.seed)
+        network = networks.build(recipe.network, self.num_classes, **recipe.options)
+        self.network = network.to(self.device).train()
+        cuda = self.device.type == 'cuda'
+        self.mode = ('graph' if cuda else 'eager') if mode == 'auto' else mode
+        if self.world > 1:
+            self.mode = 'eager'
+        if self.mode == 'graph' and not cuda:
+            raise TrainError(f'mode graph needs a CUDA device, found {self.device}; use eager or compile')
+        layouts = right_layouts(self.device, recipe.precision)
+        self.model: nn.Module = self.network
+        self._place(layouts[0])
+        if cuda and len(layouts) > 1:
+            self._place(min(layouts, key=self._seconds_in))
+        if self.mode == 'compile':
+            self.model = torch.compile(self.network, dynamic=False)  # type: ignore[assignment]
+        if self.world > 1:
+            self.model = nn.parallel.DistributedDataParallel(self.network)
+        self.averaged = copy.deepcopy(self.network).eval() if recipe.ema else self.network
+        mine, new = self.averaged.state_dict(), self.network.state_dict()
+        real = [k for k, v in new.items() if v.is_floating_point()]
+        self._real = [mine[k] for k in real], [new[k] for k in real]
+        self._whole = [mine[k] for k in new if k not in real], [new[k] for k in new if k not in real]
+        self.optimizer = _optimizer(self.network, recipe, self.device)
+        self._steps: dict[tuple[int, int], Callable[[Draw], Tensor]] = {}
+
+    def draw(self, epoch: int, crop: tuple[int, int]) -> Draw:
+        """Draw the samples of an epoch that this process trains on; they depend on seed and epoch alone."""
+        r = self.recipe
+        generator = torch.Generator().manual_seed(r.seed * 1_000_003 + epoch)
+        size = (self.images.shape[2], self.images.shape[3])
+        drawn = data.draw(len(self.dataset), r.batch, generator, size=size, crop=crop, scale=r.scale,
+                          color=r.color, blur=r.blur, mix=r.mix, num_classes=self.num_classes)
+        return drawn.map(lambda t: t[self.rank::self.world].to(self.device))
+
+    def forward_backward(self, draw: Draw, crop: tuple[int, int]) -> Tensor:
+        """Compute the gradients of a batch; returns its loss. Device work alone: a graph can hold it."""
+        x, y = data.augment(self.images, self.ids, draw, crop=crop, mean=self.fill)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == 'bfloat16'):
+            logits = self.model(self.normalise(x))
+            with torch.no_grad():
+                taught = [teacher(x).float().softmax(1) for teacher in self.teachers]
+        loss = self.loss(logits, y)
+        if taught:
+            target = torch.stack(taught).mean(0)
+            loss = loss + self.recipe.distill * losses.distillation(logits, y, target)
+        loss.backward()
+        return loss.detach()
+
+    def train_step(self, draw: Draw, crop: tuple[int, int], position: float) -> Tensor:
+        """Learn from a batch; returns its loss, on the device. `position`: step of the schedule."""
+        if crop not in self._steps:
+            self._steps[crop] = self._prepare(draw, crop)
+        for group in self.optimizer.param_groups:
+            group['lr'] = learning_rate(position, self.total, self.recipe)
+        loss = self._steps[crop](draw)
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.step += 1
+        if self.averaged is not self.network:
+            self._average()
+        return loss
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return self._normalise(x).contiguous(memory_format=self.layout)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resumed run needs."""
+        return {'recipe': self.recipe.plain(), 'step': self.step, 'network': self.network.state_dict(),
+                'average': self.averaged.state_dict() if self.recipe.ema else None,
+                'optimizer': self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.step = state['step']
+        self.network.load_state_dict(state['network'])
+        if self.recipe.ema:
+            self.averaged.load_state_dict(state['average'])
+        self.optimizer.load_state_dict(state['optimizer'])
+
+    def card(self, metrics: dict[str, Any]) -> weights.Card:
+        d, r = self.dataset, self.recipe
+        made = {'device': _device_name(self.device), 'processes': self.world, 'torch': torch.__version__}
+        mean, std = ((float(a), float(b), float(c)) for a, b, c in (self.mean, self.std))
+        return weights.Card(
+            network=r.network, options=r.options, labels=d.labels, mean=mean, std=std,
+            resolution=(self.images.shape[3], self.images.shape[2]), dataset=d.name, split=d.split,
+            recipe=r.plain() | {'steps': self.step} | made, metrics=metrics, license=d.license,
+            source=d.source)
+
+    def _prepare(self, draw: Draw, crop: tuple[int, int]) -> Callable[[Draw], Tensor]:
+        """Return `forward_backward` for a crop, eager or as a CUDA graph that does the same in one launch."""
+        def eager(drawn: Draw) -> Tensor:
+            self.network.zero_grad(set_to_none=True)
+            return self.forward_backward(drawn, crop)
+
+        if self.device.type != 'cuda' or self.mode == 'eager':
+            return eager
+        static = draw.map(torch.clone)
+        before = copy.deepcopy(self.network.state_dict())
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # lets cuDNN choose its kernels, and compiles
+                eager(static)
+        torch.cuda.current_stream().wait_stream(side)
+        # Gradients that are None while capturing are written by each replay, not added to.
+        self.network.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = self.forward_backward(static, crop)
+        self.network.load_state_dict(before)  # the warm-up moved the statistics of the norms
+
+        def replay(drawn: Draw) -> Tensor:
+            for to, source in zip(static, drawn):
+                if to is not None and source is not None:
+                    to.copy_(source)
+            graph.replay()
+            return loss
+
+        return replay
+
+    def _place(self, layout: torch.memory_format) -> None:
+        self.layout = layout
+        self.network.to(memory_format=layout)  # type: ignore[call-overload]
+        self._normalise = _normaliser(self.mean, self.std, self.device)
+
+    def _seconds_in(self, layout: torch.memory_format) -> float:
+        """Seconds of ten steps in a layout, as a graph on CUDA: which is faster depends on GPU and cuDNN."""
+        self._place(layout)
+        draw = self.draw(0, self.recipe.crop).map(lambda t: t[:self.recipe.batch // self.world])
+        before = copy.deepcopy(self.network.state_dict())
+        step = self._prepare(draw, self.recipe.crop)
+        step(draw)
+        torch.cuda.synchronize()
+        began = time.monotonic()
+        for _ in range(10):
+            step(draw)
+        torch.cuda.synchronize()
+        seconds = time.monotonic() - began
+        self.network.load_state_dict(before)
+        self.network.zero_grad(set_to_none=True)
+        log.info('%s: %.1f images/s in %s', self.recipe.network, 10 * len(draw.chosen) / seconds, layout)
+        return seconds
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # The warm-up lets the average forget the random start.
+        decay = min(self.recipe.ema, self.step / (10 + self.step))
+        torch._foreach_lerp_(*self._real, 1 - decay)
+        if self._whole[0]:
+            torch._foreach_copy_(*self._whole)
+
+    def _teacher(self, path: str) -> Normalise:
+        network, card = weights.load(path)
+        if card.labels.names != self.dataset.labels.names:
+            raise TrainError(f'{path} knows {", ".join(card.labels.names)}; a teacher needs the classes of '
+                             f'{self.dataset.name}: {", ".join(self.dataset.labels.names)}')
+        network = network.to(self.device).requires_grad_(False)
+        normalise = _normaliser(card.mean, card.std, self.device)
+        return lambda x: network(normalise(x))
+
+
 def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: DataSet | None = None,
-          validate_every: int = 5, device: str = 'auto', resume: bool = False,
-          time_limit_s: float = float('inf')) -> Path | None:
+          validate_every: int = 5, device: str = 'auto', mode: str = 'auto',
+          size: tuple[int, int] | None = None, resume: bool = False,
+          time_limit_s: float = math.inf, checkpoint_every_s: float = 60.0) -> Path | None:
     """
     Train and write `<out>/<network>-<dataset>.safetensors`; returns its path.
 
-    `out` also gets `last.pt` (the checkpoint, each epoch, atomically), `log.csv` and `curve.png`. With `resume`
-    a checkpoint there is gone on from. None if `time_limit_s` ended the run early: resume it.
+    `out` also gets `last.pt` (the checkpoint, each `checkpoint_every_s`, atomically), `log.csv` and
+    `curve.png`. With `resume` a checkpoint there is gone on from, to the same result up to rounding. None if
+    `time_limit_s` ended the run early: resume it. `size`: (height, width) that all images are resized to.
+    Under torchrun all processes call this, and `out` lies where all of them read it; the first one writes.
     `TrainError` where a checkpoint belongs to another recipe or exists and `resume` is not set.
     """
     began = time.monotonic()
-    where = torch.device(('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / 'last.pt'
     if checkpoint.exists() and not resume:
         raise TrainError(f'{checkpoint} exists; go on with --resume, or choose another --out')
-    if len(dataset) < recipe.batch:
-        raise TrainError(f'{dataset.name} {dataset.split} has {len(dataset)} images, a batch {recipe.batch}')
-
-    images, ids = data.to_device(dataset, where)
-    held = data.to_device(validation, where) if validation else None
-    num_classes = len(dataset.labels)
-    mean, std, frequency = data.statistics(images, ids, num_classes)
-    m, s = (t.view(1, 3, 1, 1).to(where) for t in (mean, std))
-    layout = memory_format(where, recipe.precision)
-
-    def normalise(x: Tensor) -> Tensor:
-        return ((x - m) / s).contiguous(memory_format=layout)
-
-    torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    network = networks.build(recipe.network, num_classes, **recipe.options)
-    network = network.to(where, memory_format=layout)
-    average = Average(network, recipe.ema)
-    averaged = networks.build(recipe.network, num_classes, **recipe.options).to(where, memory_format=layout)
-    optimizer = OPTIMIZERS[recipe.optimizer](_groups(network, recipe.weight_decay), recipe)
-    weight = losses.class_weights(frequency).to(where)
-    steps = len(dataset) // recipe.batch
-    total = steps * recipe.epochs
-    first, rows = 0, []
+    trainer = Trainer(recipe, dataset, device=device, mode=mode, size=size)
+    where, total, steps, first = trainer.device, trainer.total, trainer.steps, trainer.rank == 0
+    held = data.to_device(validation, where, size) if validation and first else None
+    rows: list[dict[str, Any]] = []
+    loss_sum, counted, before = torch.zeros((), device=where), 0, 0.0
     if checkpoint.exists():
         state = _read_checkpoint(checkpoint, recipe)
-        network.load_state_dict(state['network'])
-        average.state = {k: v.to(where) for k, v in state['average'].items()}
-        average.steps = state['steps']
-        optimizer.load_state_dict(state['optimizer'])
-        generator.set_state(state['generator'])
-        first, rows = state['epoch'], state['rows']
+        trainer.load_state(state)
+        rows, before, counted = state['rows'], state['seconds'], state['counted']
+        loss_sum += state['loss_sum']
+    opened = time.monotonic()
 
-    bar = tqdm(total=total, initial=first * steps, unit='step', desc=recipe.network, dynamic_ncols=True)
-    best = {'miou': max((r['miou'] for r in rows if r['miou'] is not None), default=None)}
-    for epoch in range(first, recipe.epochs):
-        network.train()
-        crop = recipe.first_crop if epoch < recipe.first_share * recipe.epochs else recipe.crop
-        losses_seen, at = torch.zeros((), device=where), time.monotonic()
-        for i, chosen in enumerate(data.batches(len(dataset), recipe.batch, generator)):
-            step = epoch * steps + i
-            lr = learning_rate(step, total, recipe)
-            for group in optimizer.param_groups:
-                group['lr'] = lr
-            chosen = chosen.to(where)
-            x, y = data.augment(images[chosen], ids[chosen], generator, crop=crop, scale=recipe.scale,
-                                color=recipe.color, mean=mean)
-            with torch.autocast(where.type, torch.bfloat16, enabled=recipe.precision == 'bfloat16'):
-                logits = network(normalise(x))
-            loss = losses.cross_entropy(logits, y, weight, smoothing=recipe.smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-            optimizer.step()
-            average.update(network)
-            losses_seen += loss.detach()
-            bar.update()
-        mean_loss = float(losses_seen) / steps
-        if not mean_loss < float('inf'):
-            raise TrainError(f'the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, or train in float32')
-        row = {'epoch': epoch + 1, 'loss': round(mean_loss, 4), 'lr': round(lr, 6), 'miou': None,
-               'images_per_s': round(steps * recipe.batch / (time.monotonic() - at), 1)}
-        last = epoch + 1 == recipe.epochs
-        averaged.load_state_dict(average.state if recipe.ema else network.state_dict())
-        if held and (last or (epoch + 1) % validate_every == 0):
-            best['matrix'] = validate(averaged, *held, normalise, num_classes)
-            row['miou'] = best['miou'] = round(best['matrix'].miou(), 2)
-        rows.append(row)
-        bar.set_postfix(epoch=epoch + 1, loss=row['loss'], miou=best['miou'])
-        _write_checkpoint(checkpoint, {
-            'recipe': _plain(recipe), 'epoch': epoch + 1, 'rows': rows, 'network': network.state_dict(),
-            'average': average.state, 'steps': average.steps, 'optimizer': optimizer.state_dict(),
-            'generator': generator.get_state()})
-        _write_log(out / 'log.csv', rows)
-        if not last and time.monotonic() - began > time_limit_s:
+    def clock() -> tuple[float, float]:
+        """Seconds of training over all runs, and of this call; under torchrun those of the first process."""
+        now = time.monotonic()
+        seconds = torch.tensor([before + now - opened, now - began], dtype=torch.float64)
+        if trainer.world > 1:
+            distributed.broadcast(seconds, 0)
+        return float(seconds[0]), float(seconds[1])
+
+    def position(step: int, seconds: float) -> float:
+        return max(step, total * seconds / recipe.budget_s) if recipe.budget_s else step
+
+    def save(seconds: float) -> None:
+        if first:
+            _write_checkpoint(checkpoint, trainer.state() | {
+                'rows': rows, 'seconds': seconds, 'counted': counted, 'loss_sum': float(loss_sum)})
+            if rows:
+                _write_log(out / 'log.csv', rows)
+                _plot(out / 'curve.png', rows, recipe)
+
+    bar = tqdm(total=total, unit='step', desc=recipe.network, dynamic_ncols=True, disable=not first)
+    share = recipe.batch // trainer.world
+    miou = next((r['miou'] for r in reversed(rows) if r['miou'] is not None), None)
+    drawn, saved = None, opened
+    while True:
+        epoch, i = divmod(trainer.step, steps)
+        seconds, spent = clock()
+        at = position(trainer.step, seconds)
+        bar.update(min(total, round(at)) - bar.n)
+        if i == 0 and at >= total:
+            break
+        if spent > time_limit_s:
+            save(seconds)
             bar.close()
-            log.warning('stopped after epoch %d of %d at the time limit; go on with --resume', epoch + 1,
-                        recipe.epochs)
+            log.warning('%s: stopped in epoch %d at the time limit; go on with --resume', recipe.network,
+                        epoch + 1)
+            _leave(trainer)
             return None
+        if drawn is None or i == 0:
+            early = position(epoch * steps, seconds) < recipe.first_share * total
+            crop = recipe.first_crop if early else recipe.crop
+            drawn, done, epoch_began = trainer.draw(epoch, crop), 0, time.monotonic()
+        batch = slice(i * share, (i + 1) * share)
+        loss_sum += trainer.train_step(drawn.map(operator.itemgetter(batch)), crop, at)
+        counted, done = counted + 1, done + 1
+        if i + 1 == steps:
+            queued = time.monotonic()
+            mean_loss = float(loss_sum) / counted  # waits for the device
+            ended = time.monotonic()
+            if not math.isfinite(mean_loss):
+                raise TrainError(f'the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, or train with '
+                                 '--precision float32')
+            if held and (epoch + 1) % validate_every == 0:
+                miou = round(validate(trainer.averaged.eval(), *held, trainer.normalise,
+                                      trainer.num_classes).miou(), 2)
+                trainer.network.train()
+            rows.append({
+                'epoch': epoch + 1, 'loss': round(mean_loss, 4),
+                'miou': miou if (epoch + 1) % validate_every == 0 else None,
+                'lr': round(learning_rate(at, total, recipe), 6), 'seconds': round(seconds, 1),
+                'images_per_s': round(done * recipe.batch / (ended - epoch_began), 1),
+                'waited': round((ended - queued) / (ended - epoch_began), 2)})
+            loss_sum.zero_()
+            counted = 0
+            bar.set_postfix(epoch=epoch + 1, loss=rows[-1]['loss'], miou=miou,
+                            img_s=rows[-1]['images_per_s'])
+        if time.monotonic() - saved > checkpoint_every_s:
+            save(seconds)
+            saved = time.monotonic()
     bar.close()
-    _plot(out / 'curve.png', rows, recipe)
-    averaged.load_state_dict(average.state if recipe.ema else network.state_dict())
-    height, width = images.shape[2:]
-    metrics: dict[str, Any] = {}
-    if 'matrix' in best:
-        metrics[validation.split] = {'miou': round(best['matrix'].miou(), 2)}
-    card = weights.Card(
-        network=recipe.network, options=recipe.options, labels=dataset.labels,
-        mean=tuple(round(v, 4) for v in mean.tolist()), std=tuple(round(v, 4) for v in std.tolist()),
-        resolution=(width, height), dataset=dataset.name, split=dataset.split,
-        recipe=_plain(recipe) | {'device': _device_name(where), 'torch': torch.__version__},
-        metrics=metrics, license=dataset.license, source=dataset.source)
+
     path = out / f'{recipe.network}-{dataset.name}.safetensors'
-    weights.save(path, averaged, card)
+    if first:
+        metrics = {}
+        if held and validation:
+            matrix = validate(trainer.averaged.eval(), *held, trainer.normalise, trainer.num_classes)
+            rows[-1]['miou'] = round(matrix.miou(), 2)
+            metrics[validation.split] = _metrics(matrix, recipe.network, validation)
+        save(seconds)
+        weights.save(path, trainer.averaged, trainer.card(metrics))
+        log.info('%s: %d epochs, %.0f s, %s', recipe.network, rows[-1]['epoch'], seconds, _speed(rows))
+    _leave(trainer)
     return path
 
 
-def _groups(network: nn.Module, decay: float) -> list[dict]:
-    """Weight decay acts on convolution weights, not on norms, PReLU slopes and biases."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    rest = [p for p in network.parameters() if p.ndim <= 1]
-    return [{'params': decayed, 'weight_decay': decay}, {'params': rest, 'weight_decay': 0.0}]
+def _speed(rows: list[dict[str, Any]]) -> str:
+    """How many images a second, and what bounds that: the device, if the host waited for it."""
+    recent = rows[-20:]
+    waited = sum(r['waited'] for r in recent) / len(recent)
+    bound = 'the device' if waited > 0.05 else 'the host (on a CPU they are one)'
+    return f'{sum(r["images_per_s"] for r in recent) / len(recent):.1f} images/s, bound by {bound}'
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(recipe).items()}
+def _leave(trainer: Trainer) -> None:
+    """Under torchrun, wait until the first process has written its files, and part."""
+    if trainer.world > 1:
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def _device(name: str) -> torch.device:
+    """Find a device; under torchrun 'auto' is the process's own GPU."""
+    if name == 'auto':
+        name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+        if device.type == 'cuda':
+            torch.cuda.set_device(device)
+    except (RuntimeError, AssertionError) as e:
+        raise TrainError(f'device {name!r} can not be used: {e}') from e
+    return device
 
 
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'CPU, {torch.get_num_threads()} threads'
+
+
+def _normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalise:
+    m, s = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
+    return lambda x: (x - m) / s
+
+
+def _loss(recipe: Recipe, frequency: Tensor, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    weight = losses.class_weights(frequency).to(device) if recipe.class_weights else None
+    if recipe.loss == 'ohem':
+        return lambda logits, y: losses.ohem(logits, y, weight)
+    if recipe.loss == 'owfl':
+        alpha, gamma = (t.to(device) for t in losses.focal_terms(frequency))
+        highest = int(gamma.max())
+        return lambda logits, y: losses.owfl(logits, y, alpha, gamma, highest_gamma=highest)
+    return lambda logits, y: losses.cross_entropy(logits, y, weight, smoothing=recipe.smoothing)
+
+
+def _optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """Build the optimiser; unless the recipe says so, norms, PReLU slopes and biases are not decayed."""
+    decayed = [p for p in network.parameters() if p.ndim > 1 or recipe.decay_all]
+    rest = [p for p in network.parameters() if p.ndim <= 1 and not recipe.decay_all]
+    groups: list[dict[str, Any]] = [{'params': decayed, 'weight_decay': recipe.weight_decay}]
+    if rest:
+        groups.append({'params': rest, 'weight_decay': 0.0})
+    fused = device.type == 'cuda'
+    if recipe.optimizer == 'sgd':
+        return torch.optim.SGD(groups, recipe.lr, momentum=0.9, fused=fused)
+    if recipe.optimizer == 'adam':
+        return torch.optim.Adam(groups, recipe.lr, fused=fused)
+    return torch.optim.AdamW(groups, recipe.lr, fused=fused)
+
+
+def _metrics(matrix: ConfusionMatrix, network: str, dataset: DataSet) -> dict[str, Any]:
+    iou = {name: round(float(v), 2) for name, v in zip(dataset.labels.names, matrix.iou()) if v == v}
+    return {'miou': round(matrix.miou(), 2), 'iou': iou,
+            'command': f'lightseg evaluate --model {network} --data {dataset.name} --split {dataset.split}'}
 
 
 def _read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
+        found = state['recipe']
     except Exception as e:
         raise TrainError(f'{path} is not a checkpoint that can be read ({e}); delete it to start anew') from e
-    if state['recipe'] != _plain(recipe):
-        differ = [k for k, v in _plain(recipe).items() if state['recipe'].get(k) != v]
+    differ = [k for k, v in recipe.plain().items() if found.get(k) != v]
+    if differ:
         raise TrainError(f'{path} was made with another recipe ({", ".join(differ)} differ); resume with the '
                          'same arguments, or choose another --out')
     return state
@@ -282,20 +518,22 @@ def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _write_log(path: Path, rows: list[dict]) -> None:
-    with open(path, 'w', newline='') as f:
+def _write_log(path: Path, rows: list[dict[str, Any]]) -> None:
+    temporary = path.with_suffix('.tmp')
+    with open(temporary, 'w', newline='') as f:
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+    os.replace(temporary, path)
 
 
-def _plot(path: Path, rows: list[dict], recipe: Recipe) -> None:
+def _plot(path: Path, rows: list[dict[str, Any]], recipe: Recipe) -> None:
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot
     figure, loss = pyplot.subplots(figsize=(8, 4.5), layout='constrained')
     loss.plot([r['epoch'] for r in rows], [r['loss'] for r in rows], color='tab:gray')
-    loss.set(xlabel='epoch', ylabel='training loss', title=f'{recipe.network}, {recipe.epochs} epochs')
+    loss.set(xlabel='epoch', ylabel='training loss', title=recipe.network)
     scored = [r for r in rows if r['miou'] is not None]
     if scored:
         miou = loss.twinx()
