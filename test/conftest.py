@@ -23,3 +23,26 @@ def camvid() -> Path:
         return data.camvid_root()
     except data.DataError as e:
         pytest.skip(str(e))
+
+
+@pytest.fixture(scope='session')
+def random_weights(tmp_path_factory) -> Path:
+    """A LAANet that was never trained, as a weights file: enough wherever labels need not make sense."""
+    import torch
+
+    from lightseg_ros import labels, networks, weights
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('weights') / 'laanet-camvid.safetensors'
+    card = weights.Card('laanet', labels.load('camvid'), (105.0, 103.0, 100.0), (71.0, 71.0, 68.0),
+                        (480, 360))
+    weights.save(path, networks.build('laanet', 11), card)
+    return path
+
+
+@pytest.fixture(scope='module')
+def ros():
+    """Initialise rclpy for a module of tests."""
+    rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
+    rclpy.init()
+    yield rclpy
+    rclpy.try_shutdown()

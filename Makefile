@@ -1,0 +1,46 @@
+# The same few words for people and CI. The first one that is called makes .venv, from PyPI, without a ROS distribution.
+PYTHON ?= python3
+INPUT ?= synthetic
+MODEL ?= laanet
+RESOLUTION ?=
+SECONDS ?= 30
+BIN := .venv/bin
+
+.PHONY: help demo test check bench clean
+
+help:
+	@echo 'make demo [INPUT=folder|video|bag|/dev/video0] [MODEL=laanet] [RESOLUTION=WxH] [SECONDS=30]'
+	@echo 'make test     tests'
+	@echo 'make check    ruff and mypy'
+	@echo 'make bench    speed tables for this machine'
+	@echo 'make clean    remove what the others made, .venv too'
+
+demo: .venv/run
+	$(BIN)/lightseg demo --input '$(INPUT)' --model '$(MODEL)' --resolution '$(RESOLUTION)' --seconds $(SECONDS)
+
+test: .venv/dev
+	$(BIN)/python -m pytest --durations=15
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/run
+	$(BIN)/lightseg bench
+
+clean:
+	rm -rf .venv out build install log lightseg_ros.egg-info
+
+# Each stamp is newer than the requirements that it was made from.
+.venv/run: requirements.txt setup.py setup.cfg
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' || { \
+	  echo 'ERROR: needs CPython 3.10 to 3.14 with venv (Debian, Ubuntu: apt install python3-venv); this is' \
+	  "$$($(PYTHON) --version); name another with PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/dev: .venv/run requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

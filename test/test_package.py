@@ -1,0 +1,132 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The package as ROS builds it: colcon, the installed tree, the parameter and the launch file."""
+import dataclasses
+import os
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory) -> Path:
+    """Build and install a copy of the package with colcon; returns the install prefix."""
+    colcon = shutil.which('colcon', path=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
+    if not colcon:
+        pytest.skip('colcon is not installed: pip install colcon-common-extensions')
+    folder = tmp_path_factory.mktemp('workspace')
+    source = folder / 'src' / 'lightseg_ros'
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(
+        '.*', 'out', 'runs', 'build', 'install', 'log', '*.egg-info', '__pycache__', 'shared'))
+    done = subprocess.run([colcon, '--log-base', 'log', 'build', '--event-handlers', 'console_direct+'],
+                          cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '1 package finished' in done.stdout
+    return folder / 'install' / 'lightseg_ros'
+
+
+def test_installed_tree(installed):
+    share = installed / 'share' / 'lightseg_ros'
+    for path in [ROOT / 'package.xml', *(ROOT / 'launch').glob('*.py'), *(ROOT / 'config').rglob('*.yaml'),
+                 *(ROOT / 'config').glob('*.xml'), *(ROOT / 'weights').glob('*.safetensors')]:
+        assert (share / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path
+    assert (installed / 'share/ament_index/resource_index/packages/lightseg_ros').is_file()
+    site, = installed.glob('lib/python*/site-packages/lightseg_ros')
+    for path in (ROOT / 'lightseg_ros').rglob('*.py'):
+        assert (site / path.relative_to(ROOT / 'lightseg_ros')).is_file(), path
+    assert not list(site.parent.glob('test'))
+
+
+def test_installed_scripts_run_from_anywhere(installed, tmp_path):
+    """ros2 run finds executables in lib/<package>; the package finds its data without the source tree."""
+    site, = installed.glob('lib/python*/site-packages')
+    environment = os.environ | {'PYTHONPATH': str(site)}
+    for name in ('segmentation_node', 'camera_node', 'lightseg'):
+        script = installed / 'lib' / 'lightseg_ros' / name
+        assert os.access(script, os.X_OK)
+        assert script.read_text().startswith('#!/usr/bin/env python3\n')
+    done = subprocess.run(
+        [sys.executable, '-c', 'import lightseg_ros, lightseg_ros.labels as l; '
+         'print(lightseg_ros.share_dir(), l.available())'],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    share = installed / 'share' / 'lightseg_ros'
+    assert done.stdout.strip() == f"{share} ['camvid', 'cityscapes']", done.stderr
+    done = subprocess.run(
+        [sys.executable, str(installed / 'lib/lightseg_ros/lightseg'), '--version'],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith('lightseg_ros ')
+
+
+def test_versions_agree():
+    import lightseg_ros
+    version = ElementTree.parse(ROOT / 'package.xml').findtext('version')
+    assert version == lightseg_ros.__version__
+    assert f"version='{version}'" in (ROOT / 'setup.py').read_text()
+    assert f'\n{version} ' in (ROOT / 'CHANGELOG.rst').read_text()
+
+
+def test_package_xml_names_what_the_code_imports():
+    root = ElementTree.parse(ROOT / 'package.xml').getroot()
+    named = {e.text for e in root if e.tag in ('exec_depend', 'depend')}
+    assert root.get('format') == '3'
+    # Checked where the import stands, so that a new one can't be forgotten.
+    imported = set()
+    for path in [*(ROOT / 'lightseg_ros').rglob('*.py'), *(ROOT / 'launch').glob('*.py')]:
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if len(words) > 1 and words[0] in ('import', 'from') and not words[1].startswith('.'):
+                imported.add(words[1].split('.')[0])
+    ros = {'rclpy', 'cv_bridge', 'sensor_msgs', 'std_msgs', 'std_srvs', 'diagnostic_msgs', 'vision_msgs',
+           'launch', 'launch_ros', 'rcl_interfaces', 'rosgraph_msgs', 'ament_index_python',
+           'lifecycle_msgs', 'nav_msgs', 'geometry_msgs'}
+    assert imported & ros <= named
+
+
+def test_parameter_file_equals_the_code():
+    pytest.importorskip('rclpy', reason='rclpy is not installed')
+    from lightseg_ros.nodes.segmentation import SegmentationParameters
+    with open(ROOT / 'config' / 'segmentation.yaml') as f:
+        written = yaml.safe_load(f)['/**']['ros__parameters']
+    assert written == dataclasses.asdict(SegmentationParameters())
+    assert list(written) == [f.name for f in dataclasses.fields(SegmentationParameters)]
+    for field in dataclasses.fields(SegmentationParameters):
+        assert type(written[field.name]) is type(field.default) and field.metadata['description']
+
+
+def test_shared_memory_profiles_hold_a_4k_image():
+    for name in ('fastdds.xml', 'fastdds_localhost.xml'):
+        tree = ElementTree.parse(ROOT / 'config' / name)
+        size = int(tree.findtext('.//{*}segment_size'))
+        assert size > 2 * 3840 * 2160 * 3
+    assert [e.text for e in tree.iterfind('.//{*}interfaceWhiteList/{*}address')] == ['127.0.0.1']
+
+
+def test_launch_file(installed, monkeypatch):
+    """`ros2 launch` really starts both nodes; here only where launch and launch_ros are installed."""
+    pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution, not from PyPI')
+    pytest.importorskip('rclpy')
+    monkeypatch.setenv('AMENT_PREFIX_PATH', os.pathsep.join(
+        [str(installed), *filter(None, [os.environ.get('AMENT_PREFIX_PATH')])]))
+    import importlib.util
+    spec = importlib.util.spec_from_file_location('segment', ROOT / 'launch' / 'segment.launch.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    import launch
+    from launch.actions import DeclareLaunchArgument
+    description = module.generate_launch_description()
+    arguments = {e.name: e for e in description.entities if isinstance(e, DeclareLaunchArgument)}
+    assert {'model', 'resolution', 'weights', 'device', 'image_topic', 'image_transport', 'params_file',
+            'namespace', 'use_sim_time', 'log_level', 'use_respawn', 'camera'} <= set(arguments)
+    assert all(a.description for a in arguments.values())
+    context = launch.LaunchContext()
+    context.launch_configurations.update(dict.fromkeys(arguments, ''), use_sim_time='false', log_level='info',
+                                         params_file='p.yaml', model='laanet', use_respawn='false')
+    node, = module.segmentation(context)
+    assert node.node_executable == 'segmentation_node'

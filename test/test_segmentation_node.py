@@ -1,0 +1,325 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The node in a process of its own, fed by real publishers over DDS."""
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
+
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue  # noqa: E402
+from rcl_interfaces.srv import SetParameters  # noqa: E402
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy  # noqa: E402
+from rclpy.time import Time  # noqa: E402
+from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
+from std_msgs.msg import Header, String  # noqa: E402
+
+from lightseg_ros import images, labels, segmenter  # noqa: E402
+from lightseg_ros.nodes.probe import NodeProcess, nodes  # noqa: E402
+
+RELIABLE = QoSProfile(depth=20, reliability=QoSReliabilityPolicy.RELIABLE)
+DEEP = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
+BEST_EFFORT = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+LATCHED = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
+                     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class Peer:
+    """A node of the test's own, that publishes images and keeps what comes back."""
+
+    def __init__(self, process, name='segmentation', kind=Image, topic='/image', qos=RELIABLE):
+        self.process = process
+        self.name = name
+        self.node = rclpy.create_node('tester')
+        self.publisher = self.node.create_publisher(kind, topic, qos)
+        self.got = {'label': [], 'overlay': [], 'confidence': []}
+        self.status = []
+        self.subscribe('label')
+        self.node.create_subscription(
+            DiagnosticArray, '/diagnostics',
+            lambda m: self.status.extend(s for s in m.status if s.name == f'{name}: frames'), 10)
+        self.spin(self.publisher.get_subscription_count, 60)
+        # Both ends have to find each other, in both directions; until then frames and labels may be lost.
+        self.sent = 0
+        frame = images.encode(picture(), 'rgb8' if kind is Image else 'png', self.header(), kind())
+        end = time.monotonic() + 30
+        while not self.got['label']:
+            assert time.monotonic() < end, process.log.read_text()
+            self.publisher.publish(frame)
+            self.sent += 1
+            for _ in range(10):
+                rclpy.spin_once(self.node, timeout_sec=0.03)
+
+    def subscribe(self, output):
+        return self.node.create_subscription(
+            Image, f'/{self.name}/{output}', self.got[output].append, RELIABLE)
+
+    def spin(self, until, timeout_s=20.0):
+        end = time.monotonic() + timeout_s
+        while not until():
+            assert time.monotonic() < end, f'nothing in {timeout_s} s; log: {self.process.log.read_text()}'
+            self.process.check()
+            rclpy.spin_once(self.node, timeout_sec=0.05)
+
+    def header(self, frame_id='cam'):
+        return Header(stamp=self.node.get_clock().now().to_msg(), frame_id=frame_id)
+
+    def send(self, msg, output='label'):
+        """Publish and wait for the answer to just this message."""
+        self.publisher.publish(msg)
+        self.spin(lambda: any(m.header == msg.header for m in self.got[output]))
+        return next(m for m in self.got[output] if m.header == msg.header)
+
+    def values(self):
+        """Diagnostics made after this call."""
+        self.status.clear()
+        self.spin(lambda: len(self.status) >= 2)
+        return {v.key: v.value for v in self.status[-1].values}
+
+    def close(self):
+        self.node.destroy_node()
+
+
+@pytest.fixture(scope='module')
+def process(ros, random_weights, tmp_path_factory):
+    with nodes(NodeProcess('segmentation', tmp_path_factory.mktemp('log') / 'node.log', {
+            'weights': str(random_weights), 'resolution': '128x96', 'diagnostics_rate': 10.0,
+            'overlay_alfa': 0.3})) as (process,):
+        yield process
+    assert process.process.returncode == 0
+
+
+def own(name, folder, parameters):
+    """Start a node beside the module's one, under another name and on topics of its own."""
+    remap = {'__node': name, 'image': f'/{name}/image', 'image/compressed': f'/{name}/image/compressed'}
+    return NodeProcess('segmentation', folder / 'node.log', parameters, remap)
+
+
+@pytest.fixture
+def tester(process):
+    tester = Peer(process)
+    yield tester
+    tester.close()
+
+
+@pytest.fixture(scope='module')
+def reference(random_weights):
+    """The same network in this process."""
+    return segmenter.load(random_weights, resolution='128x96')
+
+
+def picture(height=120, width=160, seed=0):
+    """Smooth noise, so that neighbouring pixels belong together."""
+    import cv2
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def test_label_is_the_network_s_and_the_header_the_input_s(tester, reference):
+    frame = picture()
+    sent = images.encode(frame, 'rgb8', tester.header('front_camera'), Image())
+    label = tester.send(sent)
+    assert label.header == sent.header and label.header.frame_id == 'front_camera'
+    assert (label.encoding, label.height, label.width, label.step) == ('mono8', 120, 160, 160)
+    expected = reference([frame])[0].labels
+    assert (images.decode(label)[..., 0] == expected).mean() > 0.999
+    assert len(np.unique(expected)) > 1
+
+
+@pytest.mark.parametrize(('height', 'width', 'padding', 'encoding'), [
+    (121, 163, 0, 'rgb8'), (120, 160, 32, 'rgb8'), (121, 163, 5, 'bgr8'), (75, 200, 3, 'mono8')])
+def test_odd_sizes_and_padded_steps(tester, reference, height, width, padding, encoding):
+    frame = picture(height, width, seed=1)
+    pixels = frame if encoding == 'rgb8' else frame[..., ::-1] if encoding == 'bgr8' else frame[..., 0]
+    rows = np.ascontiguousarray(pixels).reshape(height, -1)
+    msg = Image(header=tester.header(), height=height, width=width, encoding=encoding,
+                step=rows.shape[1] + padding)
+    # Padding of another colour: whoever ignores `step` sees a skewed image.
+    msg.data.frombytes(np.pad(rows, ((0, 0), (0, padding)), constant_values=255).tobytes())
+    label = images.decode(tester.send(msg))[..., 0]
+    expected = frame if encoding != 'mono8' else np.repeat(frame[..., :1], 3, 2)
+    assert label.shape == (height, width)
+    assert (label == reference([expected])[0].labels).mean() > 0.999
+
+
+def test_bad_frames_are_counted_and_forgotten(tester):
+    before = tester.values()
+    bad = Image(header=tester.header(), height=10, width=10, encoding='jp2', step=30)
+    tester.publisher.publish(bad)
+    tester.spin(lambda: tester.status and int(dict_of(tester.status[-1])['failed'])
+                == int(before['failed']) + 1)
+    assert "'jp2'" in dict_of(tester.status[-1])['last error']
+    assert tester.status[-1].level == b'\x02'
+    good = images.encode(picture(), 'rgb8', tester.header(), Image())
+    assert tester.send(good).width == 160
+    log = tester.process.log.read_text()
+    assert 'jp2' in log and "unknown parameter 'overlay_alfa'" in log and "'overlay_alpha'" in log
+
+
+def dict_of(status):
+    return {v.key: v.value for v in status.values}
+
+
+def test_best_effort_publishers_connect_too(process):
+    tester = Peer(process, qos=BEST_EFFORT)  # waits for a first label
+    assert tester.got['label'][0].encoding == 'mono8'
+    tester.close()
+
+
+def test_overlay_and_confidence_only_while_subscribed(tester, reference):
+    frame = picture()
+    tester.send(images.encode(frame, 'rgb8', tester.header(), Image()))
+    assert tester.node.count_publishers('/segmentation/overlay') == 1
+    subscriptions = [tester.subscribe('overlay'), tester.subscribe('confidence')]
+    deadline = time.monotonic() + 20
+    while not (tester.got['overlay'] and tester.got['confidence']):
+        assert time.monotonic() < deadline
+        tester.send(images.encode(frame, 'rgb8', tester.header(), Image()))
+        for _ in range(5):
+            rclpy.spin_once(tester.node, timeout_sec=0.05)
+    overlay, confidence = tester.got['overlay'][-1], tester.got['confidence'][-1]
+    expected = reference([frame], overlay=True, confidence=True)[0]
+    assert (overlay.encoding, overlay.step) == ('rgb8', 480)
+    assert (confidence.encoding, confidence.step) == ('mono8', 160)
+    difference = images.decode(overlay).astype(int) - expected.overlay
+    assert (abs(difference).max(2) <= 1).mean() > 0.999
+    assert abs(images.decode(confidence)[..., 0].astype(int) - expected.confidence).mean() < 1
+    for subscription in subscriptions:
+        tester.node.destroy_subscription(subscription)
+
+
+def set_parameter(tester, name, value):
+    client = tester.node.create_client(SetParameters, '/segmentation/set_parameters')
+    assert client.wait_for_service(10)
+    future = client.call_async(SetParameters.Request(parameters=[Parameter(name=name, value=value)]))
+    tester.spin(future.done)
+    return future.result().results[0]
+
+
+def double(value):
+    return ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
+
+
+def test_parameters_are_live_and_validated_or_read_only(tester):
+    assert set_parameter(tester, 'overlay_alpha', double(1.0)).successful
+    frame = picture()
+    subscription = tester.subscribe('overlay')
+    deadline = time.monotonic() + 20
+    while not tester.got['overlay']:
+        assert time.monotonic() < deadline
+        label = tester.send(images.encode(frame, 'rgb8', tester.header(), Image()))
+        tester.spin(lambda: True)
+        for _ in range(5):
+            rclpy.spin_once(tester.node, timeout_sec=0.05)
+    overlay = tester.got['overlay'][-1]
+    # At 1.0 the overlay is the class's colour alone.
+    palette = labels.load('camvid').palette()
+    assert (images.decode(overlay) == palette[images.decode(label)[..., 0]]).all()
+    tester.node.destroy_subscription(subscription)
+    assert not set_parameter(tester, 'overlay_alpha', double(1.5)).successful
+    text = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value='cpu')
+    assert not set_parameter(tester, 'device', text).successful
+    assert set_parameter(tester, 'overlay_alpha', double(0.5)).successful
+
+
+def test_classes_are_latched(tester):
+    try:
+        from vision_msgs.msg import LabelInfo
+    except ImportError:
+        got = []
+        tester.node.create_subscription(String, '/segmentation/label_info_json', got.append, LATCHED)
+        tester.spin(lambda: got)
+        assert labels.LabelSet.from_dict(json.loads(got[0].data)) == labels.load('camvid')
+    else:
+        got = []
+        tester.node.create_subscription(LabelInfo, '/segmentation/label_info', got.append, LATCHED)
+        tester.spin(lambda: got)
+        assert tuple(c.class_name for c in got[0].class_map) == labels.load('camvid').names
+
+
+def test_diagnostics(tester):
+    tester.send(images.encode(picture(), 'rgb8', tester.header(), Image()))
+    values = tester.values()
+    for key in ('fps in', 'fps out', 'received', 'processed', 'dropped', 'failed', 'age p50 (ms)',
+                'network p95 (ms)', 'decode max (ms)', 'publish p50 (ms)', 'memory (MB)'):
+        assert float(values[key]) >= 0, key
+    assert values['model'] == 'laanet' and values['device'] == 'CPU'
+    assert 0 < float(values['network p50 (ms)']) <= float(values['age max (ms)'])
+
+
+def test_newest_frame_wins_and_every_drop_is_counted(ros, random_weights, tmp_path):
+    """A network far slower than the camera: what is not segmented is counted, the last one is segmented."""
+    parameters = {'weights': str(random_weights), 'resolution': '960x720', 'diagnostics_rate': 10.0,
+                  # Reliable and deep, so that what is sent is received and the counts must be equal.
+                  'qos_overrides./slow/image.subscription.reliability': 'reliable',
+                  'qos_overrides./slow/image.subscription.depth': 100}
+    with nodes(own('slow', tmp_path, parameters)) as (process,):
+        tester = Peer(process, 'slow', topic='/slow/image', qos=DEEP)
+        before = settled(tester)
+        tester.got['label'].clear()
+        frame = picture(48, 64)
+        stamps = []
+        for _ in range(60):
+            header = tester.header()
+            stamps.append(Time.from_msg(header.stamp).nanoseconds)
+            tester.publisher.publish(images.encode(frame, 'rgb8', header, Image()))
+            rclpy.spin_once(tester.node, timeout_sec=0.01)
+        tester.spin(lambda: tester.got['label']
+                    and Time.from_msg(tester.got['label'][-1].header.stamp).nanoseconds == stamps[-1])
+        after = settled(tester)
+        seen = [Time.from_msg(m.header.stamp).nanoseconds for m in tester.got['label']]
+        tester.close()
+    assert seen == sorted(seen) and len(seen) < 60
+    assert {k: after[k] - before[k] for k in after} == {
+        'received': 60, 'processed': len(seen), 'dropped': 60 - len(seen), 'failed': 0}
+
+
+def settled(tester):
+    """Return the counters once every received frame is accounted for."""
+    while True:
+        values = tester.values()
+        counts = {k: int(values[k]) for k in ('received', 'processed', 'dropped', 'failed')}
+        if counts['received'] == counts['processed'] + counts['dropped'] + counts['failed']:
+            return counts
+
+
+def test_compressed_transport(ros, random_weights, tmp_path):
+    with nodes(own('packed', tmp_path, {'weights': str(random_weights), 'resolution': '128x96',
+                                        'image_transport': 'compressed'})) as (process,):
+        tester = Peer(process, 'packed', CompressedImage, '/packed/image/compressed')
+        sent = images.encode(picture(), 'png', tester.header(), CompressedImage())
+        label = tester.send(sent)
+        tester.close()
+    assert label.header == sent.header and (label.height, label.width) == (120, 160)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_clean_exit(ros, random_weights, tmp_path, number):
+    process = own('short', tmp_path, {'weights': str(random_weights), 'resolution': '128x96'})
+    with nodes(process):
+        tester = Peer(process, 'short', topic='/short/image')
+        tester.send(images.encode(picture(), 'rgb8', tester.header(), Image()))
+        tester.close()
+        process.process.send_signal(number)
+        assert process.process.wait(15) == 0
+    assert 'Traceback' not in process.log.read_text()
+
+
+@pytest.mark.parametrize(('parameter', 'message'), [
+    ('model:=segnet', "no packaged weights for 'segnet'; packaged:"),
+    ('resolution:=big', "resolution is 'big'; expected WIDTHxHEIGHT"),
+    ('overlay_alpha:=2.0', "'overlay_alpha' is 2.0; expected 0.0 to 1.0"),
+])
+def test_a_wrong_parameter_is_one_line_and_exit_code_1(random_weights, parameter, message):
+    weights = [] if parameter.startswith('model') else ['-p', f'weights:={random_weights}']
+    done = subprocess.run([sys.executable, '-m', 'lightseg_ros.nodes.segmentation', '--ros-args', *weights,
+                           '-p', parameter], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    error, = (line for line in done.stderr.splitlines() if line.startswith('ERROR: '))
+    assert message in error and 'Traceback' not in done.stderr
