@@ -1,15 +1,26 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The networks, one flat file a paper, and how to build one by name."""
+from collections.abc import Callable
 import inspect
 from typing import Any
 
 from torch import nn
 
+from .affnet import AFFNet
+from .elanet import ELANet, elanet_released
+from .fbsnet import FBSNet, FBSNetReleased
 from .laanet import LAANet
+from .lrnnet import LRNNet
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
     'laanet': LAANet,
+    'fbsnet': FBSNet,
+    'fbsnet_released': FBSNetReleased,
+    'elanet': ELANet,
+    'elanet_released': elanet_released,
+    'lrnnet': LRNNet,
+    'affnet': AFFNet,
 }
 
 
@@ -41,20 +52,9 @@ def build(name: str, num_classes: int, **chosen: Any) -> nn.Module:
         raise NetworkError(f'num_classes is {num_classes!r}; expected 1 to 255 (a label is one byte, '
                            '255 means unlabeled)')
     try:
-        network = NETWORKS[name](num_classes, **{k: _tuples(v) for k, v in chosen.items()})
-    except ValueError as e:
+        return NETWORKS[name](num_classes, **{k: _tuples(v) for k, v in chosen.items()})
+    except (ValueError, TypeError) as e:
         raise NetworkError(f'{name}: {e}') from e
-    initialise(network)
-    return network
-
-
-def initialise(network: nn.Module) -> None:
-    """Kaiming-normal (fan-in) convolutions, zero biases; norms and PReLU keep torch's 1, 0 and 0.25."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode='fan_in', nonlinearity='relu')
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def _tuples(value: Any) -> Any:

@@ -11,7 +11,19 @@ text leaves open is an option below, with the choice that was made as its defaul
 import torch
 from torch import nn, Tensor
 
-from .layers import BNPReLU, check_choice, conv, ConvBNPReLU, Down, global_mean, resize, shuffle
+from .layers import (
+    BNPReLU,
+    check_choice,
+    check_dilations,
+    check_stages,
+    conv,
+    ConvBNPReLU,
+    Down,
+    global_mean,
+    initialise,
+    resize,
+    shuffle,
+)
 
 INTERACTIONS = ('cross', 'one_way', 'none')
 POOLS = ('max', 'avg')
@@ -115,11 +127,11 @@ class LAANet(nn.Module):
     """
     RGB (N, 3, H, W), normalised float -> logits (N, num_classes, H, W), for H and W from 64 up.
 
-    Options (the paper's ablations; none but `affu` changes a count):
-    `dilations`: of the 3 blocks at 1/4 and of the 6 at 1/8; `interaction`: between the halves of a block,
-    'cross' (both paths take the sum), 'one_way' (the dilated path does) or 'none'; `adpp_pool`: 'max' or
-    'avg'; `adpp_dilations`: of the three pyramid levels; `affu`: 'full', 'ica' (channel attention only),
-    'isa' (spatial attention only) or 'none'.
+    Options (the paper's ablations; none but `affu` changes a count): `dilations`: of the blocks at 1/4 and
+    of those at 1/8, as many as there are (3 and 6); `interaction`: between the halves of a block, 'cross'
+    (both paths take the sum), 'one_way' (the dilated path does) or 'none'; `adpp_pool`: 'max' or 'avg';
+    `adpp_dilations`: of the three pyramid levels; `affu`: 'full', 'ica' (channel attention only), 'isa'
+    (spatial attention only) or 'none'.
     """
 
     def __init__(self, num_classes: int, *,
@@ -127,6 +139,10 @@ class LAANet(nn.Module):
                  interaction: str = 'cross', adpp_pool: str = 'max',
                  adpp_dilations: tuple[int, int, int] = (1, 2, 4), affu: str = 'full'):
         super().__init__()
+        check_stages('dilations', dilations)
+        check_dilations('adpp_dilations', adpp_dilations)
+        if len(adpp_dilations) != 3:
+            raise ValueError(f'adpp_dilations is {adpp_dilations!r}; expected three, one for each level')
         check_choice('interaction', interaction, INTERACTIONS)
         check_choice('adpp_pool', adpp_pool, POOLS)
         check_choice('affu', affu, ATTENTIONS)
@@ -140,6 +156,7 @@ class LAANet(nn.Module):
         self.affu4 = AFFU(64, 32, 32, affu)
         self.affu2 = AFFU(32, 32, 32, affu)
         self.classifier = conv(32, num_classes, 1, bias=True)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         f2 = self.stem(x)

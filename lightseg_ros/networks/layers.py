@@ -12,6 +12,33 @@ def check_choice(option: str, value: object, choices: tuple) -> None:
         raise ValueError(f'{option} is {value!r}; expected one of {", ".join(map(repr, choices))}')
 
 
+def check_dilations(option: str, value: object) -> None:
+    """Raise `ValueError` where `value` is no tuple of dilations."""
+    if not (isinstance(value, tuple) and all(type(v) is int and v >= 1 for v in value)):
+        raise ValueError(f'{option} is {value!r}; expected dilations, whole numbers from 1 up')
+
+
+def check_stages(option: str, value: object) -> None:
+    """Raise `ValueError` where `value` is not two tuples of dilations: of the blocks at 1/4 and at 1/8."""
+    if not (isinstance(value, tuple) and len(value) == 2):
+        raise ValueError(f'{option} is {value!r}; expected two lists, for the blocks at 1/4 and at 1/8')
+    for stage in value:
+        check_dilations(option, stage)
+
+
+def initialise(network: nn.Module) -> None:
+    """
+    Kaiming-normal (fan-in) 2-D convolutions with zero biases; all else keeps torch's defaults.
+
+    Every network calls it at the end of its constructor; what a paper wants otherwise follows there.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode='fan_in', nonlinearity='relu')
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def same_padding(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
     """Padding per axis that keeps the size of a stride-1 convolution with odd kernels."""
     return dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2
@@ -60,16 +87,25 @@ class Down(nn.Module):
         return self.act(torch.cat([self.conv(x), self.pool(x)], 1))
 
 
-def resize(x: Tensor, like: Tensor | tuple[int, int]) -> Tensor:
-    """Bilinear resize (half-pixel centres) to the height and width of `like`, a tensor or (H, W)."""
-    size = like if isinstance(like, tuple) else (like.shape[2], like.shape[3])
-    return F.interpolate(x, size=size, mode='bilinear', align_corners=False)
+def size(x: Tensor) -> tuple[int, int]:
+    """Height and width of (N, C, H, W), as plain numbers also where a graph is traced: graphs are static."""
+    return int(x.shape[2]), int(x.shape[3])
+
+
+def resize(x: Tensor, like: Tensor) -> Tensor:
+    """Bilinear resize (half-pixel centres) to the height and width of `like`."""
+    return F.interpolate(x, size=size(like), mode='bilinear', align_corners=False)
+
+
+def crop(x: Tensor, like: Tensor) -> Tensor:
+    """Leave out rows at the bottom and columns on the right that `like` does not have."""
+    h, w = size(like)
+    return x if size(x) == (h, w) else x[:, :, :h, :w]
 
 
 def shuffle(x: Tensor) -> Tensor:
     """Channel shuffle with two groups (ShuffleNet): view (2, C/2), transpose, flatten."""
-    n, c, h, w = x.shape
-    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+    return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def global_mean(x: Tensor) -> Tensor:
