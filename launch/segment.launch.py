@@ -10,8 +10,7 @@ from pathlib import Path
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
-from launch.conditions import IfCondition
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration, NotEqualsSubstitution
+from launch.substitutions import EnvironmentVariable
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
@@ -37,27 +36,29 @@ OTHERS = {
 }
 
 
-def segmentation(context: LaunchContext) -> list[Node]:
-    """Make the segmentation node; only arguments that were given override the params_file."""
+def nodes(context: LaunchContext) -> list[Node]:
+    """Make the nodes; only arguments that were given override the params_file."""
     value = context.launch_configurations
     given = {name: ParameterValue(value[name], value_type=str) for name in PARAMETERS if value[name]}
-    return [Node(
-        package='lightseg_ros', executable='segmentation_node', name='segmentation',
-        namespace=value['namespace'], output='screen', emulate_tty=True,
-        respawn=value['use_respawn'] == 'true', respawn_delay=2.0,
-        arguments=['--ros-args', '--log-level', value['log_level']],
-        remappings=remappings(),
-        parameters=[value['params_file'], {**given, 'use_sim_time': value['use_sim_time'] == 'true'}])]
-
-
-def remappings() -> list[tuple]:
-    topic = LaunchConfiguration('image_topic')
-    return [('image', topic), ('image/compressed', [topic, '/compressed'])]
+    use_sim_time = {'use_sim_time': value['use_sim_time'] == 'true'}
+    common = {
+        'package': 'lightseg_ros', 'namespace': value['namespace'], 'output': 'screen', 'emulate_tty': True,
+        'arguments': ['--ros-args', '--log-level', value['log_level']],
+        'remappings': [('image', value['image_topic']),
+                       ('image/compressed', f'{value["image_topic"]}/compressed')]}
+    segmentation = Node(
+        executable='segmentation_node', name='segmentation', respawn=value['use_respawn'] == 'true',
+        respawn_delay=2.0, parameters=[value['params_file'], {**given, **use_sim_time}], **common)
+    if value['camera'] == 'none':
+        return [segmentation]
+    source = {'source': ParameterValue(value['camera'], value_type=str), 'loop': True}
+    transport = {name: given[name] for name in ('image_transport',) if name in given}
+    return [segmentation, Node(executable='camera_node', name='camera',
+                               parameters=[{**source, **transport, **use_sim_time}], **common)]
 
 
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments and pass them on to the nodes."""
-    camera = LaunchConfiguration('camera')
     return LaunchDescription([
         *(DeclareLaunchArgument(name, default_value='', description=text, choices=choices)
           for name, (text, choices) in PARAMETERS.items()),
@@ -66,13 +67,5 @@ def generate_launch_description() -> LaunchDescription:
         # Images need a larger shared-memory segment than Fast DDS's own; a profile that the user set stays.
         SetEnvironmentVariable('FASTDDS_DEFAULT_PROFILES_FILE', EnvironmentVariable(
             'FASTDDS_DEFAULT_PROFILES_FILE', default_value=str(SHARE / 'config' / 'fastdds.xml'))),
-        OpaqueFunction(function=segmentation),
-        Node(package='lightseg_ros', executable='camera_node', name='camera',
-             namespace=LaunchConfiguration('namespace'), output='screen', emulate_tty=True,
-             condition=IfCondition(NotEqualsSubstitution(camera, 'none')),
-             arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
-             remappings=remappings(),
-             parameters=[{'source': ParameterValue(camera, value_type=str), 'loop': True,
-                          'use_sim_time': ParameterValue(LaunchConfiguration('use_sim_time'),
-                                                         value_type=bool)}]),
+        OpaqueFunction(function=nodes),
     ])

@@ -109,7 +109,7 @@ def test_shared_memory_profiles_hold_a_4k_image():
 
 
 def test_launch_file(installed, monkeypatch):
-    """`ros2 launch` really starts both nodes; here only where launch and launch_ros are installed."""
+    """The arguments and nodes of the launch file, where launch and launch_ros are installed."""
     pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution, not from PyPI')
     pytest.importorskip('rclpy')
     monkeypatch.setenv('AMENT_PREFIX_PATH', os.pathsep.join(
@@ -127,6 +127,8 @@ def test_launch_file(installed, monkeypatch):
     assert all(a.description for a in arguments.values())
     context = launch.LaunchContext()
     context.launch_configurations.update(dict.fromkeys(arguments, ''), use_sim_time='false', log_level='info',
-                                         params_file='p.yaml', model='laanet', use_respawn='false')
-    node, = module.segmentation(context)
-    assert node.node_executable == 'segmentation_node'
+                                         params_file='p.yaml', model='laanet', use_respawn='false',
+                                         camera='synthetic')
+    assert [n.node_executable for n in module.nodes(context)] == ['segmentation_node', 'camera_node']
+    context.launch_configurations['camera'] = 'none'
+    assert [n.node_executable for n in module.nodes(context)] == ['segmentation_node']
