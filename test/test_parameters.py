@@ -47,8 +47,8 @@ def node_of():
 
 
 def test_declares_every_field_with_its_description_and_range(node_of):
-    node = node_of(width=7, rate=10)  # a whole number for a float
-    assert declare(node, Values) == Values(width=7, rate=10.0)
+    node = node_of(width=7, rate=10, source=0)  # whole numbers for a float and for a text
+    assert declare(node, Values) == Values(width=7, rate=10.0, source='0')
     assert node.get_parameter('rate').value == 10.0 and node.get_parameter('loop').value is True
     rate, width = node.describe_parameter('rate'), node.describe_parameter('width')
     assert rate.description == 'Frames a second.' and rate.floating_point_range[0].to_value == 100.0

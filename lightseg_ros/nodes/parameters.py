@@ -46,18 +46,18 @@ def declare(node: Node, cls: type[T]) -> T:
     """
     Declare every field of the dataclass `cls` on the node; return it filled with the values in force.
 
-    A whole number is taken for a float field (`rate:=10`). A name that was given and that is no field is
-    reported as a warning, with the nearest one; rclpy would ignore it in silence. (No error: one parameter
-    file may serve several nodes.) `ParameterError` where a type, a range, a choice or the class's own check
-    fails.
+    A whole number is taken for a float or a text (`rate:=10`, `source:=0`). A name that was given and that
+    is no field is reported as a warning, with the nearest one; rclpy would ignore it in silence. (No error:
+    one parameter file may serve several nodes.) `ParameterError` where a type, a range, a choice or the
+    class's own check fails.
     """
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     given = node._parameter_overrides  # rclpy offers no other way to see what was given but never declared
     values = {}
     for field in fields:
         value = given[field.name].value if field.name in given else field.default
-        if isinstance(field.default, float) and type(value) is int:
-            value = float(value)
+        if type(value) is int and isinstance(field.default, (float, str)):
+            value = type(field.default)(value)
         if type(value) is not type(field.default):
             raise ParameterError(f'parameter {field.name!r} is {value!r} ({type(value).__name__}); expected '
                                  f'{type(field.default).__name__}, such as {field.default!r}')

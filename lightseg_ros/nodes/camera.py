@@ -1,0 +1,172 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The camera node: publishes a folder, a video, a bag, a device or the synthetic street as a camera would."""
+from dataclasses import dataclass
+import sys
+import threading
+from time import monotonic
+
+import cv2
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from .. import images
+from ..sources import Frame, open_source
+from .lifetime import run
+from .parameters import declare, parameter, watch
+
+QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
+OUTPUTS = {'raw': (Image, 'image'), 'compressed': (CompressedImage, 'image/compressed')}
+
+
+@dataclass(frozen=True)
+class CameraParameters:
+    """Parameters of the node."""
+
+    source: str = parameter(
+        'synthetic', "'synthetic' (built-in street), a folder of images, a video, a bag, '/dev/video0' or "
+        'its number.', read_only=True)
+    topic: str = parameter('', 'Image topic of a bag; empty: the only one there is.', read_only=True)
+    rate: float = parameter(
+        0.0, "Frames a second; 0 is the source's own: a video's rate, a bag's stamps, a device's frames as "
+        'they come, 10 for a folder, 15 for the street.', limits=(0.0, 1000.0))
+    width: int = parameter(
+        0, "Width of the image in pixels; 0 is the source's own, or what keeps the shape.",
+        limits=(0, 16384), read_only=True)
+    height: int = parameter(
+        0, "Height of the image in pixels; 0 is the source's own, or what keeps the shape.",
+        limits=(0, 16384), read_only=True)
+    loop: bool = parameter(False, 'Begin again after the last frame.')
+    count: int = parameter(0, 'End after this many frames; 0 is never.', limits=(0, 2 ** 62), read_only=True)
+    frame_id: str = parameter('camera', 'frame_id of every header.')
+    encoding: str = parameter('rgb8', 'Encoding of raw images.', choices=('rgb8', 'bgr8'), read_only=True)
+    image_transport: str = parameter(
+        'raw', 'raw publishes image, compressed (JPEG) image/compressed.', choices=tuple(OUTPUTS),
+        read_only=True)
+    seed: int = parameter(0, 'Which synthetic street.', limits=(0, 2 ** 31), read_only=True)
+
+
+class CameraNode(Node):
+    """
+    Publishes `image` (or `image/compressed`), `camera_info`, and where the source knows it `~/ground_truth`.
+
+    All three have the same header, stamped when the frame goes out. A thread reads, waits and publishes, so
+    that a slow source does not hold up the executor. After a pause frames go on at their rate, in no burst.
+    """
+
+    def __init__(self) -> None:
+        super().__init__('camera')
+        self._settings = p = declare(self, CameraParameters)
+        log = self.get_logger()
+        self._source = open_source(p.source, topic=p.topic, rate=p.rate, width=p.width, height=p.height,
+                                   seed=p.seed, warn=lambda text: log.warning(text))
+        kind, topic = OUTPUTS[p.image_transport]
+        overriding = QoSOverridingOptions.with_default_policies()
+        self._image = self.create_publisher(kind, topic, QOS, qos_overriding_options=overriding)
+        self._camera_info = self.create_publisher(
+            CameraInfo, 'camera_info', QOS, qos_overriding_options=overriding)
+        self._truth = self.create_publisher(
+            Image, '~/ground_truth', QOS, qos_overriding_options=overriding)
+        watch(self, p, self._apply)
+        self._error: ValueError | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name='camera', daemon=True)
+        self._thread.start()
+        log.info(f'{self._source.description}: publishing {self._image.topic_name}')
+
+    def destroy_node(self) -> None:
+        """Let the thread finish its frame, then take down the publishers."""
+        if hasattr(self, '_thread'):
+            self._stop.set()
+            # A device's read may block for seconds; the thread is a daemon and ends with the process.
+            self._thread.join(timeout=2.0)
+        super().destroy_node()
+
+    def done(self) -> bool:
+        """Return whether the last frame is out; raises the source's error if it ended with one."""
+        if self._error is not None:
+            raise self._error
+        return not self._thread.is_alive()
+
+    def _apply(self, new: CameraParameters) -> None:
+        self._settings = new
+
+    def _work(self) -> None:
+        try:
+            count = self._play()
+        except ValueError as e:
+            self._error = e
+            return
+        except RuntimeError:
+            if self.context.ok():
+                raise
+            return  # SIGTERM shuts the context down at once, maybe under a frame that is going out
+        if not self._stop.is_set():
+            self._image.wait_for_all_acked(Duration(seconds=2))
+            self._truth.wait_for_all_acked(Duration(seconds=2))
+            self.get_logger().info(f'{count} frames published, no more to come')
+
+    def _play(self) -> int:
+        """Publish until the source ends or `_stop` is set; returns the number of frames."""
+        count = 0
+        due = monotonic()
+        while True:
+            last_ns = None
+            for frame in self._source.frames():
+                period = self._period(frame, last_ns) if count else 0.0
+                last_ns = frame.stamp_ns
+                # Up to a period of lateness is caught up, more than that is let go: no burst.
+                next_due = max(due + period, monotonic() - period)
+                if self._source.live and monotonic() < next_due - period / 4:
+                    continue  # the device is faster than wanted
+                due = next_due
+                if self._stop.wait(max(due - monotonic(), 0.0)):
+                    return count
+                self._publish(frame)
+                count += 1
+                if count == self._settings.count:
+                    return count
+            if not self._settings.loop:
+                return count
+
+    def _period(self, frame: Frame, last_ns: int | None) -> float:
+        """Seconds that should lie between the frame and the one before it."""
+        rate = self._settings.rate or self._source.rate
+        if rate:
+            return 1 / rate
+        if frame.stamp_ns is None or last_ns is None:
+            return 0.0
+        return max(frame.stamp_ns - last_ns, 0) / 1e9
+
+    def _publish(self, frame: Frame) -> None:
+        p = self._settings
+        header = Header(stamp=self.get_clock().now().to_msg(), frame_id=p.frame_id)
+        # The image last: who waits for it has the rest by then.
+        if frame.truth is not None and self._truth.get_subscription_count():
+            self._truth.publish(images.encode(frame.truth, 'mono8', header, Image()))
+        height, width = frame.rgb.shape[:2]
+        info = CameraInfo(header=header, height=height, width=width)  # all zeros: not calibrated
+        if frame.calibration is not None:
+            c = frame.calibration
+            info.k, info.r, info.p = c.k.ravel(), c.r.ravel(), c.p.ravel()
+            info.d, info.distortion_model = list(c.d), c.model
+        self._camera_info.publish(info)
+        if p.image_transport == 'compressed':
+            self._image.publish(images.encode(frame.rgb, 'jpeg', header, CompressedImage()))
+        else:
+            rgb = frame.rgb if p.encoding == 'rgb8' else frame.rgb[..., ::-1]
+            self._image.publish(images.encode(rgb, p.encoding, header, Image()))
+
+
+def main() -> None:
+    """Console script `camera_node`."""
+    cv2.setNumThreads(1)  # the other cores are the network's
+    sys.exit(run(CameraNode, lambda node: isinstance(node, CameraNode) and node.done()))
+
+
+if __name__ == '__main__':
+    main()
