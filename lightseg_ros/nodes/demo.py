@@ -1,7 +1,10 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The demo: watches a camera and a segmentation node at work, and shows what came of it."""
+from collections.abc import Iterator
+from contextlib import contextmanager
 import json
+import os
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -139,7 +142,8 @@ def _write_video(path: Path, album: Album) -> None:
     """VP8 in WebM: frame beside overlay; browsers play it, and OpenCV's wheels can write it."""
     first = album.page(0)
     height, width = first['frame'].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'VP80'), VIDEO_FPS, (2 * width, height))
+    with _silent_stderr():  # OpenCV complains of the tag, and writes the file as it should
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'VP80'), VIDEO_FPS, (2 * width, height))
     for i in range(len(album.pages)):
         page = album.page(i)
         if page['frame'].shape == first['frame'].shape:
@@ -154,6 +158,10 @@ def _write_sheet(path: Path, album: Album, labels: LabelSet) -> None:
     columns = [k for k in ('frame', 'overlay', 'truth') if all(k in p for p in pages)]
     pages = [p for p in pages if p['frame'].shape == pages[0]['frame'].shape]
     sheet = np.vstack([np.hstack([p[k] for k in columns]) for p in pages])
+    for i, name in enumerate(columns):
+        at = 10 + i * pages[0]['frame'].shape[1], 26
+        for colour, thickness in (((0, 0, 0), 4), ((255, 255, 255), 1)):
+            cv2.putText(sheet, name, at, cv2.FONT_HERSHEY_SIMPLEX, 0.7, colour, thickness, cv2.LINE_AA)
     legend = np.full((30 * -(-len(labels) // 6) + 10, sheet.shape[1], 3), 255, np.uint8)
     step = sheet.shape[1] // 6
     for i, (name, (r, g, b)) in enumerate(zip(labels.names, labels.colors)):
@@ -161,6 +169,19 @@ def _write_sheet(path: Path, album: Album, labels: LabelSet) -> None:
         cv2.rectangle(legend, (x, y), (x + 24, y + 20), (b, g, r), -1)
         cv2.putText(legend, name, (x + 32, y + 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     cv2.imwrite(str(path), np.vstack([sheet, legend]))
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep what C++ code writes to stderr off the terminal."""
+    kept = os.dup(2)
+    with open(os.devnull, 'w') as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _jpeg(rgb: np.ndarray) -> np.ndarray:

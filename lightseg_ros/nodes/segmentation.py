@@ -157,8 +157,8 @@ class SegmentationNode(Node):
         msg = DiagnosticArray()
         msg.header.stamp = self.get_clock().now().to_msg()
         msg.status.append(DiagnosticStatus(
-            level=bytes([status.level]), name=f'{self.get_fully_qualified_name()[1:]}: frames', message=status.summary,
-            hardware_id=str(self._segmenter.device),
+            level=bytes([status.level]), message=status.summary,
+            name=f'{self.get_fully_qualified_name()[1:]}: frames', hardware_id=str(self._segmenter.device),
             values=[KeyValue(key=k, value=v) for k, v in status.values.items()]))
         self._diagnostics.publish(msg)
 
