@@ -128,13 +128,13 @@ class Bag:
         raise BagError(f'{self.path} has {what}; its image topics: {known}'
                        + ('. Name one with --image-topic' if found else ''))
 
-    def messages(self, *topics: str) -> Iterator[Recorded]:
-        """Yield these topics' messages by recording time; `BagError` where the bag breaks off."""
+    def messages(self, *topics: str, start_ns: int | None = None) -> Iterator[Recorded]:
+        """Yield the topics' messages by recording time, from `start_ns` on; `BagError` if it breaks off."""
         count = 0
         try:
             for reader in self._readers:
                 wanted = [c for c in reader.connections if c.topic in topics]
-                for c, time_ns, raw in reader.messages(wanted) if wanted else ():
+                for c, time_ns, raw in reader.messages(wanted, start_ns) if wanted else ():
                     yield Recorded(c.topic, c.msgtype, time_ns, bytes(raw), isinstance(reader, Reader1))
                     count += 1
         except Exception as e:  # every storage format has its own errors

@@ -75,6 +75,12 @@ class LatencyStats:
         self.count += 1
         self.max = max(self.max, ms)
 
+    def merge(self, other: 'LatencyStats') -> None:
+        """Add another's frames."""
+        self._values.extend(other._values)
+        self.count += other.count
+        self.max = max(self.max, other.max)
+
     def summary(self) -> dict[str, float]:
         """`count`, and `mean`, `p50`, `p95`, `p99`, `max` in ms (0 where there is no frame yet)."""
         values = np.fromiter(self._values, np.float64)

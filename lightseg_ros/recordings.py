@@ -1,0 +1,279 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a bag holds for scoring: its frames in order, each with its ground truth, cut into tasks."""
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import cv2
+import numpy as np
+
+from . import bags, images
+from .bags import Bag, BagError
+from .images import ImageError
+from .labels import LabelError, LabelSet
+
+# Labels that are read before their frame's turn; more means that the two topics are in another order.
+KEPT_LABELS = 64
+
+
+@dataclass(frozen=True)
+class Truth:
+    """
+    Where ground truth comes from: a topic of the bag, or a folder of label images named by their stamps.
+
+    `source_ids`: the label images hold the data set's own ids (as CamVid's files do) instead of class ids
+    with 255 as void. `tolerance_ns`: how far the stamps of a frame and its label may differ. `rate`: Hz, for
+    files named by frame numbers, see `bags.folder_stamps`.
+    """
+
+    topic: str | None = None
+    folder: Path | None = None
+    source_ids: bool = False
+    tolerance_ns: int = 5_000_000
+    rate: float = 30.0
+
+    def __bool__(self) -> bool:
+        return self.topic is not None or self.folder is not None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Message number `place` of a topic: read from `start_ns` on (None: all), where number `begin` lies."""
+
+    place: int
+    start_ns: int | None = None
+    begin: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    A run of a bag's frames that one worker scores: numbers `first` to `last` (exclusive) of the image topic.
+
+    `start`: the frame before, from which the first one's temporal consistency is measured. `partners`: of
+    each frame, where its label lies on the label topic, or the label's file, or None.
+    """
+
+    bag: str
+    topic: str
+    first: int
+    last: int
+    start: Place
+    partners: tuple[Place | str | None, ...]
+    truth: Truth
+
+
+@dataclass
+class Recording:
+    """What `survey` found in a bag: recording times and stamps of its frames, and each one's label."""
+
+    path: Path
+    topic: str
+    truth: Truth
+    times: list[int]
+    stamps: list[int]
+    partners: list[Place | str | None]
+    counts: dict[str, int]
+    notes: list[str]
+    sha256: str
+
+    def tasks(self, size: int) -> list[Task]:
+        """Cut into tasks of `size` frames."""
+        firsts = range(0, len(self.times), size)
+        return [Task(str(self.path), self.topic, first, first + len(partners), start, partners, self.truth)
+                for first, start in zip(firsts, places(self.times, [first - 1 for first in firsts]))
+                for partners in [tuple(self.partners[first:first + size])]]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a result says about its source."""
+        folder = str(self.truth.folder) if self.truth.folder else None
+        return {'name': self.path.name, 'path': str(self.path), 'sha256': self.sha256,
+                'image_topic': self.topic, 'label_topic': self.truth.topic, 'label_folder': folder,
+                'frames': len(self.times), 'notes': self.notes}
+
+
+@dataclass
+class Frame:
+    """
+    A decoded frame with its ground truth, class ids (H, W) uint8.
+
+    `counted` is False for the one before a task's first: it only begins the comparison.
+    """
+
+    source: str
+    index: int
+    stamp_ns: int
+    rgb: np.ndarray
+    truth: np.ndarray | None = None
+    decode_ms: float = 0.0
+    frame_id: str = ''
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A frame ('failed', 'before' if it would not be counted) or a label ('truth_failed') of no use."""
+
+    what: str
+    reason: str
+
+
+def survey(path: str | Path, image_topic: str | None = None, truth: Truth | None = None) -> Recording:
+    """
+    Read a bag's stamps, find each frame's ground truth, count what has none.
+
+    A frame and a label belong together if their stamps are nearest within the tolerance; each is used once.
+    `BagError` for a bag that does not open or lacks the topic; one that breaks off is used as far as it goes.
+    """
+    truth = truth or Truth()
+    with Bag(path) as bag:
+        notes = bag.notes
+        topic = bag.image_topic(image_topic, exclude=[truth.topic] if truth.topic else []).name
+        wanted = [topic, bag.image_topic(truth.topic).name] if truth.topic else [topic]
+        times: dict[str, list[int]] = {t: [] for t in wanted}
+        stamps: dict[str, list[int]] = {t: [] for t in wanted}
+        try:
+            for message in bag.messages(*wanted):
+                times[message.topic].append(message.time_ns)
+                stamps[message.topic].append(message.stamp_ns())
+        except BagError as e:
+            notes.append(str(e))
+    labels: Sequence[Place | str] = []
+    label_stamps: list[int] = []
+    if truth.topic:
+        label_stamps = stamps[truth.topic]
+        labels = places(times[truth.topic], range(len(label_stamps)))
+    elif truth.folder:
+        files = bags.image_files(truth.folder)
+        label_stamps, labels = bags.folder_stamps(files, truth.rate), [str(f) for f in files]
+    found = stamps[topic]
+    matches = match(found, label_stamps, truth.tolerance_ns)
+    counts = {'read': len(found), 'duplicate_stamps': len(found) - len(set(found)),
+              'stamps_back': sum(b < a for a, b in zip(found, found[1:]))}
+    if truth:
+        matched = sum(m is not None for m in matches)
+        counts |= {'without_truth': len(found) - matched,
+                   'truth_without_frame': len(label_stamps) - matched}
+    return Recording(Path(path), topic, truth, times[topic], found,
+                     [None if m is None else labels[m] for m in matches], counts, notes, bags.digest(path))
+
+
+def match(stamps: Sequence[int], others: Sequence[int], tolerance: int) -> list[int | None]:
+    """Pair each stamp with the place of the nearest other within the tolerance, each used once; ns."""
+    order = sorted(range(len(others)), key=lambda i: others[i])
+    values = [others[i] for i in order]
+    pairs = []
+    for i, stamp in enumerate(stamps):
+        for j in range(bisect_left(values, stamp - tolerance), len(values)):
+            if values[j] > stamp + tolerance:
+                break
+            pairs.append((abs(values[j] - stamp), i, order[j]))
+    out: list[int | None] = [None] * len(stamps)
+    used = set()
+    for _, i, j in sorted(pairs):
+        if out[i] is None and j not in used:
+            out[i] = j
+            used.add(j)
+    return out
+
+
+def places(times: Sequence[int], numbers: Sequence[int]) -> list[Place]:
+    """Where messages lie by their recording times; if those jump back, reading begins at the beginning."""
+    if any(b < a for a, b in zip(times, times[1:])):
+        return [Place(n) for n in numbers]
+    starts = [times[max(0, n)] for n in numbers]
+    return [Place(n, start, bisect_left(times, start)) for n, start in zip(numbers, starts)]
+
+
+def read(task: Task, labels: LabelSet) -> Iterator[Frame | Skip]:
+    """Decode a task's frames one at a time, with their ground truth; what is of no use comes as `Skip`."""
+    source = Path(task.bag).name
+    with Bag(task.bag) as bag:
+        truths = _Truths(bag, task, labels)
+        messages = bag.messages(task.topic, start_ns=task.start.start_ns)
+        for number, message in enumerate(messages, task.start.begin):
+            if number >= task.start.place:
+                counted = number >= task.first
+                began = perf_counter()
+                try:
+                    msg = message.read()
+                    frame = Frame(source, number, message.stamp_ns(), images.decode(msg),
+                                  frame_id=msg.header.frame_id, counted=counted)
+                except (BagError, ImageError) as e:
+                    yield Skip('failed' if counted else 'before', f'{source} frame {number}: {e}')
+                else:
+                    frame.decode_ms = 1e3 * (perf_counter() - began)
+                    if counted:
+                        try:
+                            frame.truth = truths.of(task.partners[number - task.first], frame.rgb.shape[:2])
+                        except (BagError, ImageError, LabelError) as e:
+                            yield Skip('truth_failed', f'{source} frame {number}: {e}')
+                    yield frame
+            if number == task.last - 1:
+                return  # not one message further, where a damaged bag breaks off
+
+
+class _Truths:
+    """A task's ground truth, from the label topic or from files."""
+
+    def __init__(self, bag: Bag, task: Task, labels: LabelSet):
+        self.bag, self.labels, self.truth = bag, labels, task.truth
+        self.needed = {p.place for p in task.partners if isinstance(p, Place)}
+        self.ahead: dict[int, bags.Recorded] = {}
+        self.messages: Iterator[bags.Recorded] = iter(())
+        self.next = -1
+
+    def of(self, partner: Place | str | None, size: tuple[int, ...]) -> np.ndarray | None:
+        """Class ids (H, W) uint8 of a frame's partner; `BagError` or `LabelError` if they don't fit."""
+        if partner is None:
+            return None
+        if isinstance(partner, str):
+            ids = bags.read_image(Path(partner), cv2.IMREAD_UNCHANGED)
+        else:
+            ids = _label_image(self._message(partner))
+        if ids.dtype != np.uint8 or ids.shape != size:
+            raise BagError(f'its label image is {ids.dtype} {ids.shape}; expected uint8 {size}, a class id a '
+                           'pixel')
+        if self.truth.source_ids:
+            return self.labels.from_source(ids)
+        found = np.flatnonzero(np.bincount(ids.ravel(), minlength=256))
+        strange = [int(i) for i in found if i >= len(self.labels) and i != self.labels.ignore_id]
+        if strange:
+            raise LabelError(f'its label image holds ids {strange[:5]}; expected class ids 0 to '
+                             f'{len(self.labels) - 1} or {self.labels.ignore_id}; --label-ids source takes '
+                             "the data set's own")
+        return ids
+
+    def _message(self, wanted: Place) -> bags.Recorded:
+        """Read on to a message; others that are needed later are kept for a while."""
+        if wanted.place in self.ahead:
+            return self.ahead.pop(wanted.place)
+        if not 0 <= self.next <= wanted.place:
+            self.messages = self.bag.messages(self.truth.topic or '', start_ns=wanted.start_ns)
+            self.next = wanted.begin
+        for message in self.messages:
+            number, self.next = self.next, self.next + 1
+            if number == wanted.place:
+                return message
+            if number in self.needed:
+                self.ahead[number] = message
+                if len(self.ahead) > KEPT_LABELS:
+                    del self.ahead[next(iter(self.ahead))]
+        raise BagError('its label is not in the bag any more: did the bag change meanwhile?')
+
+
+def _label_image(message: bags.Recorded) -> np.ndarray:
+    """Ids of a mono8 or 8UC1 Image, or of a gray PNG: (H, W) uint8; `BagError` for what is neither."""
+    msg = message.read()
+    png = not hasattr(msg, 'encoding') and bytes(msg.data[:4]) == b'\x89PNG'
+    found = 'png' if png else getattr(msg, 'encoding', None) or msg.format
+    if found not in ('mono8', '8UC1', 'png'):
+        raise BagError(f'its label image is {found!r}; expected mono8, 8UC1 or PNG with a class id a pixel')
+    rgb = images.decode(msg)
+    if png and not np.array_equal(rgb[..., 0], rgb[..., 1]):
+        raise BagError('its label image is a coloured PNG; expected a class id a pixel')
+    return rgb[..., 0]

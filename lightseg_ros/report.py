@@ -1,0 +1,362 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Result dict -> text, JSON, one HTML file that needs nothing else; computes nothing."""
+import base64
+from collections.abc import Sequence
+from html import escape
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .scores import Picture
+
+FORMAT = 'lightseg-result-1'
+COUNTS = {
+    'read': 'frames read', 'segmented': 'segmented', 'scored': 'scored against ground truth',
+    'failed': 'failed', 'without_truth': 'without ground truth',
+    'truth_without_frame': 'labels without a frame',
+    'truth_failed': 'labels of no use', 'duplicate_stamps': 'duplicate stamps',
+    'stamps_back': 'stamps that jump back', 'bags_failed': 'bags not read', 'bags_damaged': 'damaged bags',
+}
+# Of these the exit code tells: something was there and could not be used.
+TROUBLE = ('failed', 'truth_failed', 'bags_failed', 'bags_damaged')
+
+
+class ReportError(ValueError):
+    """A file that is no result of ours."""
+
+
+def number(value: float | None, unit: str = '', digits: int = 2) -> str:
+    """Spell a figure; a dash for one that was not measured."""
+    return '–' if value is None else f'{value:.{digits}f}{unit}'
+
+
+def text(result: dict[str, Any]) -> str:
+    """Spell a result for a terminal: a row a class, then the figures of the whole."""
+    lines = []
+    width = max(len(n) for n in result['iou'])
+    scored = bool(result['counts'].get('scored'))
+    if scored:
+        lines.append(f'{"class":<{width}}  {"IoU %":>6}  {"boundary F1 %":>13}  {"share %":>7}')
+        lines += [f'{n:<{width}}  {number(v):>6}  {number(result["boundary_f1_per_class"][n]):>13}  '
+                  f'{result["shares"][n]:>7.2f}' for n, v in result['iou'].items()]
+        lines += ['', f'mIoU {number(result["miou"])} %   pixel accuracy {number(result["accuracy"])} %   '
+                  f'boundary F1 {number(result["boundary_f1"])} %   ECE {number(result["ece"])} %']
+    else:
+        lines.append(f'{"class":<{width}}  {"share %":>7}')
+        lines += [f'{n:<{width}}  {v:>7.2f}' for n, v in result['shares'].items()]
+    if result['consistency'] is not None:
+        lines.append(f'temporal consistency {number(result["consistency"])} %')
+    if t := result['latency_ms'].get('total'):
+        lines.append(f'a frame takes p50 {t["p50"]:.1f} ms, p95 {t["p95"]:.1f}, max {t["max"]:.1f} on '
+                     f'{result["device"]}')
+    lines.append(', '.join(f'{n} {COUNTS.get(k, k)}' for k, n in result['counts'].items() if n))
+    lines += [f'  {s["count"]} x {s["what"]}: {s["first"]}' for s in result['skipped']]
+    return '\n'.join(lines)
+
+
+def write_json(result: dict[str, Any], path: Path) -> None:
+    """Write a result; it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(result, indent=1, allow_nan=False))
+    os.replace(temporary, path)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a result; `ReportError` for another file."""
+    try:
+        result = json.loads(Path(path).read_text())
+    except OSError as e:
+        raise ReportError(f'{path}: {e.strerror}') from e
+    except ValueError as e:
+        raise ReportError(f'{path} is not JSON: {e}') from e
+    if not isinstance(result, dict) or result.get('format') != FORMAT:
+        raise ReportError(f'{path} is no result of "lightseg evaluate --json" or "replay --json"')
+    return result
+
+
+CSS = """
+:root { --ink: #1c2430; --soft: #5d6b7c; --line: #d9dfe6; --card: #f5f7f9; --blue: #26b; --red: #c03; }
+* { box-sizing: border-box; }
+body { font: 16px/1.45 system-ui, sans-serif; color: var(--ink); margin: 0 auto; padding: 12px;
+       max-width: 960px; overflow-wrap: anywhere; }
+h1 { font-size: 1.4em; margin: .3em 0 0; } h2 { font-size: 1.15em; margin: 1.6em 0 .4em; }
+p { margin: .4em 0; } small, .soft { color: var(--soft); }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 8px; }
+.cards div { background: var(--card); border-radius: 8px; padding: 8px 10px; }
+.cards b { display: block; font-size: 1.35em; }
+.trouble { border-left: 4px solid var(--red); background: #fcf1ef; padding: 6px 10px; margin: 10px 0; }
+table { border-collapse: collapse; width: 100%; font-size: .9em; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 6px; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+.wide { overflow-x: auto; }
+.heat td, .heat th { border: 0; padding: 3px 4px; font-size: .8em; text-align: center; min-width: 2.6em; }
+.heat th.side { text-align: left; white-space: nowrap; }
+.swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }
+.bar { display: inline-block; height: .7em; border-radius: 2px; background: var(--blue); }
+td.bars { width: 30%; text-align: left; }
+svg { width: 100%; max-width: 720px; height: auto; display: block; }
+svg text { font-size: 10px; fill: var(--soft); }
+.legend span { white-space: nowrap; margin-right: .9em; font-size: .85em; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 4px; }
+.tiles img { width: 100%; display: block; border-radius: 3px; } .tiles figure { margin: 0; }
+figcaption { font-size: .75em; color: var(--soft); } dt { font-weight: 600; } dd { margin: 0 0 .3em; }
+"""
+WIDTH, HEIGHT = 360, 170  # of a plot; a phone shows it one to one
+LEFT, RIGHT, TOP, BOTTOM = 30, 6, 8, 18
+
+
+def write_html(result: dict[str, Any], best: Sequence[Picture], worst: Sequence[Picture],
+               path: Path) -> Path:
+    """Write a result as one HTML file; returns its path."""
+    scored = bool(result['counts'].get('scored'))
+    colors = {c['name']: c['color'] for c in result['labels']['classes']}
+    frames = result['frames']
+    title = f'{result["model"]["network"]} on {", ".join(s["name"] for s in result["sources"])}'
+    by = 'mIoU' if scored else 'mean confidence'
+    body = [
+        f'<h1>{escape(title)}</h1><p class="soft">{escape(result["made"])} · {escape(result["device"])} · '
+        f'{escape(result["model"]["resolution"])} · {escape(result["model"]["precision"])}</p>',
+        _cards(result), _trouble(result), _live(result), '<h2>Classes</h2>', _classes(result, colors)]
+    confidence = [None if f['confidence'] is None else 100 * f['confidence'] for f in frames]
+    measured: list[tuple[str, str, list[float | None]]] = [
+        ('mIoU %', '#2266bb', [f['miou'] for f in frames]),
+        ('consistency %', '#2e9e5b', [f['consistency'] for f in frames]),
+        ('confidence %', '#d9822b', confidence)]
+    measured = [m for m in measured if any(v is not None for v in m[2])]
+    body += ['<h2>Over time</h2>', _legend([(name, color) for name, color, _ in measured]),
+             _timeline(measured, frames), _latency_line(frames)]
+    body += ['<h2>Class shares over time</h2>', _legend([(n, _rgb(c)) for n, c in colors.items()]),
+             _shares(frames, list(colors.values()))]
+    if scored:
+        body += ['<h2>Confusion</h2><p class="soft">Row: ground truth. Column: prediction. Percent of the '
+                 'pixels of the row.</p>', _heat(result['confusion'], list(colors)),
+                 '<h2>Calibration</h2><p class="soft">Right predictions among those of a confidence; on the '
+                 f'line, confidence says what it means. ECE {number(result["ece"])} %.</p>',
+                 _calibration(result['calibration'])]
+    body += ['<h2>Milliseconds a frame</h2>', _latency(result['latency_ms'])]
+    for name, pictures in (('Worst', worst), ('Best', best)):
+        if pictures:
+            body += [f'<h2>{name} frames by {by}</h2>', *(_picture(p, by) for p in pictures)]
+    body += ['<h2>How this was made</h2>', _origin(result)]
+    return _write_page(title, body, path)
+
+
+def _write_page(title: str, body: Sequence[str], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<style>{CSS}</style></head><body>' + '\n'.join(body) + '</body></html>')
+    return path
+
+
+def _cards(result: dict[str, Any]) -> str:
+    total = result['latency_ms'].get('total') or {}
+    cards = [('mIoU', number(result['miou'], ' %')), ('pixel accuracy', number(result['accuracy'], ' %')),
+             ('boundary F1', number(result['boundary_f1'], ' %')), ('ECE', number(result['ece'], ' %')),
+             ('temporal consistency', number(result['consistency'], ' %')),
+             ('a frame, p50', number(total.get('p50'), ' ms', 1)),
+             ('a frame, p95', number(total.get('p95'), ' ms', 1)),
+             ('frames scored' if result['counts'].get('scored') else 'frames',
+              str(result['counts'].get('scored') or result['counts'].get('segmented', 0)))]
+    return '<div class="cards">' + ''.join(
+        f'<div><b>{value}</b>{escape(name)}</div>' for name, value in cards if value != '–') + '</div>'
+
+
+def _trouble(result: dict[str, Any]) -> str:
+    counts = ', '.join(f'{n} {COUNTS.get(k, k)}' for k, n in result['counts'].items() if n)
+    items = ''.join(f'<div class="trouble">{s["count"]} × {escape(COUNTS.get(s["what"], s["what"]))}, first: '
+                    f'{escape(s["first"])}</div>' for s in result['skipped'])
+    return f'<p>{escape(counts)}.</p>{items}'
+
+
+def _live(result: dict[str, Any]) -> str:
+    live = result.get('live')
+    return '' if not live else '<h2>Live</h2>' + _definitions(
+        {k.replace('_', ' '): number(v, digits=1) if isinstance(v, float) else str(v) for k, v in live.items()
+         if not isinstance(v, dict)}) + _latency({k: v for k, v in live.items() if isinstance(v, dict)})
+
+
+def _classes(result: dict[str, Any], colors: dict[str, Any]) -> str:
+    scored = bool(result['counts'].get('scored'))
+    more = '<th>IoU %</th><th class="bars"></th><th>boundary F1 %</th>' if scored else ''
+    rows = f'<tr><th>class</th>{more}<th>share %</th></tr>'
+    for name, color in colors.items():
+        iou, f1 = result['iou'][name], result['boundary_f1_per_class'][name]
+        if scored:
+            more = f'<td>{number(iou)}</td><td class="bars">{_bar(iou)}</td><td>{number(f1)}</td>'
+        rows += (f'<tr><td>{_swatch(_rgb(color))}{escape(name)}</td>{more}'
+                 f'<td>{number(result["shares"][name])}</td></tr>')
+    return f'<table>{rows}</table>'
+
+
+def _bar(percent: float | None, color: str = 'var(--blue)') -> str:
+    return f'<span class="bar" style="width:{percent or 0:.1f}%;background:{color}"></span>'
+
+
+def _swatch(color: str) -> str:
+    return f'<span class="swatch" style="background:{color}"></span>'
+
+
+def _columns(values: Sequence[float | None], count: int) -> list[tuple[float, float, float] | None]:
+    """Least, mean and greatest of the values that fall into each column of a plot."""
+    out: list[tuple[float, float, float] | None] = []
+    for i in range(count):
+        part = [v for v in values[i * len(values) // count:(i + 1) * len(values) // count] if v is not None]
+        out.append((min(part), sum(part) / len(part), max(part)) if part else None)
+    return out
+
+
+def _x(i: float, count: int) -> float:
+    return LEFT + (WIDTH - LEFT - RIGHT) * i / max(1, count - 1)
+
+
+def _y(value: float, top: float) -> float:
+    return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / top
+
+
+def _axes(top: float, labels: Sequence[tuple[float, str]], unit: str = '') -> str:
+    lines = ''.join(
+        f'<path d="M{LEFT} {_y(v, top):.1f}H{WIDTH - RIGHT}" stroke="#d9dfe6"/>'
+        f'<text x="{LEFT - 4}" y="{_y(v, top) + 3:.1f}" text-anchor="end">{v:g}{unit}</text>'
+        for v in (0, top / 4, top / 2, 3 * top / 4, top))
+    return lines + ''.join(
+        f'<text x="{x:.1f}" y="{HEIGHT - 5}" text-anchor="{"start" if x < 60 else "end"}">{escape(t)}</text>'
+        for x, t in labels)
+
+
+def _svg(inside: str) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{inside}</svg>'
+
+
+def _time_labels(frames: Sequence[dict[str, Any]]) -> list[tuple[float, str]]:
+    first, last = frames[0], frames[-1]
+    return [(LEFT, f'{first["source"]} {first["stamp_ns"] / 1e9:.1f} s'),
+            (WIDTH - RIGHT, f'{last["source"]} {last["stamp_ns"] / 1e9:.1f} s')]
+
+
+def _timeline(series: Sequence[tuple[str, str, Sequence[float | None]]], frames: Sequence[dict[str, Any]],
+              top: float = 100.0) -> str:
+    if not frames:
+        return '<p class="soft">No frames.</p>'
+    count = min(len(frames), WIDTH - LEFT - RIGHT)
+    inside = _axes(top, _time_labels(frames))
+    for _, color, values in series:
+        columns = [(_x(i, count), c) for i, c in enumerate(_columns(values, count))]
+        # Means as a line that breaks where nothing was measured, over the span from least to greatest.
+        span = line = ''
+        for i, (x, c) in enumerate(columns):
+            if c:
+                start = 'L' if i and columns[i - 1][1] else 'M'
+                line += f'{start}{x:.1f} {_y(c[1], top):.1f}h.1'
+                span += f'M{x:.1f} {_y(c[0], top):.1f}V{_y(c[2], top):.1f}'
+        inside += (f'<path d="{span}" stroke="{color}" stroke-opacity=".25"/><path d="{line}" fill="none" '
+                   f'stroke="{color}" stroke-width="1.3" stroke-linecap="round"/>')
+    return _svg(inside)
+
+
+def _latency_line(frames: Sequence[dict[str, Any]]) -> str:
+    values = [f['latency_ms'] for f in frames]
+    known = [v for v in values if v is not None]
+    if not known:
+        return ''
+    top = max(1.0, 1.05 * max(known))
+    step = 10 ** (len(str(int(top))) - 1)
+    return '<p class="legend"><span>milliseconds a frame</span></p>' + _timeline(
+        [('ms', '#7a4fb5', values)], frames, float((int(top / step) + 1) * step))
+
+
+def _shares(frames: Sequence[dict[str, Any]], colors: Sequence[Any]) -> str:
+    if not frames:
+        return ''
+    count = min(len(frames), WIDTH - LEFT - RIGHT)
+    inside = _axes(100.0, _time_labels(frames))
+    width = (WIDTH - LEFT - RIGHT) / count
+    for i in range(count):
+        part = frames[i * len(frames) // count:(i + 1) * len(frames) // count]
+        totals = [sum(f['shares'][k] for f in part) for k in range(len(colors))]
+        y, whole = float(HEIGHT - BOTTOM), sum(totals) or 1
+        for total, color in zip(totals, colors):
+            height = (HEIGHT - TOP - BOTTOM) * total / whole
+            y -= height
+            if height > 0.05:
+                inside += (f'<rect x="{LEFT + i * width:.1f}" y="{y:.1f}" width="{width + 0.3:.1f}" '
+                           f'height="{height + 0.2:.1f}" fill="{_rgb(color)}"/>')
+    return _svg(inside)
+
+
+def _heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    head = '<tr><th></th>' + ''.join(f'<th>{escape(n[:5])}</th>' for n in [*names, 'none']) + '</tr>'
+    rows = ''
+    for name, counts in zip(names, confusion):
+        total = sum(counts)
+        cells = ''
+        for n in counts:
+            share = n / total if total else 0.0
+            ink = 'white' if share > 0.5 else 'inherit'
+            cells += (f'<td style="background:rgba(34,102,187,{share:.2f});color:{ink}">'
+                      f'{f"{100 * share:.0f}" if share >= 0.005 else ""}</td>')
+        rows += f'<tr><th class="side">{escape(name)}</th>{cells}</tr>'
+    return f'<div class="wide"><table class="heat">{head}{rows}</table></div>'
+
+
+def _calibration(bins: Sequence[dict[str, float]]) -> str:
+    inside = _axes(100.0, [(LEFT, 'confidence 0 %'), (WIDTH - RIGHT, '100 %')])
+    span = WIDTH - LEFT - RIGHT
+    for b in bins:
+        y, width = _y(100 * b['accuracy'], 100.0), span * (b['high'] - b['low']) - 1
+        inside += (f'<rect x="{LEFT + span * b["low"]:.1f}" y="{y:.1f}" width="{width:.1f}" '
+                   f'height="{HEIGHT - BOTTOM - y:.1f}" fill="#2266bb"/>')
+    inside += (f'<line x1="{LEFT}" y1="{_y(0, 100.0)}" x2="{WIDTH - RIGHT}" y2="{_y(100, 100.0)}" '
+               'stroke="#c0392b" stroke-dasharray="4 3"/>')
+    return _svg(inside)
+
+
+def _latency(stages: dict[str, dict[str, float]]) -> str:
+    if not stages:
+        return ''
+    keys = ('p50', 'p95', 'p99', 'max')
+    head = '<tr><th>stage</th>' + ''.join(f'<th>{k}</th>' for k in keys) + '</tr>'
+    for name, s in stages.items():
+        figures = ''.join(f'<td>{s[k]:.2f}</td>' for k in keys)
+        head += f'<tr><td>{escape(name.replace("_", " "))}</td>{figures}</tr>'
+    return f'<table>{head}</table>'
+
+
+def _picture(picture: Picture, by: str) -> str:
+    tiles = ''
+    for name, data in picture.tiles.items():
+        kind = 'png' if data[:4] == b'\x89PNG' else 'jpeg'
+        source = f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
+        tiles += f'<figure><img alt="{name}" src="{source}"><figcaption>{name}</figcaption></figure>'
+    value = number(picture.value, ' %') if by == 'mIoU' else number(100 * picture.value, ' %')
+    return (f'<p>{escape(picture.source)}, frame {picture.index}: {by} {value}</p>'
+            f'<div class="tiles">{tiles}</div>')
+
+
+def _origin(result: dict[str, Any]) -> str:
+    model = result['model']
+    rows = {'weights': f'{model["weights"]} (SHA-256 {model["sha256"]})'}
+    for source in result['sources']:
+        about = [f'{k.replace("_", " ")}: {v}' for k, v in source.items() if k != 'name' and v]
+        rows[source['name']] = '; '.join(about)
+    rows['device'] = result['device']
+    rows['versions'] = ', '.join(f'{k} {v}' for k, v in result['versions'].items())
+    rows['options'] = ', '.join(f'{k}: {v}' for k, v in result['options'].items())
+    return _definitions(rows)
+
+
+def _definitions(rows: dict[str, str]) -> str:
+    return '<dl>' + ''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in rows.items()) + '</dl>'
+
+
+def _legend(items: Sequence[tuple[str, str]]) -> str:
+    spans = ' '.join(f'<span>{_swatch(color)}{escape(name)}</span>' for name, color in items)
+    return f'<p class="legend">{spans}</p>'
+
+
+def _rgb(color: Sequence[int]) -> str:
+    return 'rgb({},{},{})'.format(*color)
