@@ -357,7 +357,6 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
                 'rows': rows, 'seconds': seconds, 'counted': counted, 'loss_sum': float(loss_sum)})
             if rows:
                 _write_log(out / 'log.csv', rows)
-                _plot(out / 'curve.png', rows, recipe)
 
     bar = tqdm(total=total, unit='step', desc=recipe.network, dynamic_ncols=True, disable=not first)
     share = recipe.batch // trainer.world
@@ -372,6 +371,8 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
             break
         if spent > time_limit_s:
             save(seconds)
+            if rows and first:
+                _plot(out / 'curve.png', rows, recipe)
             bar.close()
             log.warning('%s: stopped in epoch %d at the time limit; go on with --resume', recipe.network,
                         epoch + 1)
@@ -418,6 +419,7 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
             rows[-1]['miou'] = round(matrix.miou(), 2)
             metrics[validation.split] = _metrics(matrix, recipe.network, validation)
         save(seconds)
+        _plot(out / 'curve.png', rows, recipe)
         weights.save(path, trainer.averaged, trainer.card(metrics))
         log.info('%s: %d epochs, %.0f s, %s', recipe.network, rows[-1]['epoch'], seconds, _speed(rows))
     _leave(trainer)
@@ -445,11 +447,15 @@ def _device(name: str) -> torch.device:
         name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
     try:
         device = torch.device(name)
-        if device.type == 'cuda':
-            torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as e:
-        raise TrainError(f'device {name!r} can not be used: {e}') from e
-    return device
+    except RuntimeError as e:
+        raise TrainError(f'{name!r} is no device: {e}') from e
+    if device.type != 'cuda':
+        return device
+    index, count = device.index or 0, torch.cuda.device_count()
+    if index >= count:
+        raise TrainError(f'device {name!r} is not there; torch {torch.__version__} sees {count} CUDA devices')
+    torch.cuda.set_device(index)
+    return torch.device('cuda', index)
 
 
 def _device_name(device: torch.device) -> str:

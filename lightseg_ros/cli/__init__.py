@@ -14,6 +14,7 @@ VERBS = {
     'demo': 'camera and segmentation nodes on a real DDS graph, with pictures and figures',
     'evaluate': 'score a model on a data set, or on bags, every frame',
     'train': 'train a network',
+    'train-all': 'train all networks side by side, inside a time limit',
     'export': 'write a network as ONNX',
 }
 

@@ -1,0 +1,253 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`lightseg train-all`: all networks side by side on one machine, and what must travel there and back."""
+import argparse
+import csv
+from dataclasses import dataclass
+import os
+from pathlib import Path
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from typing import Any, IO
+
+from ..recipes import RECIPES
+
+HELP = 'Train all networks as parallel processes; a call that ran out of time is gone on with by the next.'
+NETWORKS = ('laanet', 'fbsnet', 'elanet', 'lrnnet', 'affnet')
+RESERVE_S = 20.0  # what runs need at their end for their checkpoints, and we for what is left of them
+PART = '{}-of-{}.runs.tar'
+
+
+class TravelError(ValueError):
+    """Parts of an archive that are not whole; the text says which."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--networks', nargs='+', default=list(NETWORKS), metavar='NAME')
+    parser.add_argument('--data', default='camvid', help='camvid, cityscapes, or folder (your own)')
+    parser.add_argument('--data-root', help='its folder, or the archive that --pack made')
+    parser.add_argument('--split', default='trainval', help='split to train on')
+    parser.add_argument('--validate', default='', metavar='SPLIT', help='split to score while training')
+    parser.add_argument('--test', default='', metavar='SPLIT',
+                        help='split to score finished weights on, once; goes into their cards')
+    parser.add_argument('--recipe', default='best', choices=RECIPES)
+    parser.add_argument('--out', type=Path, default=Path('runs'), help='gets a folder for each')
+    parser.add_argument('--device', default='auto', help='as in lightseg train')
+    parser.add_argument('--mode', default='auto', choices=('auto', 'eager', 'graph', 'compile'),
+                        help='as in lightseg train; a run that fails in it is tried again in eager')
+    parser.add_argument('--parallel', type=int, default=0, metavar='N', help='processes at a time; 0: all')
+    parser.add_argument('--time-limit', type=float, default=float('inf'), metavar='SECONDS',
+                        help='training and --leave end within this; --test comes on top')
+    travel = parser.add_argument_group('to and from a machine')
+    travel.add_argument('--pack', type=Path, metavar='FILE', help='only write the data set into FILE')
+    travel.add_argument('--max-mib', type=float, default=60.0, help='size that it may have')
+    travel.add_argument('--from', dest='come', type=Path, metavar='DIR', help='begin with what --leave left')
+    travel.add_argument('--leave', type=Path, metavar='DIR',
+                        help='leave finished weights and the checkpoints of the others there, in parts')
+    travel.add_argument('--part-mib', type=float, default=15.0, help='size of a part')
+    parser.add_argument('train', nargs='*', metavar='-- ARGUMENT', help='more arguments for lightseg train')
+
+
+def run(args: argparse.Namespace) -> int | None:
+    deadline = time.monotonic() + args.time_limit
+    args.reserve_s = min(RESERVE_S, args.time_limit / 4)
+    if args.pack:
+        from .. import data
+        splits = [s for s in (args.split, args.validate, args.test) if s]
+        note = data.pack(args.data, args.data_root, splits, args.pack, int(args.max_mib * 2 ** 20))
+        print(f'{args.pack}: {args.pack.stat().st_size / 2 ** 20:.1f} MiB, {note}')
+        return None
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.come:
+        unpack(args.come, args.out)
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.data_root and Path(args.data_root).is_file():
+            with tarfile.open(args.data_root) as tar:
+                tar.extractall(scratch, filter='data')
+            args.data_root = scratch
+        failed = train_side_by_side(args, deadline)
+        if args.test:
+            score(args)
+    finished = [n for n in args.networks if weights_file(args.out, n)]
+    if args.leave:
+        parts = leave(args.out, args.leave, int(args.part_mib * 2 ** 20))
+        print(f'{len(parts)} parts in {args.leave}, {sum(p.stat().st_size for p in parts) / 2 ** 20:.1f} MiB')
+    open_ones = [n for n in args.networks if n not in finished]
+    print(f'finished: {", ".join(finished) or "none"}; to be gone on with by the same command: '
+          f'{", ".join(open_ones) or "none"}')
+    return 1 if failed else 0
+
+
+@dataclass
+class Process:
+    """`lightseg train` of one network."""
+
+    network: str
+    popen: subprocess.Popen
+    log: IO[bytes]
+    mode: str
+
+
+def train_side_by_side(args: argparse.Namespace, deadline: float) -> list[str]:
+    """Train what is not finished; returns the networks whose training failed."""
+    waiting = [n for n in args.networks if not weights_file(args.out, n)]
+    at_once = args.parallel or len(waiting) or 1
+    running: list[Process] = []
+    failed: list[str] = []
+    told, said = time.monotonic(), ''
+    while waiting or running:
+        while waiting and len(running) < at_once and time.monotonic() < deadline - args.reserve_s:
+            running.append(start(args, waiting.pop(0), args.mode, deadline, at_once))
+        if not running:
+            break
+        time.sleep(0.5)
+        late = time.monotonic() > deadline - args.reserve_s / 2
+        for process in list(running):
+            if late:
+                process.popen.kill()  # the checkpoint is whole at any moment
+                process.popen.wait()
+            code = process.popen.poll()
+            if code is None:
+                continue
+            process.log.close()
+            running.remove(process)
+            if code == 0 or late:
+                continue
+            reason = last_line(args.out / process.network / 'train.log')
+            if process.mode != 'eager':
+                print(f'{process.network} failed in mode {process.mode} ({reason}); again in mode eager',
+                      flush=True)
+                running.append(start(args, process.network, 'eager', deadline, at_once))
+            else:
+                print(f'{process.network} failed: {reason}', flush=True)
+                failed.append(process.network)
+        if time.monotonic() - told > 10 or not running:
+            told, lines = time.monotonic(), progress(args)
+            if lines != said:
+                print(lines, flush=True)
+            said = lines
+    return failed
+
+
+def start(args: argparse.Namespace, network: str, mode: str, deadline: float, at_once: int) -> Process:
+    folder = args.out / network
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, '-m', __package__, 'train', '--model', network, '--data', args.data,
+               '--split', args.split, '--recipe', args.recipe, '--out', str(folder), '--device', args.device,
+               '--mode', mode, '--resume']
+    for name in ('validate', 'data_root'):
+        if getattr(args, name):
+            command += ['--' + name.replace('_', '-'), getattr(args, name)]
+    left = deadline - time.monotonic() - args.reserve_s
+    if left != float('inf'):
+        command += ['--time-limit', f'{left:.1f}']
+    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {
+        'PYTHONPATH': os.pathsep.join(p for p in (root, os.environ.get('PYTHONPATH')) if p),
+        'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // at_once))}
+    log = open(folder / 'train.log', 'ab')  # noqa: SIM115, closed when the process ends
+    return Process(network, subprocess.Popen(command + args.train, stdout=log, stderr=log, env=environment),
+                   log, mode)
+
+
+def progress(args: argparse.Namespace) -> str:
+    """One line: the last row of each network's log."""
+    parts = []
+    for network in args.networks:
+        rows: list[dict[str, Any]] = []
+        path = args.out / network / 'log.csv'
+        if path.is_file():
+            with open(path, newline='') as f:
+                rows = list(csv.DictReader(f))
+        if rows:
+            miou = next((f' mIoU {r["miou"]}' for r in reversed(rows) if r['miou']), '')
+            parts.append(f'{network} epoch {rows[-1]["epoch"]} loss {rows[-1]["loss"]}{miou} '
+                         f'{rows[-1]["images_per_s"]} images/s')
+        else:
+            parts.append(f'{network} starts')
+    return ' | '.join(parts)
+
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(errors='replace').replace('\r', '\n').strip().splitlines()
+    return lines[-1].strip() if lines else 'it said nothing'
+
+
+def weights_file(out: Path, network: str) -> Path | None:
+    """Find the finished weights of a network, if there are."""
+    return next(iter(sorted((out / network).glob(f'{network}-*.safetensors'))), None)
+
+
+def score(args: argparse.Namespace) -> None:
+    """Score finished weights that have not been yet; print each card's figures as a row of Markdown."""
+    from .. import data, train, weights
+    dataset = data.load(args.data, args.test, args.data_root)
+    print('| network | recipe | epochs | ' + f'{args.test} mIoU | ' + ' | '.join(dataset.labels.names) + ' |')
+    for network in args.networks:
+        path = weights_file(args.out, network)
+        if not path:
+            continue
+        if args.test not in weights.read_card(path).metrics:
+            train.score(path, dataset, args.device)
+        card = weights.read_card(path)
+        found = card.metrics[args.test]
+        iou = ' | '.join(f'{found["iou"].get(name, float("nan")):.1f}' for name in dataset.labels.names)
+        print(f'| {network} | {args.recipe} | {card.recipe["epochs"]} | {found["miou"]:.2f} | {iou} |')
+
+
+def leave(out: Path, to: Path, part_bytes: int) -> list[Path]:
+    """
+    Write finished weights, logs and curves, and the checkpoints of unfinished runs, as one archive in parts.
+
+    A checkpoint's optimiser moments travel in bfloat16, which makes it a quarter smaller and a resumed run
+    differ by that rounding.
+    """
+    import torch
+    to.mkdir(parents=True, exist_ok=True)
+    for old in to.glob(PART.format('*', '*')):
+        old.unlink()
+    with tempfile.TemporaryFile() as whole:
+        with tarfile.open(fileobj=whole, mode='w') as tar:
+            for folder in sorted(p for p in out.iterdir() if p.is_dir()):
+                done = weights_file(out, folder.name)
+                for path in sorted(folder.iterdir()):
+                    if path.suffix in ('.safetensors', '.csv', '.png', '.log'):
+                        tar.add(path, path.relative_to(out))
+                checkpoint = folder / 'last.pt'
+                if checkpoint.is_file() and not done:
+                    state = torch.load(checkpoint, map_location='cpu', weights_only=True)
+                    for moments in state['optimizer']['state'].values():
+                        moments.update({k: v.bfloat16() for k, v in moments.items() if k != 'step'
+                                        and isinstance(v, torch.Tensor) and v.is_floating_point()})
+                    with tempfile.NamedTemporaryFile() as small:
+                        torch.save(state, small)
+                        small.flush()
+                        tar.add(small.name, checkpoint.relative_to(out))
+        count = -(-whole.tell() // part_bytes)
+        whole.seek(0)
+        parts = [to / PART.format(i + 1, count) for i in range(count)]
+        for part in parts:
+            part.write_bytes(whole.read(part_bytes))
+    return parts
+
+
+def unpack(come: Path, out: Path) -> None:
+    """Join the parts that `leave` left and unpack them into the folders of the runs."""
+    found = sorted(p.name for p in come.glob(PART.format('*', '*')))
+    count = int(found[0].split('.')[0].split('-of-')[1]) if found else 1
+    parts = [come / PART.format(i + 1, count) for i in range(count)]
+    if found != sorted(p.name for p in parts):
+        raise TravelError(f'{come} holds {", ".join(found) or "no part"}; expected '
+                          f'{", ".join(p.name for p in parts)}')
+    with tempfile.TemporaryFile() as whole:
+        for part in parts:
+            whole.write(part.read_bytes())
+        whole.seek(0)
+        try:
+            with tarfile.open(fileobj=whole) as tar:
+                tar.extractall(out, filter='data')
+        except tarfile.TarError as e:
+            raise TravelError(f'the parts in {come} are not a whole archive ({e}): copy them again') from e

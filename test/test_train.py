@@ -1,0 +1,373 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training: it learns, survives being killed, runs on several processes; recipes are the papers'."""
+import csv
+from dataclasses import replace
+import operator
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lightseg_ros import data, recipes, train, weights
+from lightseg_ros.cli import main
+from lightseg_ros.recipes import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICES = ['cpu', pytest.param('cuda', marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')])]
+TINY = Recipe('laanet', epochs=4, batch=4, crop=(64, 64), first_crop=(64, 64), scale=(0.8, 1.25), color=0.1,
+              blur=0.3, mix=0.3, warmup=2, ema=0.5, precision='float32')
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory) -> Path:
+    """Eight images of 64x64 for training and four for validation: a class is a colour and a place."""
+    root = tmp_path_factory.mktemp('scenes')
+    rng = np.random.default_rng(0)
+    colors = np.array([[200, 80, 60], [60, 180, 70], [70, 90, 210]])
+    for split, count in (('train', 8), ('val', 4)):
+        for kind in ('images', 'labels'):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            ids = np.zeros((64, 64), np.uint8)
+            ids[int(rng.integers(20, 44)):] = 1
+            x, y = rng.integers(0, 40, 2)
+            ids[y:y + 24, x:x + 24] = 2
+            image = np.clip(colors[ids] + rng.normal(0, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
+            ids[:2] = 255
+            cv2.imwrite(str(root / 'images' / split / f'{i}.png'), image)
+            cv2.imwrite(str(root / 'labels' / split / f'{i}.png'), ids)
+    (root / 'labels.yaml').write_text(yaml.safe_dump({
+        'name': 'scenes', 'classes': [{'id': i, 'name': n, 'color': c.tolist()}
+                                      for i, (n, c) in enumerate(zip(('sky', 'floor', 'box'), colors))]}))
+    return root
+
+
+def arguments(scenes: Path, out: Path, recipe: Recipe = TINY, *more: str) -> list[str]:
+    """`lightseg train` of a recipe like TINY."""
+    return ['train', '--model', recipe.network, '--data', 'folder', '--data-root', str(scenes), '--device',
+            'cpu', '--out', str(out), '--batch', '4', '--crop', '64x64', '--first-crop', '64x64',
+            '--scale', '0.8', '1.25', '--color', '0.1', '--blur', '0.3', '--mix', str(recipe.mix),
+            '--warmup', '2', '--ema', '0.5', '--precision', 'float32', '--lr', '0.003',
+            '--weight-decay', '0.01', '--epochs', str(recipe.epochs), *more]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, '-m', 'lightseg_ros.cli', *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': str(torch.get_num_threads())}
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    with open(run / 'log.csv', newline='') as f:
+        return list(csv.DictReader(f))
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = (weights.load(p)[0].state_dict() for p in (a, b))
+    return all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_learning_rate_is_the_papers():
+    recipe = Recipe('fbsnet', lr=1e-3, warmup=100, power=0.9)
+    total = 5000
+    for step in (0, 50, 99, 100, 1000, 4999):
+        w = step / 100
+        fall = (1 - max(0, step - 100) / (total - 100)) ** 0.9
+        expected = 1e-3 * ((1 - w) / 3 + w) if step <= 100 else 1e-3 * fall
+        assert train.learning_rate(step, total, recipe) == pytest.approx(expected)
+    assert train.learning_rate(total + 9, total, recipe) == 0
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+def test_dilated_gradients_are_right_in_the_layout_that_is_used(device, precision):
+    where = torch.device(device)
+    for layout in train.right_layouts(where, precision):
+        assert train.gradient_error(where, getattr(torch, precision), layout) < 0.02
+
+
+def test_the_check_finds_wrong_gradients():
+    """Wherever bfloat16 channels-last is not offered on this machine, it is because it is badly wrong."""
+    where = torch.device('cpu')
+    error = train.gradient_error(where, torch.bfloat16, torch.channels_last)
+    offered = torch.channels_last in train.right_layouts(where, 'bfloat16')
+    assert offered == (error < 0.05)
+    if torch.__version__.startswith('2.13'):
+        assert error > 0.5 and not offered
+    assert torch.contiguous_format in train.right_layouts(where, 'bfloat16')
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_training_learns_and_leaves_a_card(scenes, tmp_path, device):
+    recipe = replace(TINY, epochs=12, loss='owfl', lr=5e-3)
+    dataset, held = data.load('folder', 'train', scenes), data.load('folder', 'val', scenes)
+    path = train.train(recipe, dataset, tmp_path, validation=held, validate_every=3, device=device)
+    assert path == tmp_path / 'laanet-scenes.safetensors'
+    rows = rows_of(tmp_path)
+    assert len(rows) == 12 and float(rows[-1]['loss']) < 0.6 * float(rows[0]['loss'])
+    scored = [float(r['miou']) for r in rows if r['miou']]
+    assert len(scored) == 4 and scored[-1] > 50
+    assert float(rows[-1]['images_per_s']) > 0
+    card = weights.read_card(path)
+    assert (card.dataset, card.split, card.resolution, card.labels.names) == \
+        ('scenes', 'train', (64, 64), ('sky', 'floor', 'box'))
+    assert card.recipe['loss'] == 'owfl' and card.recipe['steps'] == 24
+    assert card.metrics['val']['miou'] == scored[-1]
+    assert cv2.imread(str(tmp_path / 'curve.png')).std() > 5
+    # The file on disk scores what the card says, and scoring another split is written into it.
+    assert train.score(path, held, device).miou() == pytest.approx(scored[-1], abs=0.1)
+    train.score(path, dataset, device)
+    assert set(weights.read_card(path).metrics) == {'val', 'train'}
+
+
+def test_a_killed_run_resumes_to_the_same_weights(scenes, tmp_path):
+    dataset = data.load('folder', 'train', scenes)
+    recipe = replace(TINY, epochs=20)
+    whole = train.train(recipe, dataset, tmp_path / 'whole', device='cpu')
+    killed = tmp_path / 'killed'
+    seen = []
+    for saves in (1, 4):
+        process = subprocess.Popen(
+            command(*arguments(scenes, killed, recipe, '--resume', '--checkpoint-every', '0')),
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        stamps = set()
+        until = time.monotonic() + 120
+        while len(stamps) <= saves and time.monotonic() < until and process.poll() is None:
+            if (killed / 'last.pt').exists():
+                stamps.add((killed / 'last.pt').stat().st_mtime_ns)
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        output = process.communicate()[0].decode()
+        assert process.returncode == -signal.SIGKILL, output
+        seen.append(torch.load(killed / 'last.pt', weights_only=True)['step'])
+        assert not (killed / whole.name).exists()
+    assert 0 < seen[0] < seen[1] < 40
+    assert main([*arguments(scenes, killed, recipe, '--resume')]) == 0
+    assert same(whole, killed / whole.name)
+
+
+def test_a_time_limit_ends_a_run_cleanly(scenes, tmp_path):
+    dataset = data.load('folder', 'train', scenes)
+    whole = train.train(TINY, dataset, tmp_path / 'whole', device='cpu')
+    for _ in range(100):
+        path = train.train(TINY, dataset, tmp_path / 'parts', device='cpu', resume=True, time_limit_s=0.5)
+        if path:
+            break
+    assert path and same(whole, path)
+    with pytest.raises(train.TrainError, match='go on with --resume'):
+        train.train(TINY, dataset, tmp_path / 'parts', device='cpu')
+    with pytest.raises(train.TrainError, match=r'another recipe \(lr, seed differ\)'):
+        train.train(replace(TINY, lr=1.0, seed=2), dataset, tmp_path / 'parts', device='cpu', resume=True)
+    (tmp_path / 'parts/last.pt').write_bytes(b'PK no checkpoint')
+    with pytest.raises(train.TrainError, match='not a checkpoint that can be read'):
+        train.train(TINY, dataset, tmp_path / 'parts', device='cpu', resume=True)
+
+
+def test_a_budget_ends_the_schedule(scenes, tmp_path):
+    recipe = replace(TINY, epochs=10_000, budget_s=1.5)
+    began = time.monotonic()
+    path = train.train(recipe, data.load('folder', 'train', scenes), tmp_path, device='cpu')
+    assert path and time.monotonic() - began < 20
+    rows = rows_of(tmp_path)
+    assert len(rows) < 1000 and float(rows[-1]['lr']) < 0.3 * recipe.lr
+
+
+TWO = """
+import sys, torch
+from lightseg_ros import data, train
+from lightseg_ros.cli import main
+from test_train import TINY
+from dataclasses import replace
+trainer = train.Trainer(replace(TINY, mix=0.0), data.load('folder', 'train', sys.argv[1]), device='cpu')
+mine = trainer.draw(0, (64, 64))
+trainer.forward_backward(mine.map(lambda t: t[:2]), (64, 64))
+gradient = torch.cat([p.grad.flatten() for p in trainer.network.parameters()])
+torch.save({'chosen': mine.chosen, 'gradient': gradient}, f'{sys.argv[2]}/{trainer.rank}.pt')
+raise SystemExit(main(sys.argv[3:]))
+"""
+
+
+def test_two_processes_train_one_network(scenes, tmp_path):
+    """They share each batch, average its gradient, and train nearly what one process trains."""
+    recipe = replace(TINY, epochs=3, mix=0.0)
+    (tmp_path / 'go.py').write_text(TWO)
+    result = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         str(tmp_path / 'go.py'), str(scenes), str(tmp_path), *arguments(scenes, tmp_path / 'two', recipe)],
+        env=environment() | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{ROOT}:{ROOT / "test"}'},
+        capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    first, second = (torch.load(tmp_path / f'{r}.pt') for r in (0, 1))
+    assert torch.equal(first['gradient'], second['gradient'])
+    dataset = data.load('folder', 'train', scenes)
+    trainer = train.Trainer(recipe, dataset, device='cpu')
+    drawn = trainer.draw(0, (64, 64))
+    assert torch.equal(torch.stack([first['chosen'], second['chosen']], 1).flatten(), drawn.chosen)
+    halves = []
+    for half in (slice(0, 4, 2), slice(1, 4, 2)):
+        trainer.network.zero_grad()
+        trainer.forward_backward(drawn.map(operator.itemgetter(half)), (64, 64))
+        halves.append(torch.cat([p.grad.flatten() for p in trainer.network.parameters()]))
+    mean = (halves[0] + halves[1]) / 2
+    assert (first['gradient'] - mean).norm() / mean.norm() < 1e-3
+
+    train.train(recipe, dataset, tmp_path / 'one', device='cpu')
+    card = weights.read_card(tmp_path / 'two/laanet-scenes.safetensors')
+    assert card.recipe['processes'] == 2 and card.recipe['steps'] == 6
+    one, two = ([float(r['loss']) for r in rows_of(tmp_path / name)] for name in ('one', 'two'))
+    assert len(two) == 3 and two[-1] < two[0]
+    assert two[0] == pytest.approx(one[0], rel=0.5)  # the norms see half a batch each
+
+
+def test_averaged_weights(scenes):
+    trainer = train.Trainer(replace(TINY, ema=0.9), data.load('folder', 'train', scenes), device='cpu')
+    drawn = trainer.draw(0, (64, 64)).map(lambda t: t[:4])
+    name = 'classifier.weight' if 'classifier.weight' in trainer.network.state_dict() else \
+        next(k for k, v in trainer.network.state_dict().items() if v.ndim == 4)
+    slow = trainer.network.state_dict()[name].clone()
+    for step in range(1, 4):
+        trainer.train_step(drawn, (64, 64), step)
+        decay = min(0.9, step / (10 + step))
+        slow = decay * slow + (1 - decay) * trainer.network.state_dict()[name]
+        assert torch.allclose(trainer.averaged.state_dict()[name], slow, atol=1e-6)
+    counters = [k for k in trainer.averaged.state_dict() if k.endswith('num_batches_tracked')]
+    assert counters and all(int(trainer.averaged.state_dict()[k]) == 3 for k in counters)
+
+
+def test_teachers_are_learned_from(scenes, tmp_path):
+    dataset = data.load('folder', 'train', scenes)
+    teacher = train.train(replace(TINY, epochs=1), dataset, tmp_path / 'teacher', device='cpu')
+    plain = train.Trainer(TINY, dataset, device='cpu')
+    taught = train.Trainer(replace(TINY, teachers=(str(teacher),), distill=0.5), dataset, device='cpu')
+    drawn = plain.draw(0, (64, 64)).map(lambda t: t[:4])
+    alone, both = (t.forward_backward(drawn, (64, 64)) for t in (plain, taught))
+    assert float(both - alone) > 0.1
+    card = replace(weights.read_card(teacher), labels=data.label_sets.load('camvid'))
+    foreign = tmp_path / 'foreign.safetensors'
+    weights.save(foreign, train.networks.build('laanet', 11), card)
+    with pytest.raises(train.TrainError, match='needs the classes of scenes: sky, floor, box'):
+        train.Trainer(replace(TINY, teachers=(str(foreign),)), dataset, device='cpu')
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('network', ['laanet', 'fbsnet', 'elanet', 'lrnnet', 'affnet'])
+def test_the_graph_does_what_the_eager_step_does(scenes, network):
+    """Largest relative difference of loss and weights after five steps, float32."""
+    results = []
+    torch.backends.cudnn.allow_tf32 = False
+    for mode in ('eager', 'graph'):
+        trainer = train.Trainer(replace(TINY, network=network), data.load('folder', 'train', scenes),
+                                device='cuda', mode=mode)
+        drawn = trainer.draw(0, (64, 64))
+        halves = [drawn.map(operator.itemgetter(half)) for half in (slice(0, 4), slice(4, 8))]
+        losses = [float(trainer.train_step(halves[i % 2], (64, 64), i)) for i in range(5)]
+        results.append((torch.tensor(losses), torch.cat([p.detach().flatten().cpu()
+                                                         for p in trainer.network.parameters()])))
+    (loss, parameters), (loss2, parameters2) = results
+    error = float((parameters - parameters2).norm() / parameters.norm())
+    print(network, 'losses', (loss - loss2).abs().max(), 'weights', error)
+    assert torch.allclose(loss, loss2, rtol=0.02) and error < 0.02
+
+
+def test_recipes_are_the_papers():
+    fbsnet, elanet = recipes.load('paper', 'fbsnet'), recipes.load('paper', 'elanet')
+    for recipe in (fbsnet, elanet):
+        assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.power) == ('adam', 1e-3, 2e-4, 0.9)
+        assert (recipe.epochs, recipe.crop) == (1000, (360, 480))
+        assert recipe.scale == (0.75, 1, 1.25, 1.5, 1.75, 2) and recipe.loss == 'ce' and recipe.class_weights
+        assert recipe.decay_all and not recipe.divide_std and recipe.color == recipe.ema == 0
+    assert (fbsnet.batch, fbsnet.warmup, elanet.batch, elanet.warmup) == (6, 100, 8, 500)
+    lrnnet = recipes.load('paper', 'lrnnet')
+    assert (lrnnet.optimizer, lrnnet.lr, lrnnet.batch, lrnnet.power) == ('sgd', 0.01, 8, 0.9)
+    assert lrnnet.epochs * (367 // 8) == pytest.approx(250_000, rel=0.03)
+    affnet = recipes.load('paper', 'affnet')
+    assert (affnet.optimizer, affnet.lr, affnet.weight_decay, affnet.batch, affnet.loss) == \
+        ('adam', 5e-4, 1e-4, 10, 'owfl')
+
+
+@pytest.mark.parametrize('changes, expected', [
+    ({'batch': 1}, 'batch is 1; expected 2 or more'),
+    ({'loss': 'dice'}, "unknown loss 'dice'; known: ce, ohem, owfl"),
+    ({'crop': (32, 64)}, r'crop is \(32, 64\); expected height and width'),
+    ({'mix': 2.0}, 'mix is 2.0; expected 0 to 1'),
+    ({'momentum': 0.9}, 'a recipe has no momentum; it has network, options, epochs'),
+])
+def test_a_recipe_that_does_not_fit_says_why(changes, expected):
+    with pytest.raises(recipes.RecipeError, match=expected):
+        recipes.load('best', 'laanet', **changes)
+
+
+def test_the_command_line_says_what_is_wrong(scenes, tmp_path, capsys):
+    assert main(['train', '--model', 'laanet', '--data', 'folder', '--data-root', str(tmp_path)]) == 1
+    assert f"ERROR: no label set '{tmp_path}/labels.yaml'" in capsys.readouterr().err.replace('\n', ' ')
+    few = ['train', '--model', 'laanet', '--data', 'folder', '--data-root', str(scenes),
+           '--out', str(tmp_path / 'o')]
+    assert main([*few, '--batch', '16']) == 1
+    assert 'has 8 images, fewer than a batch of 16' in capsys.readouterr().err
+    assert main([*few, '--batch', '4', '--device', 'cuda:77']) == 1
+    assert "device 'cuda:77' is not there" in capsys.readouterr().err
+    assert main([*few, '--batch', '4', '--device', 'cpu', '--mode', 'graph']) == 1
+    assert 'mode graph needs a CUDA device' in capsys.readouterr().err
+
+
+def train_all(scenes: Path, *more: str, epochs: int) -> list[str]:
+    """`lightseg train-all` of two networks with numbers like TINY's."""
+    return ['train-all', '--networks', 'laanet', 'affnet', '--data', 'folder', '--data-root', str(scenes),
+            '--split', 'train', '--device', 'cpu', *more, '--', *arguments(scenes, Path('x'))[11:],
+            '--epochs', str(epochs)]
+
+
+def test_all_networks_end_inside_a_time_limit(scenes, tmp_path, capsys):
+    began = time.monotonic()
+    assert main(train_all(scenes, '--out', str(tmp_path / 'runs'), '--time-limit', '9',
+                          '--leave', str(tmp_path / 'left'), epochs=100_000)) == 0
+    assert time.monotonic() - began < 10
+    assert 'finished: none; to be gone on with by the same command: laanet, affnet' in capsys.readouterr().out
+    assert list((tmp_path / 'left').iterdir())
+
+
+def test_all_networks_go_on_from_what_was_left(scenes, tmp_path, capsys):
+    """A run that is half done travels as parts, is finished from a packed data set, and scored."""
+    archive, there, left = tmp_path / 'scenes.tar', tmp_path / 'there', tmp_path / 'left'
+    assert main(['train-all', '--pack', str(archive), '--data', 'folder', '--data-root', str(scenes),
+                 '--split', 'train', '--test', 'val']) == 0
+    half = arguments(scenes, there / 'laanet', replace(TINY, epochs=6), '--time-limit', '0.4')
+    while not (there / 'laanet/log.csv').exists():
+        assert main([*half, '--resume']) == 0
+    steps = torch.load(there / 'laanet/last.pt', weights_only=True)['step']
+    assert 2 <= steps < 12
+    # No time is left, so nothing is trained and everything is left.
+    assert main(train_all(scenes, '--out', str(there), '--time-limit', '0', '--leave', str(left),
+                          '--part-mib', '4', epochs=6)) == 0
+    parts = sorted(left.iterdir())
+    assert [p.name for p in parts] == [f'{i + 1}-of-{len(parts)}.runs.tar' for i in range(len(parts))]
+    assert len(parts) == 3 and all(p.stat().st_size <= 4 * 2 ** 20 for p in parts)
+
+    back = tmp_path / 'back'
+    assert main(train_all(archive, '--from', str(left), '--out', str(back), '--test', 'val', epochs=6)) == 0
+    assert 'finished: laanet, affnet;' in (out := capsys.readouterr().out)
+    assert [int(r['epoch']) for r in rows_of(back / 'laanet')] == [1, 2, 3, 4, 5, 6]
+    for network in ('laanet', 'affnet'):
+        card = weights.read_card(back / network / f'{network}-scenes.safetensors')
+        assert f'| {network} | best | 6 | {card.metrics["val"]["miou"]:.2f} |' in out
+    # Finished runs are left as weights, without their checkpoints.
+    assert main(train_all(archive, '--out', str(back), '--leave', str(left), epochs=6)) == 0
+    assert sum(p.stat().st_size for p in left.iterdir()) < 12e6
+    parts = sorted(left.iterdir())
+    parts[-1].rename(tmp_path / 'lost')
+    parts[0].write_bytes(b'')
+    assert main(train_all(archive, '--from', str(left), '--out', str(tmp_path / 'new'), epochs=6)) == 1
+    assert 'ERROR' in capsys.readouterr().err
