@@ -121,7 +121,8 @@ def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1, qu
                           f'{", ".join(dataset.labels.names)}')
     scores = Scores(segment.labels, truth=True)
     scores.counts['read'] = len(dataset)
-    with tqdm(total=len(dataset), desc=f'{dataset.name} {dataset.split}', unit='frame', disable=quiet or None) as bar:
+    title = f'{dataset.name} {dataset.split}'
+    with tqdm(total=len(dataset), desc=title, unit='frame', disable=quiet or None) as bar:
         return score(read_dataset(dataset), segment, scores, batch=batch, progress=bar.update)
 
 

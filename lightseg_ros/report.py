@@ -81,7 +81,8 @@ CSS = """
 :root { --ink: #1c2430; --soft: #5d6b7c; --line: #d9dfe6; --card: #f5f7f9; --blue: #26b; --red: #c03; }
 * { box-sizing: border-box; }
 body { font: 16px/1.45 system-ui, sans-serif; color: var(--ink); margin: 0 auto; padding: 12px;
-       max-width: 960px; overflow-wrap: anywhere; }
+       max-width: 960px; }
+h1, p, dd, .trouble { overflow-wrap: anywhere; }
 h1 { font-size: 1.4em; margin: .3em 0 0; } h2 { font-size: 1.15em; margin: 1.6em 0 .4em; }
 p { margin: .4em 0; } small, .soft { color: var(--soft); }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 8px; }
@@ -90,13 +91,14 @@ p { margin: .4em 0; } small, .soft { color: var(--soft); }
 .trouble { border-left: 4px solid var(--red); background: #fcf1ef; padding: 6px 10px; margin: 10px 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9em; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 6px; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; } td { white-space: nowrap; }
 .wide { overflow-x: auto; }
-.heat td, .heat th { border: 0; padding: 3px 4px; font-size: .8em; text-align: center; min-width: 2.6em; }
+.heat td, .heat th { border: 0; padding: 3px 1px; font-size: .75em; text-align: center; min-width: 1.9em; }
 .heat th.side { text-align: left; white-space: nowrap; }
+.heat th.top { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }
 .bar { display: inline-block; height: .7em; border-radius: 2px; background: var(--blue); }
-td.bars { width: 30%; text-align: left; }
+td.bars { width: 25%; text-align: left; }
 svg { width: 100%; max-width: 720px; height: auto; display: block; }
 svg text { font-size: 10px; fill: var(--soft); }
 .legend span { white-space: nowrap; margin-right: .9em; font-size: .85em; }
@@ -273,23 +275,20 @@ def _shares(frames: Sequence[dict[str, Any]], colors: Sequence[Any]) -> str:
     if not frames:
         return ''
     count = min(len(frames), WIDTH - LEFT - RIGHT)
-    inside = _axes(100.0, _time_labels(frames))
-    width = (WIDTH - LEFT - RIGHT) / count
-    for i in range(count):
-        part = frames[i * len(frames) // count:(i + 1) * len(frames) // count]
-        totals = [sum(f['shares'][k] for f in part) for k in range(len(colors))]
-        y, whole = float(HEIGHT - BOTTOM), sum(totals) or 1
-        for total, color in zip(totals, colors):
-            height = (HEIGHT - TOP - BOTTOM) * total / whole
-            y -= height
-            if height > 0.05:
-                inside += (f'<rect x="{LEFT + i * width:.1f}" y="{y:.1f}" width="{width + 0.3:.1f}" '
-                           f'height="{height + 0.2:.1f}" fill="{_rgb(color)}"/>')
-    return _svg(inside)
+    columns = [frames[i * len(frames) // count:(i + 1) * len(frames) // count] for i in range(count)]
+    totals = [[sum(f['shares'][k] for f in part) for k in range(len(colors))] for part in columns]
+    # The last class fills the plot; each one before covers it up to its own sum, as stairs.
+    inside, width = '', (WIDTH - LEFT - RIGHT) / count
+    for k in reversed(range(len(colors))):
+        tops = [_y(sum(t[:k + 1]) / (sum(t) or 1), 1.0) for t in totals]
+        stairs = ''.join(f'V{y:.1f}h{width:.3f}' for y in tops)
+        inside += f'<path d="M{LEFT} {HEIGHT - BOTTOM}{stairs}V{HEIGHT - BOTTOM}z" fill="{_rgb(colors[k])}"/>'
+    return _svg(_axes(100.0, _time_labels(frames)) + inside)
 
 
 def _heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    head = '<tr><th></th>' + ''.join(f'<th>{escape(n[:5])}</th>' for n in [*names, 'none']) + '</tr>'
+    head = '<tr><th></th>' + ''.join(
+        f'<th class="top">{escape(n)}</th>' for n in [*names, 'none']) + '</tr>'
     rows = ''
     for name, counts in zip(names, confusion):
         total = sum(counts)
