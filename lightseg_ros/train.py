@@ -10,6 +10,7 @@ import math
 import operator
 import os
 from pathlib import Path
+import sys
 import time
 from typing import Any
 
@@ -158,7 +159,7 @@ class Trainer:
         layouts = right_layouts(self.device, recipe.precision)
         self.model: nn.Module = self.network
         self._place(layouts[0])
-        if cuda and len(layouts) > 1:
+        if cuda and len(layouts) > 1 and self.world == 1:  # several processes must agree on one
             self._place(min(layouts, key=self._seconds_in))
         if self.mode == 'compile':
             self.model = torch.compile(self.network, dynamic=False)  # type: ignore[assignment]
@@ -225,6 +226,10 @@ class Trainer:
         if self.recipe.ema:
             self.averaged.load_state_dict(state['average'])
         self.optimizer.load_state_dict(state['optimizer'])
+        # Moments lie in memory as their weights do; the run that is resumed may have used the other layout.
+        for parameter, moments in self.optimizer.state.items():
+            moments.update({k: torch.empty_like(parameter).copy_(v) for k, v in moments.items()
+                            if isinstance(v, Tensor) and v.shape == parameter.shape})
 
     def card(self, metrics: dict[str, Any]) -> weights.Card:
         d, r = self.dataset, self.recipe
@@ -358,7 +363,8 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
             if rows:
                 _write_log(out / 'log.csv', rows)
 
-    bar = tqdm(total=total, unit='step', desc=recipe.network, dynamic_ncols=True, disable=not first)
+    bar = tqdm(total=total, unit='step', desc=recipe.network, dynamic_ncols=True, disable=not first,
+               mininterval=0.5 if sys.stderr.isatty() else 30)
     share = recipe.batch // trainer.world
     miou = next((r['miou'] for r in reversed(rows) if r['miou'] is not None), None)
     drawn, saved = None, opened
@@ -474,8 +480,9 @@ def _loss(recipe: Recipe, frequency: Tensor, device: torch.device) -> Callable[[
     if recipe.loss == 'ohem':
         return lambda logits, y: losses.ohem(logits, y, weight)
     if recipe.loss == 'owfl':
-        alpha, gamma = (t.to(device) for t in losses.focal_terms(frequency))
+        alpha, gamma = losses.focal_terms(frequency)
         highest = int(gamma.max())
+        alpha, gamma = alpha.to(device), gamma.to(device)
         return lambda logits, y: losses.owfl(logits, y, alpha, gamma, highest_gamma=highest)
     return lambda logits, y: losses.cross_entropy(logits, y, weight, smoothing=recipe.smoothing)
 

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 import yaml
 
 from lightseg_ros import data, recipes, train, weights
@@ -259,6 +261,34 @@ def test_teachers_are_learned_from(scenes, tmp_path):
     weights.save(foreign, train.networks.build('laanet', 11), card)
     with pytest.raises(train.TrainError, match='needs the classes of scenes: sky, floor, box'):
         train.Trainer(replace(TINY, teachers=(str(foreign),)), dataset, device='cpu')
+
+
+class NoHost(TorchDispatchMode):
+    """Fails on copies between devices, which a graph can't hold; reading data fails on 'meta' anyway."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        devices = {t.device.type for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)}
+        assert len(devices) < 2, f'{function} copies between {devices}'
+        return out
+
+
+@pytest.mark.parametrize('network, loss', [('laanet', 'ce'), ('fbsnet', 'ohem'), ('elanet', 'owfl'),
+                                           ('lrnnet', 'ce'), ('affnet', 'owfl')])
+def test_a_graph_can_hold_the_step(scenes, network, loss):
+    """Forward and backward pass on the 'meta' device, where nothing can be read or copied to the host."""
+    trainer = train.Trainer(replace(TINY, network=network, loss=loss), data.load('folder', 'train', scenes),
+                            device='cpu')
+    drawn = trainer.draw(0, (64, 64)).map(lambda t: t[:4].to('meta'))
+    meta = torch.device('meta')
+    trainer.network.to(meta)
+    trainer.images, trainer.ids = trainer.images.to(meta), trainer.ids.to(meta)
+    trainer.fill = trainer.fill.to(meta)
+    trainer.loss = train._loss(trainer.recipe, torch.tensor([0.6, 0.38, 0.02]), meta)
+    trainer._normalise = train._normaliser(trainer.mean, trainer.std, meta)
+    with NoHost():
+        trainer.forward_backward(drawn, (64, 64))
+    assert all(p.grad is not None for p in trainer.network.parameters())
 
 
 @pytest.mark.gpu
