@@ -23,6 +23,13 @@ COUNTS = {
 TROUBLE = ('failed', 'truth_failed', 'bags_failed', 'bags_damaged')
 
 
+# Of a comparison: title, key of the result, of its counts or of its total latency, digits.
+FIGURES = (('mIoU %', 'miou', 2), ('pixel accuracy %', 'accuracy', 2), ('boundary F1 %', 'boundary_f1', 2),
+           ('ECE %', 'ece', 2), ('temporal consistency %', 'consistency', 2), ('frame p50 ms', 'p50', 1),
+           ('frame p95 ms', 'p95', 1), ('frames segmented', 'segmented', 0), ('frames failed', 'failed', 0))
+COLORS = ('#2266bb', '#d9822b', '#2e9e5b', '#c0392b', '#7a4fb5', '#5d6b7c')
+
+
 class ReportError(ValueError):
     """A file that is no result of ours."""
 
@@ -54,6 +61,34 @@ def text(result: dict[str, Any]) -> str:
     lines.append(', '.join(f'{n} {COUNTS.get(k, k)}' for k, n in result['counts'].items() if n))
     lines += [f'  {s["count"]} x {s["what"]}: {s["first"]}' for s in result['skipped']]
     return '\n'.join(lines)
+
+
+def compare_text(results: dict[str, dict[str, Any]], paired: dict[str, dict[str, Any]]) -> str:
+    """Spell several results side by side; `paired`: each one's `scores.paired_difference` to the first."""
+    names = list(results)
+    classes = list(dict.fromkeys(n for r in results.values() for n in r['iou']))
+    rows = [('', *names)]
+    rows += [(title, *(number(_figure(r, key), digits=digits) for r in results.values()))
+             for title, key, digits in FIGURES if any(_figure(r, key) is not None for r in results.values())]
+    rows += [(f'IoU {n} %', *(number(r['iou'].get(n)) for r in results.values())) for n in classes
+             if any(r['iou'].get(n) is not None for r in results.values())]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ['  '.join(f'{cell:<{w}}' if i == 0 else f'{cell:>{w}}' for i, (cell, w) in
+                       enumerate(zip(row, widths))) for row in rows]
+    return '\n'.join([*lines, '', *(_paired_text(n, names[0], p) for n, p in paired.items())])
+
+
+def _figure(result: dict[str, Any], key: str) -> float | None:
+    if key in ('p50', 'p95'):
+        return (result['latency_ms'].get('total') or {}).get(key)
+    return result[key] if key in result else result['counts'].get(key)
+
+
+def _paired_text(name: str, first: str, p: dict[str, Any]) -> str:
+    if not p['frames']:
+        return f'{name} and {first} share no scored frame'
+    return (f'{name} minus {first}: {p["mean"]:+.2f} points of mIoU a frame, 95 % interval {p["low"]:+.2f} '
+            f'to {p["high"]:+.2f}, over {p["frames"]} frames ({p["better"]} better, {p["worse"]} worse)')
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:
@@ -93,6 +128,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9em; font-variant-nu
 th, td { padding: 4px 6px; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; } td { white-space: nowrap; }
 .wide { overflow-x: auto; }
+.stacked .bar { display: block; margin: 2px 0; height: .45em; }
 .heat td, .heat th { border: 0; padding: 3px 1px; font-size: .75em; text-align: center; min-width: 1.9em; }
 .heat th.side { text-align: left; white-space: nowrap; }
 .heat th.top { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; }
@@ -144,6 +180,50 @@ def write_html(result: dict[str, Any], best: Sequence[Picture], worst: Sequence[
             body += [f'<h2>{name} frames by {by}</h2>', *(_picture(p, by) for p in pictures)]
     body += ['<h2>How this was made</h2>', _origin(result)]
     return _write_page(title, body, path)
+
+
+def write_comparison(results: dict[str, dict[str, Any]], paired: dict[str, dict[str, Any]],
+                     path: Path) -> Path:
+    """Write several results side by side as one HTML file; returns its path."""
+    colors = dict(zip(results, COLORS * (1 + len(results) // len(COLORS))))
+    head = '<tr><th></th>' + ''.join(f'<th>{_swatch(colors[n])}{escape(n)}</th>' for n in results) + '</tr>'
+    rows = ''.join(
+        f'<tr><td>{escape(title)}</td>' + ''.join(
+            f'<td>{number(_figure(r, key), digits=digits)}</td>' for r in results.values()) + '</tr>'
+        for title, key, digits in FIGURES if any(_figure(r, key) is not None for r in results.values()))
+    body = [f'<h1>{escape(" · ".join(results))}</h1><h2>Figures</h2>',
+            f'<div class="wide"><table>{head}{rows}</table></div>']
+    classes = list(dict.fromkeys(n for r in results.values() for n in r['iou']))
+    if any(r['miou'] is not None for r in results.values()):
+        rows = ''.join(
+            f'<tr><td>{escape(c)}</td><td class="bars">'
+            + ''.join(_bar(r['iou'].get(c), colors[n]) for n, r in results.items()) + '</td>'
+            + ''.join(f'<td>{number(r["iou"].get(c))}</td>' for r in results.values()) + '</tr>'
+            for c in classes)
+        head = '<tr><th>class</th><th></th>' + ''.join(f'<th>{escape(n)}</th>' for n in results) + '</tr>'
+        body += [f'<h2>IoU %</h2><div class="wide"><table class="stacked">{head}{rows}</table></div>']
+    for name, p in paired.items():
+        body += [f'<h2>{escape(name)} minus {escape(next(iter(results)))}</h2>'
+                 f'<p>{escape(_paired_text(name, next(iter(results)), p))}</p>']
+        if p['frames']:
+            body += [_differences(p['differences'])]
+    for name, r in results.items():
+        body += [f'<h2>{escape(name)}</h2>', _origin(r)]
+    return _write_page('Comparison', body, path)
+
+
+def _differences(values: Sequence[float]) -> str:
+    """Every frame's difference, sorted, as bars up and down from a middle line."""
+    reach = max(1.0, *(abs(v) for v in values))
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    scale, width = (HEIGHT - TOP - BOTTOM) / 2 / reach, (WIDTH - LEFT - RIGHT) / len(values)
+    stairs = ''.join(f'V{middle - scale * v:.1f}h{width:.3f}' for v in sorted(values))
+    return _svg(
+        f'<path d="M{LEFT} {middle}{stairs}V{middle}z" fill="#2266bb"/>'
+        f'<path d="M{LEFT} {middle}H{WIDTH - RIGHT}" stroke="#5d6b7c"/>'
+        f'<text x="{LEFT - 4}" y="{TOP + 6}" text-anchor="end">{reach:+.0f}</text>'
+        f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end">{-reach:+.0f}</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 5}">every frame, sorted by its difference in mIoU</text>')
 
 
 def _write_page(title: str, body: Sequence[str], path: Path) -> Path:

@@ -13,6 +13,8 @@ VERBS = {
     'info': 'networks, weights and their figures',
     'demo': 'camera and segmentation nodes on a real DDS graph, with pictures and figures',
     'evaluate': 'score a model on a data set, or on bags, every frame',
+    'compare': 'results of evaluate or replay side by side',
+    'bag': 'what is in a bag; a bag from a folder of images',
     'train': 'train a network',
     'train-all': 'train all networks side by side, inside a time limit',
     'export': 'write a network as ONNX',

@@ -1,0 +1,31 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`lightseg compare`: several results side by side."""
+import argparse
+from pathlib import Path
+
+HELP = ('Compare results of "lightseg evaluate --json" or "lightseg replay --json": figures side by side, '
+        'and the paired difference of the frames that they share to the first, with its confidence interval.')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('results', nargs='+', type=Path, metavar='RESULT.json',
+                        help='the first is what the others are compared with')
+    parser.add_argument('--html', type=Path, metavar='FILE', help='write the comparison with its plots')
+
+
+def run(args: argparse.Namespace) -> None:
+    from .. import report, scores
+    if len(args.results) < 2:
+        raise report.ReportError('one result has nothing to be compared with; name two or more')
+    results = {}
+    for path in args.results:
+        result = report.read_json(path)
+        name = path.parent.name if path.stem == 'result' and path.parent.name else path.stem
+        results[name if name not in results else str(path)] = result
+    first, *others = results
+    paired = {name: scores.paired_difference(results[first]['frames'], results[name]['frames'])
+              for name in others}
+    print(report.compare_text(results, paired))
+    if args.html:
+        print(report.write_comparison(results, paired, args.html))
