@@ -4,7 +4,6 @@
 from collections.abc import Callable, Sequence
 import copy
 import csv
-import dataclasses
 import logging
 import math
 import operator
@@ -92,18 +91,6 @@ def validate(network: nn.Module, images: Tensor, labels: Tensor, normalise: Norm
         counts += torch.bincount(pair.where(y < k, k * k).flatten(), minlength=k * k + 1)
     matrix = ConfusionMatrix(k)
     matrix.counts[:, :k] = counts[:-1].view(k, k).cpu().numpy()
-    return matrix
-
-
-def score(path: str | Path, dataset: DataSet, device: str = 'auto') -> ConfusionMatrix:
-    """Score a weights file on a data set, float32, and write the result into its card."""
-    where = _device(device)
-    network, card = weights.load(path)
-    images, ids = data.to_device(dataset, where, card.resolution[::-1])
-    matrix = validate(network.to(where), images, ids, _normaliser(card.mean, card.std, where),
-                      len(card.labels))
-    result = _metrics(matrix, card.network, dataset)
-    weights.save(path, network, dataclasses.replace(card, metrics={**card.metrics, dataset.split: result}))
     return matrix
 
 

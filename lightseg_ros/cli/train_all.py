@@ -182,20 +182,25 @@ def weights_file(out: Path, network: str) -> Path | None:
 
 
 def score(args: argparse.Namespace) -> None:
-    """Score finished weights that have not been yet; print each card's figures as a row of Markdown."""
-    from .. import data, train, weights
-    dataset = data.load(args.data, args.test, args.data_root)
-    print('| network | recipe | epochs | ' + f'{args.test} mIoU | ' + ' | '.join(dataset.labels.names) + ' |')
+    """Score finished weights that have not been yet, into their cards; print the cards as Markdown."""
+    from .. import weights
+    from . import main
+    rows: list[str] = []
     for network in args.networks:
         path = weights_file(args.out, network)
         if not path:
             continue
         if args.test not in weights.read_card(path).metrics:
-            train.score(path, dataset, args.device)
+            main(['evaluate', '--model', str(path), '--data', args.data, '--split', args.test, '--record',
+                  '--device', args.device] + (['--data-root', args.data_root] if args.data_root else []))
         card = weights.read_card(path)
         found = card.metrics[args.test]
-        iou = ' | '.join(f'{found["iou"].get(name, float("nan")):.1f}' for name in dataset.labels.names)
-        print(f'| {network} | {args.recipe} | {card.recipe["epochs"]} | {found["miou"]:.2f} | {iou} |')
+        iou = ' | '.join(f'{found["iou"].get(name, float("nan")):.1f}' for name in card.labels.names)
+        if not rows:
+            rows = [f'| network | recipe | epochs | {args.test} mIoU | {" | ".join(card.labels.names)} |',
+                    '|---' * (4 + len(card.labels)) + '|']
+        rows.append(f'| {network} | {args.recipe} | {card.recipe["epochs"]} | {found["miou"]:.2f} | {iou} |')
+    print('\n'.join(rows), flush=True)
 
 
 def leave(out: Path, to: Path, part_bytes: int) -> list[Path]:
