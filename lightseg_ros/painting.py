@@ -501,28 +501,27 @@ def tree(rng: Generator, height: float, leaves: float) -> Texture:
         shade = rng.uniform(46, 84)
         cv2.line(rgba, (round(x), round(y)), (round(x1), round(y1)),
                  (shade * 1.04, shade * 0.98, shade * 0.92, 255), max(round(thick), 1), cv2.LINE_AA)
-        if thick < 1.0:
+        if thick < 0.9:
             tips.append((x1, y1))
             return
-        for _ in range(rng.integers(2, 5) if thick < 8 else 3):
-            branch(x1, y1, 0.8 * angle + rng.normal(0, 0.55), length * rng.uniform(0.6, 0.88), thick * 0.6)
+        for _ in range(3 if thick > 5 else rng.integers(2, 4)):
+            branch(x1, y1, 0.75 * angle + rng.normal(0, 0.5), length * rng.uniform(0.66, 0.86), thick * 0.62)
 
-    branch(size / 2, size - 1, 0.0, 0.24 * height * scale, 1.7 * height)
+    branch(size / 2, size - 1, 0.0, 0.26 * height * scale, 1.6 * height)
     for x, y in tips:  # twigs
-        for _ in range(3):
-            dx, dy = rng.normal(0, 0.22 * scale, 2)
+        for dx, dy in rng.normal(0, 0.24 * scale, (4, 2)):
             shade = rng.uniform(60, 110)
             cv2.line(rgba, (round(x), round(y)), (round(x + dx), round(y - abs(dy))),
-                     (shade, shade * 0.96, shade * 0.92, 170), 1, cv2.LINE_AA)
-    clusters = [tips[i] for i in rng.permutation(len(tips))[:int(len(tips) * leaves)]]
-    for dark in (0.55, 1.0):  # the inner leaves first
+                     (shade, shade * 0.96, shade * 0.92, 190), 1, cv2.LINE_AA)
+    clusters = [tips[i] for i in rng.permutation(len(tips))[:min(int(len(tips) * leaves), 260)]]
+    for dark in (0.5, 1.0):  # the inner leaves first
         for x, y in clusters:
             lit = dark * (0.75 + 0.5 * (1 - y / size) + 0.3 * (x / size - 0.5))
-            for dx, dy in rng.normal(0, 0.2 * scale, (12, 2)):
+            for dx, dy in rng.normal(0, 0.24 * scale, (16, 2)):
                 green = np.array((74, 84, 50)) * lit * rng.uniform(0.35, 1.5)
-                axes = int(rng.integers(2, 5)), int(rng.integers(1, 4))
+                axes = int(rng.integers(2, 6)), int(rng.integers(2, 4))
                 cv2.ellipse(rgba, (round(x + dx), round(y + dy)), axes, rng.uniform(0, 180), 0, 360,
-                            (*map(float, green), 255), -1, cv2.LINE_AA)
+                            (*map(float, green), 255), -1)
     crown = np.zeros((size, size), np.uint8)
     for x, y in tips:
         cv2.circle(crown, (round(x), round(y)), round(0.28 * scale), 255, -1)
@@ -643,7 +642,7 @@ def cyclist(rng: Generator, jacket: Color) -> tuple[Texture, ...]:
 
 
 def sign(kind: str) -> Texture:
-    """Paint a traffic sign: 'limit', 'warning', 'blue', 'board', or the 'back' of one."""
+    """Paint a traffic sign: 'limit', 'warning', 'blue', 'board' or 'parking'."""
     n = 0.75
     f, c = Figure(n, n, 120), n / 2
     if kind == 'limit':
@@ -662,7 +661,11 @@ def sign(kind: str) -> Texture:
         f.rect(0.02, 0.1, n - 0.02, n - 0.1, (34, 74, 60))
         f.text('A14', 0.1, c * 1.2, 1.0, 2, (232, 228, 206))
     else:
-        f.ellipse(c, c, c * 0.95, c * 0.95, (96, 98, 100))
+        f.rect(0.15, 0.02, n - 0.15, n - 0.02, (226, 228, 230))
+        f.rect(0.18, 0.05, n - 0.18, n * 0.6, (40, 84, 152))
+        f.text('P', c * 0.68, n * 0.52, 1.5, 4, (226, 228, 232))
+        f.rect(0.22, n * 0.7, n - 0.22, n * 0.74, (60, 60, 64))
+        f.rect(0.22, n * 0.82, n - 0.25, n * 0.86, (60, 60, 64))
     return f.texture(SIGN)
 
 

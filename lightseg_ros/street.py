@@ -4,8 +4,8 @@
 A synthetic British street, seen from a car that drives down it, with its exact label image.
 
 A frame warps the textures of `painting` through a pinhole camera, far to near, and writes colour and class
-id with the same mask. Where something is seen through (twigs, railings), its outline as a whole has its id, as
-in CamVid's annotations.
+id with the same mask. Where something is seen through (twigs, railings), its outline as a whole has its id,
+as in CamVid's annotations.
 
 World: x to the right of our lane's centre, y up from the road, z along the street, in metres. The street
 repeats every `PERIOD` metres. Traffic keeps left.
@@ -115,10 +115,12 @@ class Street:
         self._sky, self._sky_ids = painting.backdrop(
             rng, width + 2 * self._margin, height + 2 * self._margin, width / 640)
         self._houses: list[House] = []
-        self._verges: list[Wall] = []
+        self._verges: list[Wall | Board] = []
         self._things: list[Wall | Board | Post | Vehicle] = []
-        self._build(rng)
-        self._furnish(rng)
+        trees = [painting.tree(rng, height, leaves) for height, leaves in
+                 ((7.5, 0.5), (6.5, 1.0), (8.5, 0.03), (5.5, 0.9), (8.0, 0.2), (8.5, 1.0))]
+        self._build(rng, trees)
+        self._furnish(rng, trees)
         self._class_of = [np.full((height, width), i, np.uint8) for i in range(11)]
         noise = rng.standard_normal((height + 64, width + 64, 3), np.float32) * 2.6 + 64
         self._grain = np.clip(noise, 0, 128).astype(np.uint8)
@@ -132,9 +134,9 @@ class Street:
 
     # ------------------------------------------------------------------------------------------ the scene
 
-    def _build(self, rng: Generator) -> None:
-        """Two rows of houses, some set back behind a fence or hedge, some with a gap beside them."""
-        kinds = ('terrace', 'shops', 'terrace', 'shops', 'cottages', 'office', 'college')
+    def _build(self, rng: Generator, trees: list[Texture]) -> None:
+        """Two rows of houses, some set back behind a fence or hedge; gaps, and a few gardens with trees."""
+        kinds = ('terrace', 'shops', 'terrace', 'shops', 'cottages', 'office', 'college', 'garden')
         for side, x, light in ((-1, LEFT_WALL, 0.56), (1, RIGHT_WALL, 1.04)):
             z = 0.0
             while z < PERIOD - 9:
@@ -142,10 +144,16 @@ class Street:
                 kind = kinds[rng.integers(len(kinds))]
                 gap = rng.uniform(3, 9) if rng.random() < 0.45 else 0.0
                 back = 4.5 if kind in ('terrace', 'cottages') and rng.random() < 0.5 else 0.0
-                front = painting.facade(rng, length, kind, light * rng.uniform(0.88, 1.08))
-                self._houses.append(House(Wall(front, x + side * back, z),
-                                          painting.gable(rng, 9.0, front.height - 0.8, 0.62)))
-                if back:
+                if kind == 'garden':
+                    gap = 0.0
+                    for at in np.arange(z + 2, z + length - 1, 4.5):
+                        self._verges.append(Board((trees[rng.integers(len(trees))],),
+                                                  x + side * rng.uniform(3, 7), at))
+                else:
+                    front = painting.facade(rng, length, kind, light * rng.uniform(0.88, 1.08))
+                    self._houses.append(House(Wall(front, x + side * back, z),
+                                              painting.gable(rng, 9.0, front.height - 0.8, 0.62)))
+                if back or kind == 'garden':
                     self._verges.append(Wall(self._fence(rng, length, 1.5), x, z))
                 if gap:
                     self._verges.append(Wall(self._fence(rng, gap, 2.6), x + side * 0.6, z + length))
@@ -158,12 +166,10 @@ class Street:
             return painting.railing(rng, length)
         return painting.boards(rng, length) if choice < 0.65 else painting.hedge(rng, length, hedge)
 
-    def _furnish(self, rng: Generator) -> None:
+    def _furnish(self, rng: Generator, trees: list[Texture]) -> None:
         """Everything that stands or moves before the houses."""
         add = self._things.append
-        trees = [painting.tree(rng, height, leaves) for height, leaves in
-                 ((7.0, 0.5), (6.0, 0.95), (7.5, 0.05), (5.0, 0.8), (6.5, 0.2))]
-        signs = [painting.sign(kind) for kind in ('limit', 'warning', 'blue', 'board', 'back')]
+        signs = [painting.sign(kind) for kind in ('limit', 'warning', 'blue', 'board', 'parking')]
         paints = [painting.PAINTS[i] for i in rng.permutation(len(painting.PAINTS))]
         kinds = ('hatch', 'saloon', 'hatch', 'estate', 'hatch', 'saloon', 'estate', 'hatch')
         cars = [painting.car(rng, kind, paint) for kind, paint in zip(kinds, paints)]
@@ -242,18 +248,17 @@ class Street:
             if z > NEAR:
                 self._quad(side, ((x, side.height, z), (out, side.height, z), (out, 0, z), (x, 0, z)))
             self._wall(house.front, z)
-        for z, wall in self._far_to_near([(self._ahead(w), w) for w in self._verges]):
-            self._wall(wall, z)
-        for z, thing in self._far_to_near([(self._ahead(w), w) for w in self._things]):
-            if isinstance(thing, Vehicle):
-                self._vehicle(thing, z)
-            elif isinstance(thing, Wall):
-                self._wall(thing, z)
-            elif z > NEAR and abs(thing.x) < 0.8 * z + 6:
-                if isinstance(thing, Post):
-                    self._post(thing, z)
-                else:
-                    self._board(thing, z)
+        for layer in (self._verges, self._things):
+            for z, thing in self._far_to_near([(self._ahead(w), w) for w in layer]):
+                if isinstance(thing, Vehicle):
+                    self._vehicle(thing, z)
+                elif isinstance(thing, Wall):
+                    self._wall(thing, z)
+                elif z > NEAR and abs(thing.x) < 0.8 * z + 6:
+                    if isinstance(thing, Post):
+                        self._post(thing, z)
+                    else:
+                        self._board(thing, z)
         return self._develop(), self._ids
 
     def _ahead(self, thing: Wall | Board | Post | Vehicle) -> float:
@@ -388,7 +393,7 @@ class Street:
     # ------------------------------------------------------------------------------------------ the picture
 
     def _box(self, points: list[tuple[float, float]]) -> tuple[int, int, int, int] | None:
-        """Pixels that a polygon may touch: left, top, right, bottom (exclusive); None: it is off the image."""
+        """Pixels that a polygon may touch: left, top, right, bottom (exclusive); None: off the image."""
         us, vs = [p[0] for p in points], [p[1] for p in points]
         left, right = max(math.floor(min(us)), 0), min(math.ceil(max(us)) + 1, self.width)
         top, bottom = max(math.floor(min(vs)), 0), min(math.ceil(max(vs)) + 1, self.height)
