@@ -3,6 +3,7 @@
 """What a bag holds for scoring: its frames in order, each with its ground truth, cut into tasks."""
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -192,8 +193,9 @@ def places(times: Sequence[int], numbers: Sequence[int]) -> list[Place]:
 def read(task: Task, labels: LabelSet) -> Iterator[Frame | Skip]:
     """Decode a task's frames one at a time, with their ground truth; what is of no use comes as `Skip`."""
     source = Path(task.bag).name
-    with Bag(task.bag) as bag:
-        truths = _Truths(bag, task, labels)
+    # The labels are read by a reader of their own: one file can't be read in two places at a time.
+    with Bag(task.bag) as bag, Bag(task.bag) if task.truth.topic else nullcontext() as label_bag:
+        truths = _Truths(label_bag, task, labels)
         messages = bag.messages(task.topic, start_ns=task.start.start_ns)
         for number, message in enumerate(messages, task.start.begin):
             if number >= task.start.place:
@@ -220,7 +222,7 @@ def read(task: Task, labels: LabelSet) -> Iterator[Frame | Skip]:
 class _Truths:
     """A task's ground truth, from the label topic or from files."""
 
-    def __init__(self, bag: Bag, task: Task, labels: LabelSet):
+    def __init__(self, bag: Bag | None, task: Task, labels: LabelSet):
         self.bag, self.labels, self.truth = bag, labels, task.truth
         self.needed = {p.place for p in task.partners if isinstance(p, Place)}
         self.ahead: dict[int, bags.Recorded] = {}
@@ -253,7 +255,8 @@ class _Truths:
         if wanted.place in self.ahead:
             return self.ahead.pop(wanted.place)
         if not 0 <= self.next <= wanted.place:
-            self.messages = self.bag.messages(self.truth.topic or '', start_ns=wanted.start_ns)
+            assert self.bag and self.truth.topic
+            self.messages = self.bag.messages(self.truth.topic, start_ns=wanted.start_ns)
             self.next = wanted.begin
         for message in self.messages:
             number, self.next = self.next, self.next + 1

@@ -18,6 +18,7 @@ COUNTS = {
     'truth_without_frame': 'labels without a frame',
     'truth_failed': 'labels of no use', 'duplicate_stamps': 'duplicate stamps',
     'stamps_back': 'stamps that jump back', 'bags_failed': 'bags not read', 'bags_damaged': 'damaged bags',
+    'missing': 'played without a label coming back',
 }
 # Of these the exit code tells: something was there and could not be used.
 TROUBLE = ('failed', 'truth_failed', 'bags_failed', 'bags_damaged')
@@ -55,9 +56,15 @@ def text(result: dict[str, Any]) -> str:
         lines += [f'{n:<{width}}  {v:>7.2f}' for n, v in result['shares'].items()]
     if result['consistency'] is not None:
         lines.append(f'temporal consistency {number(result["consistency"])} %')
-    if t := result['latency_ms'].get('total'):
+    if (t := result['latency_ms'].get('total')) and 'live' not in result:
         lines.append(f'a frame takes p50 {t["p50"]:.1f} ms, p95 {t["p95"]:.1f}, max {t["max"]:.1f} on '
                      f'{result["device"]}')
+    if live := result.get('live'):
+        ms = live['end_to_end']
+        lines.append(f'frame to label: p50 {ms["p50"]:.1f} ms, p95 {ms["p95"]:.1f}, max {ms["max"]:.1f}; '
+                     f'{live["late"]} later than {live["deadline_ms"]:g} ms')
+        lines.append(', '.join(f'{live[k]} {k.replace("_", " ")}' for k in (
+            'played', 'returned', 'dropped', 'failed', 'not_received', 'not_returned')))
     lines.append(', '.join(f'{n} {COUNTS.get(k, k)}' for k, n in result['counts'].items() if n))
     lines += [f'  {s["count"]} x {s["what"]}: {s["first"]}' for s in result['skipped']]
     return '\n'.join(lines)
@@ -135,7 +142,7 @@ th:first-child, td:first-child { text-align: left; } td { white-space: nowrap; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }
 .bar { display: inline-block; height: .7em; border-radius: 2px; background: var(--blue); }
 td.bars { width: 25%; text-align: left; }
-svg { width: 100%; max-width: 720px; height: auto; display: block; }
+svg { width: 100%; max-width: 560px; height: auto; display: block; }
 svg text { font-size: 10px; fill: var(--soft); }
 .legend span { white-space: nowrap; margin-right: .9em; font-size: .85em; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 4px; }

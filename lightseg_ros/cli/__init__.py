@@ -13,6 +13,7 @@ VERBS = {
     'info': 'networks, weights and their figures',
     'demo': 'camera and segmentation nodes on a real DDS graph, with pictures and figures',
     'evaluate': 'score a model on a data set, or on bags, every frame',
+    'replay': 'play a bag live to a segmentation node and score what comes back',
     'compare': 'results of evaluate or replay side by side',
     'bag': 'what is in a bag; a bag from a folder of images',
     'train': 'train a network',

@@ -3,6 +3,12 @@
 """`lightseg evaluate`: bags or a data set in, scores out."""
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..recordings import Truth
+    from ..replay import Model
+    from ..scores import Scores
 
 HELP = ('Score a model, every frame, without ROS: on bags (rosbag2 sqlite3 and mcap, ROS 1), with ground '
         'truth from a label topic or a folder or without, or on a data set. Exit code 0: all was used; 3: '
@@ -11,23 +17,10 @@ HELP = ('Score a model, every frame, without ROS: on bags (rosbag2 sqlite3 and m
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('bags', nargs='*', type=Path, metavar='BAG', help='bags, scored as one recording')
-    parser.add_argument('--model', default='laanet', help='packaged network, or the path of a weights file')
-    parser.add_argument('--resolution', default='', help='WxH that the network sees, or native; empty: that '
-                        'of the weights')
-    parser.add_argument('--resize-mode', default='fit', choices=('fit', 'stretch'),
-                        help='how a frame gets there')
-    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1 ...')
+    add_model_arguments(parser)
     parser.add_argument('--batch', type=int, default=1, help='frames at once')
-    group = parser.add_argument_group('bags')
-    group.add_argument('--image-topic', help='default: the only image topic')
-    group.add_argument('--label-topic', help='topic with ground truth, mono8')
-    group.add_argument('--label-dir', type=Path, help='folder of label images named by stamp or frame number')
-    group.add_argument('--label-ids', choices=('class', 'source'),
-                       help="what ground truth holds: class ids, or the data set's own; default: class for a "
-                       'topic, source for a folder')
-    group.add_argument('--tolerance', type=float, default=0.005, metavar='SECONDS',
-                       help='how far the stamps of frame and label may differ')
-    group.add_argument('--frame-rate', type=float, default=30.0, help='of a label folder with frame numbers')
+    add_truth_arguments(parser)
+    group = parser.add_argument_group('results and workers, of bags')
     group.add_argument('--out', type=Path, metavar='BAG.mcap',
                        help='write label, overlay, confidence and diagnostics')
     group.add_argument('--workers', type=int, default=1, help='processes on this machine')
@@ -40,41 +33,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--split', default='test', help='its split')
     group.add_argument('--record', action='store_true',
                        help="write mIoU and IoU into the weights file's card")
+    add_output_arguments(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--model', default='laanet', help='packaged network, or the path of a weights file')
+    parser.add_argument('--resolution', default='',
+                        help='WxH that the network sees, or native; empty: that of the weights')
+    parser.add_argument('--resize-mode', default='fit', choices=('fit', 'stretch'),
+                        help='how a frame gets there')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1 ...')
+
+
+def add_truth_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('bags')
+    group.add_argument('--image-topic', help='default: the only image topic')
+    group.add_argument('--label-topic', help='topic with ground truth, mono8')
+    group.add_argument('--label-dir', type=Path, help='folder of label images named by stamp or frame number')
+    group.add_argument('--label-ids', choices=('class', 'source'),
+                       help="what ground truth holds: class ids, or the data set's own; default: class for a "
+                       'topic, source for a folder')
+    group.add_argument('--tolerance', type=float, default=0.005, metavar='SECONDS',
+                       help='how far the stamps of frame and label may differ')
+    group.add_argument('--frame-rate', type=float, default=30.0, help='of a label folder with frame numbers')
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the result as JSON')
     parser.add_argument('--report', type=Path, metavar='DIR', help='write report.html and result.json there')
 
 
-def run(args: argparse.Namespace) -> int:
-    from .. import data, replay, report
+def model_from(args: argparse.Namespace) -> 'Model':
+    from ..replay import Model
+    return Model(args.model, args.device, args.resolution or None, args.resize_mode)
+
+
+def truth_from(args: argparse.Namespace) -> 'Truth':
     from ..recordings import Truth
-    if bool(args.bags) == bool(args.data):
-        raise replay.ReplayError('name bags, or a data set with --data; one of the two')
+    from ..replay import ReplayError
     if args.label_topic and args.label_dir:
-        raise replay.ReplayError('ground truth comes from --label-topic or --label-dir, not from both')
-    if args.record and not args.data:
-        raise replay.ReplayError('--record writes what was measured on a data set: it wants --data')
-    for name in ('batch', 'workers', 'frames_per_task'):
-        if getattr(args, name) < 1:
-            raise replay.ReplayError(f'{name} is {getattr(args, name)}; expected 1 or more')
-    model = replay.Model(args.model, args.device, args.resolution or None, args.resize_mode)
-    if args.data:
-        dataset = data.load(args.data, args.split, args.data_root)
-        scores = replay.evaluate_dataset(dataset, model.load(), batch=args.batch)
-        sources = [{'name': f'{dataset.name} {dataset.split}', 'frames': len(dataset)}]
-    else:
-        truth = Truth(args.label_topic, args.label_dir,
-                      (args.label_ids or ('source' if args.label_dir else 'class')) == 'source',
-                      round(args.tolerance * 1e9), args.frame_rate)
-        scores, sources = replay.evaluate_bags(
-            args.bags, model, image_topic=args.image_topic, truth=truth, batch=args.batch,
-            workers=args.workers, dask=args.dask, frames_per_task=args.frames_per_task, out=args.out)
-    result = replay.describe(model, vars(args)) | {'sources': sources} | scores.result()
+        raise ReplayError('ground truth comes from --label-topic or --label-dir, not from both')
+    ids = args.label_ids or ('source' if args.label_dir else 'class')
+    return Truth(args.label_topic, args.label_dir, ids == 'source', round(args.tolerance * 1e9),
+                 args.frame_rate)
+
+
+def write(result: dict, scores: 'Scores', args: argparse.Namespace) -> None:
+    """Print a result, and write it where it was asked for."""
+    from .. import report
     print(report.text(result))
     if args.json:
         report.write_json(result, args.json)
     if args.report:
         report.write_json(result, args.report / 'result.json')
         print(report.write_html(result, scores.best, scores.worst, args.report / 'report.html'))
+
+
+def exit_code(result: dict) -> int:
+    from .. import report
+    return 3 if any(result['counts'].get(key) for key in report.TROUBLE) else 0
+
+
+def run(args: argparse.Namespace) -> int:
+    from .. import data, replay
+    if bool(args.bags) == bool(args.data):
+        raise replay.ReplayError('name bags, or a data set with --data; one of the two')
+    if args.record and not args.data:
+        raise replay.ReplayError('--record writes what was measured on a data set: it wants --data')
+    for name in ('batch', 'workers', 'frames_per_task'):
+        if getattr(args, name) < 1:
+            raise replay.ReplayError(f'{name} is {getattr(args, name)}; expected 1 or more')
+    model = model_from(args)
+    if args.data:
+        dataset = data.load(args.data, args.split, args.data_root)
+        scores = replay.evaluate_dataset(dataset, model.load(), batch=args.batch)
+        sources = [{'name': f'{dataset.name} {dataset.split}', 'frames': len(dataset)}]
+    else:
+        scores, sources = replay.evaluate_bags(
+            args.bags, model, image_topic=args.image_topic, truth=truth_from(args), batch=args.batch,
+            workers=args.workers, dask=args.dask, frames_per_task=args.frames_per_task, out=args.out)
+    result = replay.describe(model, vars(args)) | {'sources': sources} | scores.result()
+    write(result, scores, args)
     if args.record:
         print(replay.record(model, args.data, args.split, result))
-    return 3 if any(result['counts'].get(key) for key in report.TROUBLE) else 0
+    return exit_code(result)

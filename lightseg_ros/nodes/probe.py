@@ -97,7 +97,8 @@ class Seen:
     """
     What was seen of one frame. Images as their messages hold them: (H, W, 3) or (H, W) uint8.
 
-    `latency_ms`: from the stamp of the image to the arrival of its label here.
+    `latency_ms`: from the stamp of the image to the arrival of its label here, which was at `arrived_s` of
+    the monotonic clock.
     """
 
     stamp_ns: int
@@ -105,7 +106,9 @@ class Seen:
     truth: np.ndarray | None = None
     label: np.ndarray | None = None
     overlay: np.ndarray | None = None
+    confidence: np.ndarray | None = None
     latency_ms: float = 0.0
+    arrived_s: float = 0.0
 
     def has(self, parts: tuple[str, ...]) -> bool:
         return all(getattr(self, part) is not None for part in parts)
@@ -123,14 +126,16 @@ class Probe(Node):
     """
     Collects a segmentation node's results by the stamp of their frame; can play the frames as well.
 
-    `parts`: which of 'frame', 'truth', 'label', 'overlay' make a frame complete; `optional` ones are there if
-    they came before. These topics are subscribed to. `on_complete` is called with each complete `Seen`; at
-    most `keep` incomplete ones are kept.
+    `parts`: which of 'frame', 'truth', 'label', 'overlay', 'confidence' make a frame complete; `optional`
+    ones are there if they came before. These topics are subscribed to. `on_complete` is called with each
+    complete `Seen`; at most `keep` incomplete ones are kept. `plays`: type of the messages that are played;
+    None for a probe that only listens, as one that collects 'frame' does.
     """
 
     def __init__(self, on_complete: Callable[[Seen], None], parts: tuple[str, ...] = ('label',), *,
                  optional: tuple[str, ...] = (), segmentation: str = '/segmentation',
-                 image_topic: str = '/image', truth_topic: str = '/camera/ground_truth', keep: int = 60):
+                 image_topic: str = '/image', truth_topic: str = '/camera/ground_truth', keep: int = 60,
+                 plays: type | None = Image):
         super().__init__('probe')
         self._on_complete = on_complete
         self._parts = parts
@@ -139,13 +144,15 @@ class Probe(Node):
         self.diagnostics = Diagnostics()
         self.counts = dict.fromkeys(parts + optional, 0)
         topics = {'frame': image_topic, 'truth': truth_topic, 'label': f'{segmentation}/label',
-                  'overlay': f'{segmentation}/overlay'}
+                  'overlay': f'{segmentation}/overlay', 'confidence': f'{segmentation}/confidence'}
         self._subscriptions_of = {
             part: self.create_subscription(
                 Image, topics[part], lambda msg, part=part: self._on_image(part, msg), RELIABLE)
             for part in parts + optional}
         self.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
-        self._publisher = None if 'frame' in parts else self.create_publisher(Image, image_topic, RELIABLE)
+        self._publisher: Any = None
+        if plays and 'frame' not in parts:
+            self._publisher = self.create_publisher(plays, image_topic, RELIABLE)
 
     def play(self, rgb: np.ndarray, stamp_ns: int | None = None, encoding: str = 'rgb8') -> int:
         """Publish a frame, stamped now unless a stamp is given; returns the stamp in ns."""
@@ -155,6 +162,11 @@ class Probe(Node):
         header = Header(stamp=stamp.to_msg(), frame_id='camera')
         self._publisher.publish(images.encode(rgb, encoding, header, Image()))
         return stamp.nanoseconds
+
+    def play_raw(self, cdr: bytes) -> None:
+        """Publish a message that is serialized already."""
+        assert self._publisher is not None
+        self._publisher.publish(cdr)
 
     def connected(self) -> bool:
         """Return whether every topic that is played or collected has its other end."""
@@ -193,7 +205,7 @@ class Probe(Node):
         decoded = images.decode(msg)
         setattr(seen, part, decoded[..., 0] if msg.encoding == 'mono8' else decoded)
         if part == 'label':
-            seen.latency_ms = (arrived - stamp_ns) / 1e6
+            seen.latency_ms, seen.arrived_s = (arrived - stamp_ns) / 1e6, monotonic()
         if seen.has(self._parts):
             del self._pending[stamp_ns]
             self._on_complete(seen)
