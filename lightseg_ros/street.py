@@ -53,10 +53,10 @@ class Wall:
 
 @dataclass(frozen=True)
 class House:
-    """A front, and the side wall that shows where it stands out from its neighbour."""
+    """A front, and its side wall if that shows beside a gap or above a lower neighbour."""
 
     front: Wall
-    side: Texture
+    side: Texture | None
 
 
 @dataclass(frozen=True)
@@ -138,21 +138,26 @@ class Street:
         """Two rows of houses, some set back behind a fence or hedge; gaps, and a few gardens with trees."""
         kinds = ('terrace', 'shops', 'terrace', 'shops', 'cottages', 'office', 'college', 'garden')
         for side, x, light in ((-1, LEFT_WALL, 0.56), (1, RIGHT_WALL, 1.04)):
-            z = 0.0
+            z, neighbour = 0.0, None  # the nearer one, if it stands wall to wall
             while z < PERIOD - 9:
                 length = min(rng.uniform(10, 19), PERIOD - z)
                 kind = kinds[rng.integers(len(kinds))]
                 gap = rng.uniform(3, 9) if rng.random() < 0.45 else 0.0
                 back = 4.5 if kind in ('terrace', 'cottages') and rng.random() < 0.5 else 0.0
                 if kind == 'garden':
-                    gap = 0.0
+                    gap, neighbour = 0.0, None
                     for at in np.arange(z + 2, z + length - 1, 4.5):
                         self._verges.append(Board((trees[rng.integers(len(trees))],),
                                                   x + side * rng.uniform(3, 7), at))
                 else:
                     front = painting.facade(rng, length, kind, light * rng.uniform(0.88, 1.08))
-                    self._houses.append(House(Wall(front, x + side * back, z),
-                                              painting.gable(rng, 9.0, front.height - 0.8, 0.62)))
+                    gable = None
+                    if neighbour is None or abs(neighbour.x) > abs(x + side * back) \
+                            or neighbour.texture.height < front.height:
+                        gable = painting.gable(rng, 9.0, front.height - 0.8, 0.62)
+                    wall = Wall(front, x + side * back, z)
+                    self._houses.append(House(wall, gable))
+                    neighbour = None if gap else wall
                 if back or kind == 'garden':
                     self._verges.append(Wall(self._fence(rng, length, 1.5), x, z))
                 if gap:
@@ -244,8 +249,8 @@ class Street:
         self._draw_ground()
         for z, house in self._far_to_near([(self._ahead(h.front), h) for h in self._houses]):
             side, x = house.side, house.front.x
-            out = x + math.copysign(side.width, x)
-            if z > NEAR:
+            if side is not None and z > NEAR:
+                out = x + math.copysign(side.width, x)
                 self._quad(side, ((x, side.height, z), (out, side.height, z), (out, 0, z), (x, 0, z)))
             self._wall(house.front, z)
         for layer in (self._verges, self._things):
@@ -254,11 +259,12 @@ class Street:
                     self._vehicle(thing, z)
                 elif isinstance(thing, Wall):
                     self._wall(thing, z)
-                elif z > NEAR and abs(thing.x) < 0.8 * z + 6:
-                    if isinstance(thing, Post):
-                        self._post(thing, z)
-                    else:
-                        self._board(thing, z)
+                elif z < NEAR or abs(thing.x) > 0.8 * z + 6:
+                    continue  # behind us, or outside the image
+                elif isinstance(thing, Post):
+                    self._post(thing, z)
+                elif thing.textures[0].height * self._focal > 5 * z:  # five pixels
+                    self._board(thing, z)
         return self._develop(), self._ids
 
     def _ahead(self, thing: Wall | Board | Post | Vehicle) -> float:
