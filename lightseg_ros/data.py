@@ -380,7 +380,7 @@ def _blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur, each image with its own sigma (pixels): two depthwise convolutions, 7 taps."""
     n, c, h, w = x.shape
     taps = torch.arange(-3, 4, device=x.device) / sigma.view(n, 1)
-    kernel = torch.softmax(-0.5 * taps * taps, 1).repeat_interleave(c, 0)
+    kernel = torch.softmax(-0.5 * taps * taps, 1).unsqueeze(1).expand(n, c, 7).reshape(n * c, 7)
     x = F.pad(x.reshape(1, n * c, h, w), (3, 3, 3, 3), 'replicate')
     x = F.conv2d(x, kernel.view(n * c, 1, 7, 1), groups=n * c)
     return F.conv2d(x, kernel.view(n * c, 1, 1, 7), groups=n * c).view(n, c, h, w)

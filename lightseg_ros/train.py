@@ -33,11 +33,15 @@ class TrainError(ValueError):
     """A training run that can't start or go on; the text says why and what to do."""
 
 
-def learning_rate(position: float, total: int, recipe: Recipe) -> float:
-    """Learning rate at a step: linear warm-up from a third of the peak, then poly, (1 - t)^power."""
+def learning_rate(step: int, position: float, total: int, recipe: Recipe) -> float:
+    """
+    Learning rate at a step: linear warm-up from a third of the peak, then poly, (1 - t)^power.
+
+    `position`: the step that the schedule is at; with a budget of time it runs ahead of `step`.
+    """
     warmup = min(recipe.warmup, total // 10)
-    if position < warmup:
-        return recipe.lr * (1 / 3 + (2 / 3) * position / warmup)
+    if step < warmup:
+        return recipe.lr * (1 / 3 + (2 / 3) * step / warmup)
     return recipe.lr * (1 - min(1.0, (position - warmup) / max(1, total - warmup))) ** recipe.power
 
 
@@ -188,7 +192,7 @@ class Trainer:
         if crop not in self._steps:
             self._steps[crop] = self._prepare(draw, crop)
         for group in self.optimizer.param_groups:
-            group['lr'] = learning_rate(position, self.total, self.recipe)
+            group['lr'] = learning_rate(self.step, position, self.total, self.recipe)
         loss = self._steps[crop](draw)
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
@@ -268,7 +272,7 @@ class Trainer:
     def _seconds_in(self, layout: torch.memory_format) -> float:
         """Seconds of ten steps in a layout, as a graph on CUDA: which is faster depends on GPU and cuDNN."""
         self._place(layout)
-        draw = self.draw(0, self.recipe.crop).map(lambda t: t[:self.recipe.batch // self.world])
+        draw = self.draw(0, self.recipe.crop).map(lambda t: t[:self.recipe.batch])
         before = copy.deepcopy(self.network.state_dict())
         step = self._prepare(draw, self.recipe.crop)
         step(draw)
@@ -392,7 +396,7 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
             rows.append({
                 'epoch': epoch + 1, 'loss': round(mean_loss, 4),
                 'miou': miou if (epoch + 1) % validate_every == 0 else None,
-                'lr': round(learning_rate(at, total, recipe), 6), 'seconds': round(seconds, 1),
+                'lr': round(learning_rate(trainer.step, at, total, recipe), 6), 'seconds': round(seconds, 1),
                 'images_per_s': round(done * recipe.batch / (ended - epoch_began), 1),
                 'waited': round((ended - queued) / (ended - epoch_began), 2)})
             loss_sum.zero_()

@@ -4,6 +4,7 @@
 import argparse
 import dataclasses
 import json
+import time
 from typing import Any
 
 from ..recipes import CHOICES, load, Recipe, RECIPES
@@ -72,13 +73,15 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> int | None:
+    began = time.monotonic()
     from .. import data, train
     validation = data.load(args.data, args.validate, args.data_root) if args.validate else None
     path = train.train(
         recipe(args, args.model), data.load(args.data, args.split, args.data_root),
         args.out or f'runs/{args.model}-{args.data}', validation=validation,
         validate_every=args.validate_every, device=args.device, mode=args.mode, size=args.size,
-        resume=args.resume, time_limit_s=args.time_limit, checkpoint_every_s=args.checkpoint_every)
+        resume=args.resume, checkpoint_every_s=args.checkpoint_every,
+        time_limit_s=args.time_limit - (time.monotonic() - began))
     if path:
         print(path)
     return None

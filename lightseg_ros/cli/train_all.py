@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     deadline = time.monotonic() + args.time_limit
     args.reserve_s = min(RESERVE_S, args.time_limit / 4)
+    if args.leave:
+        import torch  # noqa: F401, now: at the end every second counts
     if args.pack:
         from .. import data
         splits = [s for s in (args.split, args.validate, args.test) if s]
