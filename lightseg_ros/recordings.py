@@ -277,6 +277,6 @@ def _label_image(message: bags.Recorded) -> np.ndarray:
     if found not in ('mono8', '8UC1', 'png'):
         raise BagError(f'its label image is {found!r}; expected mono8, 8UC1 or PNG with a class id a pixel')
     rgb = images.decode(msg)
-    if png and not np.array_equal(rgb[..., 0], rgb[..., 1]):
+    if png and not np.array_equal(rgb[..., :2], rgb[..., 1:]):
         raise BagError('its label image is a coloured PNG; expected a class id a pixel')
     return rgb[..., 0]

@@ -1,0 +1,238 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which frame belongs to which label, whatever is wrong with the bag; tasks hold what the whole holds."""
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from lightseg_ros import bags, labels, recordings
+from lightseg_ros.bags import NS
+from lightseg_ros.recordings import Frame, Skip, Truth
+
+CAMVID = labels.load('camvid')
+IMAGE, LABEL = '/camera/image_raw', '/camera/label'
+TRUTH = Truth(topic=LABEL)
+
+
+def pixels(i, height=24, width=32):
+    return np.full((height, width, 3), (i, 2 * i, 255 - i), np.uint8)
+
+
+def ids(i, height=24, width=32):
+    return np.full((height, width), i % 11, np.uint8)
+
+
+class Maker:
+    """Writes a bag, a message at a time; a message's recording time is its place unless given."""
+
+    def __init__(self, path, storage='mcap'):
+        self.writer = bags.Writer(path, storage)
+        self.count = 0
+
+    def __enter__(self):
+        self.writer.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.writer.__exit__(*error)
+
+    def frame(self, i, stamp=None, array=None, time=None):
+        array = pixels(i) if array is None else array
+        self._write(IMAGE, bags.image(array, 'rgb8', self._head(i, stamp)), time)
+
+    def label(self, i, stamp=None, array=None, encoding='mono8'):
+        array = ids(i) if array is None else array
+        self._write(LABEL, bags.image(array, encoding, self._head(i, stamp)), None)
+
+    def raw(self, cdr):
+        self.count += 1
+        self.writer.write_raw(IMAGE, 'sensor_msgs/msg/Image', cdr, self.count * NS)
+
+    def _head(self, i, stamp):
+        return bags.header((i + 1) * NS // 10 if stamp is None else stamp, 'camera')
+
+    def _write(self, topic, msg, time):
+        self.count += 1
+        self.writer.write(topic, msg, self.count * NS if time is None else time)
+
+
+def read(recording, size=10 ** 6):
+    return [item for task in recording.tasks(size) for item in recordings.read(task, CAMVID)]
+
+
+def found(items):
+    """(index, red of the frame, class id of its truth or None) of each counted frame."""
+    return [(f.index, int(f.rgb[0, 0, 0]), None if f.truth is None else int(f.truth[0, 0]))
+            for f in items if isinstance(f, Frame) and f.counted]
+
+
+@pytest.mark.parametrize('stamps, others, tolerance, expected', [
+    ([10, 20, 30], [10, 20, 30], 0, [0, 1, 2]),
+    ([10, 20, 30], [31, 9, 21], 2, [1, 2, 0]),
+    ([10, 20, 30], [13, 40], 2, [None, None, None]),
+    ([10, 12], [11], 2, [0, None]),
+    ([8, 11], [11], 5, [None, 0]),
+    ([10, 10], [10, 10], 0, [0, 1]),
+    ([10, 10], [10], 0, [0, None]),
+    ([], [1], 5, []), ([1], [], 5, [None])])
+def test_match(stamps, others, tolerance, expected):
+    assert recordings.match(stamps, others, tolerance) == expected
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+@pytest.mark.parametrize('order', ['before', 'after', 'all first', 'all last', 'backwards'])
+def test_label_topic(tmp_path, order, storage):
+    """Wherever the labels lie in the bag, each frame gets its own; every third has none."""
+    labelled = [i for i in range(200) if i % 3]
+    with Maker(tmp_path / 'bag', storage) as bag:
+        for i in labelled if order == 'all first' else []:
+            bag.label(i)
+        for i in range(200):
+            if order == 'before' and i in labelled:
+                bag.label(i)
+            bag.frame(i)
+            if order == 'after' and i in labelled:
+                bag.label(i)
+        for i in {'all last': labelled, 'backwards': labelled[::-1]}.get(order, []):
+            bag.label(i)
+    recording = recordings.survey(tmp_path / 'bag', truth=TRUTH)
+    assert recording.topic == IMAGE and recording.counts == {
+        'read': 200, 'duplicate_stamps': 0, 'stamps_back': 0, 'without_truth': 67, 'truth_without_frame': 0}
+    assert found(read(recording)) == [(i, i, i % 11 if i % 3 else None) for i in range(200)]
+
+
+@pytest.mark.parametrize('size', [1, 3, 7, 100])
+def test_tasks(tmp_path, size):
+    """Tasks hold what the whole holds, and begin with the frame before their first."""
+    with Maker(tmp_path / 'bag') as bag:
+        for i in range(10):
+            bag.frame(i, time=(1 + i // 2) * NS)  # two at a time, so that a time names no frame
+            bag.label(i)
+    recording = recordings.survey(tmp_path / 'bag', truth=TRUTH)
+    tasks = recording.tasks(size)
+    assert len(tasks) == -(-10 // size) and found(read(recording, size)) == found(read(recording))
+    for task in tasks:
+        frames = list(recordings.read(task, CAMVID))
+        before = [f.index for f in frames if not f.counted]
+        assert before == ([task.first - 1] if task.first else [])
+
+
+def test_label_folder(tmp_path):
+    """Files named by their stamps in ns, with the data set's own ids: CamVid's 11 is void."""
+    with Maker(tmp_path / 'bag') as bag:
+        for i in range(3):
+            bag.frame(i, 1_700_000_000 * NS + i * NS)
+    (tmp_path / 'truth').mkdir()
+    for i, late in ((0, 0), (2, 4_000_000)):
+        cv2.imwrite(str(tmp_path / 'truth' / f'{1_700_000_000 * NS + i * NS + late}.png'),
+                    np.full((24, 32), 11 if i else 5, np.uint8))
+    recording = recordings.survey(tmp_path / 'bag', truth=Truth(folder=tmp_path / 'truth', source_ids=True))
+    assert found(read(recording)) == [(0, 0, 5), (1, 1, None), (2, 2, 255)]
+    strict = Truth(folder=tmp_path / 'truth', source_ids=True, tolerance_ns=1_000_000)
+    counts = recordings.survey(tmp_path / 'bag', truth=strict).counts
+    assert (counts['without_truth'], counts['truth_without_frame']) == (2, 1)
+
+
+def test_png_labels(tmp_path):
+    with Maker(tmp_path / 'bag') as bag:
+        for i in range(2):
+            bag.frame(i)
+            bag.label(i, array=ids(i) if i else pixels(i), encoding='png')
+    skip, *frames = read(recordings.survey(tmp_path / 'bag', IMAGE, TRUTH))
+    assert skip.what == 'truth_failed' and 'coloured PNG' in skip.reason
+    assert found(frames) == [(0, 0, None), (1, 1, 1)]
+
+
+@pytest.mark.parametrize('array, encoding, text', [
+    (ids(0, 12, 16), 'mono8', r'its label image is uint8 \(12, 16\); expected uint8 \(24, 32\)'),
+    (ids(0) + 40, 'mono8', r'holds ids \[40\]; expected class ids 0 to 10 or 255; --label-ids source'),
+    (pixels(0), 'rgb8', "its label image is 'rgb8'; expected mono8"),
+    (pixels(0), 'jpeg', "its label image is 'rgb8; jpeg .*'; expected mono8"),
+    (ids(0).astype(np.uint16), 'mono16', "its label image is 'mono16'")])
+def test_labels_of_no_use(tmp_path, array, encoding, text):
+    """The frame is read, its label is not; what was wrong is said."""
+    with Maker(tmp_path / 'bag') as bag:
+        bag.frame(0)
+        bag.label(0, array=array, encoding=encoding)
+    skip, frame = read(recordings.survey(tmp_path / 'bag', IMAGE, TRUTH))
+    assert isinstance(skip, Skip) and skip.what == 'truth_failed' and frame.truth is None
+    with pytest.raises(AssertionError, match=text):
+        raise AssertionError(skip.reason)
+
+
+def test_corrupt_images_in_the_middle(tmp_path):
+    with Maker(tmp_path / 'bag') as bag:
+        bag.frame(0)
+        bag.raw(b'\xff' * 50)
+        msg = bags.image(pixels(1), 'rgb8', bags.header(NS, 'camera'))
+        msg.height = 99
+        bag._write(IMAGE, msg, None)
+        bag.frame(3)
+    recording = recordings.survey(tmp_path / 'bag')
+    items = read(recording)
+    assert found(items) == [(0, 0, None), (3, 3, None)]
+    first, second = (i for i in items if isinstance(i, Skip))
+    assert first.what == second.what == 'failed'
+    assert 'bag frame 1: /camera/image_raw: a message of 50 bytes is no' in first.reason
+    assert 'bag frame 2: rgb8 of 32x99' in second.reason and 'expected at least' in second.reason
+    # Cut behind a broken frame, the next task begins after it without counting it twice.
+    kinds = [i.what for i in read(recording, 2) if isinstance(i, Skip)]
+    assert kinds == ['failed', 'before', 'failed']
+
+
+def test_odd_stamps(tmp_path):
+    """Stamps that jump back, come twice or are not set; a resolution that changes."""
+    with Maker(tmp_path / 'bag') as bag:
+        for i, stamp in enumerate((5 * NS, 6 * NS, 6 * NS, 3 * NS, 0)):
+            bag.frame(i, stamp, pixels(i, 24, 32 + 8 * i))
+            bag.label(i, stamp, ids(i, 24, 32 + 8 * i))
+    recording = recordings.survey(tmp_path / 'bag', truth=TRUTH)
+    assert recording.stamps == [5 * NS, 6 * NS, 6 * NS, 3 * NS, 9 * NS], 'not set: when it was recorded'
+    # The label of the last has another recording time, and so is another stamp's.
+    assert recording.counts == {'read': 5, 'duplicate_stamps': 1, 'stamps_back': 1, 'without_truth': 1,
+                                'truth_without_frame': 1}
+    assert found(read(recording)) == [(0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, None)]
+
+
+def test_zero_frames(tmp_path):
+    with Maker(tmp_path / 'bag') as bag:
+        bag.writer._connections[IMAGE] = bag.writer._writer.add_connection(
+            IMAGE, 'sensor_msgs/msg/Image', typestore=bags.ROS2)
+    recording = recordings.survey(tmp_path / 'bag')
+    assert recording.counts['read'] == 0 and recording.tasks(10) == []
+
+
+def test_recorded_out_of_order(tmp_path):
+    """Two parts of a recording that overlap in time: read in the order of the parts, tasks too."""
+    folder: Path = tmp_path / 'bag'
+    folder.mkdir()
+    for part, first in ((0, 5), (1, 0)):
+        with Maker(folder / f'bag_{part}.mcap') as bag:
+            for i in range(first, first + 5):
+                bag.frame(i, time=(i + 1) * NS)
+                bag.label(i)
+    recording = recordings.survey(folder, truth=TRUTH)
+    assert 'no metadata.yaml' in recording.notes[0]
+    order = [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
+    assert found(read(recording)) == [(k, i, i) for k, i in enumerate(order)]
+    assert found(read(recording, 3)) == found(read(recording))
+
+
+def test_cut_short(tmp_path):
+    with Maker(tmp_path / 'bag.mcap') as bag:
+        for i in range(12):
+            noise = np.random.default_rng(i).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+            noise[0, 0, 0] = i
+            bag.frame(i, array=noise)
+            bag.label(i, array=ids(i, 300, 400))
+    data = (tmp_path / 'bag.mcap').read_bytes()
+    (tmp_path / 'bag.mcap').write_bytes(data[:len(data) * 2 // 3])
+    recording = recordings.survey(tmp_path / 'bag.mcap', truth=TRUTH)
+    count = recording.counts['read']
+    assert 'cut short' in recording.notes[0] and 4 <= count < 9
+    # The last frame's label may be lost.
+    labelled = count - recording.counts['without_truth']
+    assert labelled in (count - 1, count)
+    assert found(read(recording, 3)) == [(i, i, i if i < labelled else None) for i in range(count)]

@@ -1,0 +1,162 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of a recording against ones worked out by hand; parts merge to the same as the whole."""
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from lightseg_ros import labels, scores
+from lightseg_ros.scores import Consistency, Scores
+
+CAMVID = labels.load('camvid')
+VOID = 255
+
+
+def halves(column, height=60, width=80):
+    """Class 3 left of a column, class 5 from it on."""
+    ids = np.full((height, width), 5, np.uint8)
+    ids[:, :column] = 3
+    return ids
+
+
+def texture(height=120, width=160, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize('shift, expected', [(0, 100.0), (1, 100.0), (2, 0.0), (9, 0.0)])
+def test_boundary_f1(shift, expected):
+    """The diagonal is 100, so a boundary that is off by one pixel (0.75 % of it) still counts."""
+    counts = scores.boundary_counts(halves(40), halves(40 + shift), 11, VOID)
+    assert counts[3].tolist()[::2] == counts[5].tolist()[::2] == [60, 60]
+    f1 = scores.boundary_f1(counts)
+    if shift == 2:
+        # Of class 3 the last column moves from 39 to 41: two pixels away.
+        assert f1[3] == 0
+    assert f1[3] == f1[5] == expected and np.isnan(np.delete(f1, (3, 5))).all()
+
+
+def test_boundary_by_precision_and_recall():
+    """A prediction with a second, wrong edge: all of the truth is found, half of the prediction is right."""
+    wrong = halves(40)
+    wrong[:, 60:] = 3
+    counts = scores.boundary_counts(halves(40), wrong, 11, VOID)
+    precision, recall = counts[5, 1] / counts[5, 0], counts[5, 3] / counts[5, 2]
+    assert (precision, recall) == (0.5, 1.0)
+    assert scores.boundary_f1(counts)[5] == pytest.approx(100 * 2 / 3)
+
+
+def test_no_boundary_at_void():
+    truth = halves(40)
+    truth[:, 38:42] = VOID
+    assert not scores.boundary_counts(truth, halves(40), 11, VOID).any()
+
+
+def test_calibration():
+    """10 pixels at confidence 255, 9 right; 10 at 51 (a fifth), 2 right: half of |1 - 0.9| and of 0."""
+    calibration = np.zeros((256, 2), np.int64)
+    calibration[255], calibration[51] = (10, 9), (10, 2)
+    assert scores.expected_calibration_error(calibration) == pytest.approx(5.0)
+    low, high = scores.calibration_bins(calibration)
+    assert (low['count'], low['confidence'], low['accuracy']) == (10, pytest.approx(0.2), 0.2)
+    assert (high['low'], high['high'], high['accuracy']) == (pytest.approx(14 / 15), 1.0, 0.9)
+    assert math.isnan(scores.expected_calibration_error(np.zeros((256, 2))))
+
+
+def test_consistency_follows_the_camera():
+    """The camera pans by 6 pixels: labels that move along are stable, labels that stay put are not."""
+    big = texture(120, 200)
+    ids = np.kron(np.random.default_rng(2).integers(0, 11, (6, 10)), np.ones((20, 20))).astype(np.uint8)
+    first, second = (big[:, :160], ids[:, :160]), (big[:, 6:166], ids[:, 6:166])
+    moving, fixed = Consistency(), Consistency()
+    assert moving.update(*first, 0) == fixed.update(*first, 0) == (0, 0)
+    same, compared = moving.update(*second, 33_000_000)
+    assert compared > 0.9 * 120 * 160 and same / compared > 0.97
+    still, compared = fixed.update(second[0], first[1], 33_000_000)
+    assert still / compared < 0.85 and (first[1] == second[1]).mean() < 0.85
+
+
+def test_what_is_not_compared():
+    rgb, ids = texture(), halves(40, 120, 160)
+    c = Consistency()
+    c.update(rgb, ids, 0)
+    assert c.update(rgb, ids, 100_000_000) == (120 * 160,) * 2
+    assert c.update(rgb, ids, 700_000_000) == (0, 0), 'more than half a second apart'
+    assert c.update(rgb, ids, 600_000_000) == (0, 0), 'back in time'
+    assert c.update(texture(60, 80), halves(40), 700_000_000) == (0, 0), 'another size'
+    c.reset()
+    assert c.update(texture(60, 80), halves(40), 800_000_000) == (0, 0)
+    assert c.update(texture(60, 80), halves(40), 900_000_000)[1] > 0
+
+
+def test_large_frames_are_compared_too():
+    rgb, ids = texture(600, 1000), halves(500, 600, 1000)
+    c = Consistency()
+    c.update(rgb, ids, 0)
+    same, compared = c.update(rgb, ids, 1)
+    assert compared == 600 * 1000 and same == compared
+
+
+def add_frames(part, numbers):
+    for i in numbers:
+        rng = np.random.default_rng(i)
+        truth = rng.integers(0, 11, (60, 80), dtype=np.uint8)
+        guess = rng.integers(0, 11, (60, 80), dtype=np.uint8)
+        prediction = np.where(rng.random((60, 80)) < 0.1 * i, truth, guess)
+        truth[:5] = VOID
+        part.add('bag', i, i * 10 ** 8, texture(60, 80, i), prediction, truth if i != 4 else None,
+                 rng.integers(0, 256, (60, 80), dtype=np.uint8), {'network': i, 'total': 2.0 * i}, (i, 10))
+        part.skip('failed', f'frame {i}: broken')
+
+
+def test_parts_merge_to_the_whole():
+    whole, first, second = (Scores(CAMVID, True) for _ in range(3))
+    add_frames(whole, range(9))
+    add_frames(first, range(5))
+    add_frames(second, range(5, 9))
+    first.merge(second)
+    a, b = whole.result(), first.result()
+    assert a == b and json.loads(json.dumps(a, allow_nan=False)) == a
+    assert (whole.best, whole.worst) == (first.best, first.worst)
+    assert [p.index for p in whole.best] == [8, 7, 6, 5] and [p.index for p in whole.worst] == [0, 1, 2, 3]
+    assert a['counts'] == {'segmented': 9, 'scored': 8, 'failed': 9}
+    assert a['skipped'] == [{'what': 'failed', 'count': 9, 'first': 'frame 0: broken'}]
+    assert a['frames'][4]['miou'] is None and a['frames'][8]['consistency'] == 80
+    assert a['consistency'] == pytest.approx(100 * sum(range(9)) / 90)
+    assert a['latency_ms']['total']['max'] == 16 and sum(a['shares'].values()) == pytest.approx(100)
+    assert np.sum(a['confusion']) == 8 * 55 * 80
+
+
+def test_without_truth():
+    part = Scores(CAMVID, False)
+    for i, confidence in enumerate((50, 200, 100)):
+        part.add('bag', i, i, texture(60, 80), halves(40), None, np.full((60, 80), confidence, np.uint8))
+    r = part.result()
+    assert r['miou'] is r['ece'] is r['confusion'] is r['boundary_f1'] is r['consistency'] is None
+    assert [p.index for p in part.worst] == [0, 2, 1] and 'truth' not in part.worst[0].tiles
+    assert r['shares']['road'] == r['shares']['tree'] == 50
+
+
+def rows(values):
+    return [{'source': 'bag', 'index': i, 'stamp_ns': i, 'miou': v} for i, v in enumerate(values)]
+
+
+def test_paired_difference():
+    rng = np.random.default_rng(0)
+    a = rng.normal(50, 10, 300)
+    p = scores.paired_difference(rows(a), rows(a + rng.normal(1, 2, 300)))
+    assert p['frames'] == 300 and 0.5 < p['low'] < 1 < p['high'] < 1.5
+    assert p['better'] + p['worse'] == 300 and p['mean'] == pytest.approx(np.mean(p['differences']))
+    same = scores.paired_difference(rows(a), rows(a))
+    assert (same['mean'], same['low'], same['high'], same['better']) == (0, 0, 0, 0)
+    # Frames that resemble their neighbours say less: the interval is wider than that of the same, shuffled.
+    slow = np.repeat(rng.normal(0, 3, 30), 10)
+    wide = scores.paired_difference(rows(a), rows(a + slow))
+    narrow = scores.paired_difference(rows(a), rows(a + rng.permutation(slow)))
+    assert wide['high'] - wide['low'] > 1.3 * (narrow['high'] - narrow['low'])
+    some = scores.paired_difference(rows([1, None, 3]), rows([2, 2, None]))
+    assert (some['frames'], some['mean']) == (1, 1)
+    assert scores.paired_difference(rows([1]), [])['mean'] is None
