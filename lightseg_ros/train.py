@@ -416,8 +416,8 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
             rows[-1]['miou'] = round(matrix.miou(), 2)
             metrics[validation.split] = _metrics(matrix, recipe.network, validation)
         save(seconds)
-        _plot(out / 'curve.png', rows, recipe)
         weights.save(path, trainer.averaged, trainer.card(metrics))
+        _plot(out / 'curve.png', rows, recipe)
         log.info('%s: %d epochs, %.0f s, %s', recipe.network, rows[-1]['epoch'], seconds, _speed(rows))
     _leave(trainer)
     return path
@@ -532,9 +532,13 @@ def _write_log(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _plot(path: Path, rows: list[dict[str, Any]], recipe: Recipe) -> None:
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
+    try:
+        import matplotlib
+        matplotlib.use('Agg')
+        from matplotlib import pyplot
+    except ImportError as e:
+        log.warning('no %s: %s', path, e)
+        return
     figure, loss = pyplot.subplots(figsize=(8, 4.5), layout='constrained')
     loss.plot([r['epoch'] for r in rows], [r['loss'] for r in rows], color='tab:gray')
     loss.set(xlabel='epoch', ylabel='training loss', title=recipe.network)

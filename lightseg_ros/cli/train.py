@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='graph: the step as one CUDA graph; compile: that of a compiled network; auto: '
                              'graph on CUDA, else eager')
     parser.add_argument('--compile', dest='mode', action='store_const', const='compile',
-                        help='--mode compile')
+                        default=argparse.SUPPRESS, help='--mode compile')
     parser.add_argument('--resume', action='store_true', help='go on from the checkpoint in --out, if any')
     parser.add_argument('--time-limit', type=float, default=float('inf'), metavar='SECONDS',
                         help='stop cleanly after this long, from the start of the program')
