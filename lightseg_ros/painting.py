@@ -46,15 +46,24 @@ class Texture:
     _levels: dict[tuple[int, int], tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
 
     def level(self, kx: int, ky: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Halved kx times across and ky times down: (rgba, ids)."""
+        """
+        Halved kx times across and ky times down: (rgba, ids), with a margin of a pixel that is not covered.
+
+        The margin of a solid figure has the colour of its edge: the cover alone fades there.
+        """
         if (kx, ky) not in self._levels:
             h, w = self.rgba.shape[:2]
             size = max(w >> kx, 2), max(h >> ky, 2)
             rgba = cv2.resize(self.rgba, size, interpolation=cv2.INTER_AREA)
-            ids = self.ids
-            if ids is not None:
-                ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST_EXACT)
-            self._levels[kx, ky] = rgba, ids
+            if self.ids is None:
+                rgba = cv2.copyMakeBorder(rgba, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+                rgba[[0, -1], :, 3] = rgba[:, [0, -1], 3] = 0
+                self._levels[kx, ky] = rgba, None
+            else:
+                ids = cv2.resize(self.ids, size, interpolation=cv2.INTER_NEAREST_EXACT)
+                self._levels[kx, ky] = (
+                    cv2.copyMakeBorder(rgba, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0)),
+                    cv2.copyMakeBorder(ids, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=(NOTHING,)))
         return self._levels[kx, ky]
 
 

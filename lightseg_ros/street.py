@@ -311,6 +311,7 @@ class Street:
             kz = min(max(int(math.log2(max(GROUND_Z * middle ** 2 / rise, 1))), 0), 8)
             rgba, ids = self._ground.level(kx, kz)
             assert ids is not None
+            rgba, ids = rgba[1:-1, 1:-1], ids[1:-1, 1:-1]  # it repeats: no margin
             h, w = ids.shape
             near = max(0.9 * near, NEAR)
             corners = ((0, near), (w, near), (w, far), (0, far))
@@ -419,9 +420,10 @@ class Street:
         kx = min(int(math.log2(max(w * abs(u1 - u0) / across, 1)) + 0.35), 7)
         ky = min(int(math.log2(max(h / along, 1)) + 0.35), 7)
         rgba, ids = texture.level(kx, ky)
-        h, w = rgba.shape[:2]
-        a, b = u0 * w - 0.5, u1 * w - 0.5
-        source = np.array(((a, -0.5), (b, -0.5), (b, h - 0.5), (a, h - 0.5)), np.float32)
+        h, w = rgba.shape[0] - 2, rgba.shape[1] - 2
+        # A pixel's centre is a whole number, and the picture begins behind the margin, at 0.5.
+        a, b = u0 * w + 0.5, u1 * w + 0.5
+        source = np.array(((a, 0.5), (b, 0.5), (b, h + 0.5), (a, h + 0.5)), np.float32)
         target = np.array([(u - left, v - top) for u, v in quad], np.float32)
         matrix = cv2.getPerspectiveTransform(target, source)
         size = right - left, bottom - top
