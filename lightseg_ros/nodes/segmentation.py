@@ -52,7 +52,16 @@ class SegmentationParameters:
         'fit', 'fit: keep the aspect ratio within the resolution; stretch: take the resolution as it is.',
         choices=segmenter.RESIZE_MODES, read_only=True)
     device: str = parameter(
-        'auto', 'auto (CUDA where there is one), cpu, cuda or cuda:N.', read_only=True)
+        'auto', 'auto (CUDA where there is one), cpu, cuda, cuda:N, or openvino:GPU for Intel graphics.',
+        read_only=True)
+    backend: str = parameter(
+        'auto', 'What runs the network on a processor; auto takes openvino where it is installed.',
+        choices=segmenter.BACKENDS, read_only=True)
+    precision: str = parameter(
+        'auto', 'auto is float32 on a processor and float16 on a GPU.', choices=segmenter.PRECISIONS,
+        read_only=True)
+    threads: int = parameter(
+        0, 'Threads of the processor; 0 takes one for each core.', limits=(0, 1024), read_only=True)
     image_transport: str = parameter(
         'raw', 'raw subscribes to image, compressed to image/compressed.', choices=tuple(INPUTS),
         read_only=True)
@@ -76,7 +85,8 @@ class SegmentationNode(Node):
         super().__init__('segmentation')
         self._settings = p = declare(self, SegmentationParameters)
         self._segmenter = segmenter.load(p.weights or p.model, p.device, p.resolution,
-                                         resize_mode=p.resize_mode, overlay_alpha=p.overlay_alpha)
+                                         resize_mode=p.resize_mode, overlay_alpha=p.overlay_alpha,
+                                         backend=p.backend, precision=p.precision, threads=p.threads)
         self._segmenter.warm_up()
         self._health = Health()
         self._mailbox: Latest[Image | CompressedImage] = Latest()

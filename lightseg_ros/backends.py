@@ -1,0 +1,306 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+What runs a network on a processor: OpenVINO, ONNX Runtime, torch, or torch's compiler.
+
+Every backend runs the same function, `Core`: uint8 frames of the network's size in, logits before the last
+upsampling out. Normalisation is inside; resizing bytes before it and upsampling with argmax after it are
+torch's on every backend, since they are faster there (docs/performance.md has the figures).
+"""
+import atexit
+from collections.abc import Callable
+import copy
+from dataclasses import dataclass
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+from pathlib import Path
+import shutil
+import tempfile
+from typing import Any
+import warnings
+
+import torch
+from torch import nn, Tensor
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+log = logging.getLogger(__name__)
+
+# Precision -> what OpenVINO calls it.
+PRECISIONS = {'float32': 'FP32', 'bfloat16': 'BF16', 'float16': 'FP16'}
+# (N, h, w, 3) uint8 RGB -> (N, K, h', w') float, channels-last; valid until the next call.
+Program = Callable[[Tensor], Tensor]
+
+
+class BackendError(ValueError):
+    """A backend that is not installed or can't do what is asked; the text says what to install or choose."""
+
+
+def fold(network: nn.Module) -> nn.Module:
+    """
+    Return a copy in eval mode whose batch norms that directly follow a convolution are folded into it.
+
+    Exact up to rounding: w' = w * g / sqrt(v + eps), b' = b + (bias - mean) * g / sqrt(v + eps). Norms after
+    anything else (a sum, a concatenation) stay.
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    for sequence in [m for m in network.modules() if isinstance(m, nn.Sequential)]:
+        steps = list(_steps(sequence))
+        for (a, i, conv), (b, j, norm) in zip(steps, steps[1:]):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                a[i] = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
+                b[j] = nn.Identity()
+    return network
+
+
+def _steps(sequence: nn.Sequential) -> Any:
+    """What a sequence runs, in order, sequences in it unrolled: (its sequence, index there, module)."""
+    for i, module in enumerate(sequence):
+        if isinstance(module, nn.Sequential):
+            yield from _steps(module)
+        else:
+            yield sequence, i, module
+
+
+def classify(network: nn.Module, x: Tensor) -> Tensor:
+    """
+    Return the logits that the network upsamples last, (N, K, h', w'), of its input (N, 3, h, w).
+
+    What follows a network's module `classifier` is a resize to (h, w), which is left out, or, where the
+    logits are that large already, a crop, which is not. (Everything but plain torch drops the resize as dead
+    code; there it is computed for nothing.)
+    """
+    kept: list[Tensor] = []
+    handle = network.get_submodule('classifier').register_forward_hook(
+        lambda module, inputs, output: kept.append(output))
+    try:
+        full = network(x)
+    finally:
+        handle.remove()
+    return kept[0] if kept[0].shape[2] < full.shape[2] else full
+
+
+class Core(nn.Module):
+    """
+    Frames (N, h, w, 3) uint8 RGB -> logits (N, K, h', w'), those that `classify` returns.
+
+    `mean`, `std`: as in a card.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.network = network
+        self.register_buffer('mean', torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = frames.permute(0, 3, 1, 2).to(self.mean.dtype)
+        return classify(self.network, (x - self.mean) / self.std)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    What a backend is asked for.
+
+    `core`: float32, on the CPU, norms folded. `key`: names the weights, for the cache on disk. `precision`:
+    'float32' or 'bfloat16'. `threads`: 0 leaves it to the backend. `target`: OpenVINO's name of the device.
+    """
+
+    core: Core
+    key: str
+    precision: str = 'float32'
+    threads: int = 0
+    target: str = 'CPU'
+
+
+def digest(network: nn.Module) -> str:
+    """Hexadecimal SHA-256 of the weights of a network and of its structure."""
+    sha = hashlib.sha256(repr(network).encode())
+    for name, tensor in network.state_dict().items():
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def choose(backend: str, target: str = 'CPU') -> tuple[str, str]:
+    """
+    Check a backend's name and that it is installed; 'auto' is the fastest that is there.
+
+    Returns its name and why it was taken. `BackendError` says what to install.
+    """
+    if backend != 'auto' and backend not in BACKENDS:
+        raise BackendError(f'backend is {backend!r}; expected one of auto, {", ".join(BACKENDS)}')
+    if target != 'CPU' and backend not in ('auto', 'openvino'):
+        raise BackendError(f"backend is {backend!r}; on an Intel device {target} only 'openvino' runs")
+    if backend == 'auto':
+        if importlib.util.find_spec('openvino'):
+            return 'openvino', 'taken as it is installed and the fastest on a processor'
+        if target == 'CPU':
+            return 'torch', 'taken as openvino is not installed, which would be two to three times as fast'
+        backend = 'openvino'
+    package = REQUIRES[backend]
+    if not importlib.util.find_spec(package):
+        raise BackendError(f'backend is {backend!r}, but {package} is not installed: pip install {package}, '
+                           "or choose 'auto'")
+    return backend, 'as asked for'
+
+
+def version(backend: str) -> str:
+    """Return the backend's name and the version of its package."""
+    return f'{backend} {importlib.metadata.version(REQUIRES[backend])}'
+
+
+def cache_dir() -> Path:
+    """Where compiled models are kept: $XDG_CACHE_HOME/lightseg_ros, by default ~/.cache/lightseg_ros."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'lightseg_ros'
+
+
+def cached(name: str, make: Callable[[Path], None]) -> Path:
+    """
+    Return the folder `name` of the cache, made by `make(folder)` where it is not there yet.
+
+    It appears whole or not at all, so that several processes may want it at once. Where the cache can't be
+    written, a temporary folder serves this process.
+    """
+    folder = cache_dir() / name
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
+    except OSError as e:
+        log.warning('compiled models are not kept: %s', e)
+        new = folder = Path(tempfile.mkdtemp(prefix='lightseg_ros.'))
+        atexit.register(shutil.rmtree, new, ignore_errors=True)
+    try:
+        make(new)
+        if new != folder:
+            new.rename(folder)
+    except BaseException as e:
+        shutil.rmtree(new, ignore_errors=True)
+        # Another process may have been faster.
+        if not (isinstance(e, OSError) and folder.is_dir()):
+            raise
+    return folder
+
+
+def build(backend: str, plan: Plan, batch: int, height: int, width: int) -> Program:
+    """Make the program for frames of one size; `backend` as `choose` returns it."""
+    return BACKENDS[backend](plan, batch, height, width)
+
+
+def openvino(plan: Plan, batch: int, height: int, width: int) -> Program:
+    """Build for OpenVINO; what is converted is kept on disk, and what it compiles beside it."""
+    import openvino as ov
+    core = ov.Core()
+    found = core.available_devices
+    if plan.target not in (*found, *(device.split('.')[0] for device in found)):
+        raise BackendError(f'OpenVINO finds no device {plan.target}; it has {", ".join(found)}')
+    known = core.get_property(plan.target, 'OPTIMIZATION_CAPABILITIES')
+    if PRECISIONS[plan.precision] not in known:
+        raise BackendError(f'precision is {plan.precision!r}, for which this {plan.target} has no '
+                           f'instructions, only for {", ".join(known)}')
+
+    def convert(folder: Path) -> None:
+        # Traced, as OpenVINO's own conversion does it: an exported program has PReLU taken apart, which costs
+        # a third of the speed, and takes three times as long to make.
+        example = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            traced = torch.jit.trace(plan.core, example, check_trace=False)
+            model = ov.convert_model(traced, input=[(list(example.shape), ov.Type.u8)])
+        ov.save_model(model, folder / 'core.xml', compress_to_fp16=False)
+
+    name = f'openvino-{ov.get_version().split("-")[0]}-{plan.key}-{batch}x{width}x{height}'
+    folder = cached(name, convert)
+    model = core.read_model(folder / 'core.xml')
+    # Channels last: what the network computes in, and what upsampling wants.
+    prepost = ov.preprocess.PrePostProcessor(model)
+    prepost.output().model().set_layout(ov.Layout('NCHW'))
+    prepost.output().tensor().set_layout(ov.Layout('NHWC')).set_element_type(ov.Type.f32)
+    model = prepost.build()
+    options: dict[str, Any] = {
+        'PERFORMANCE_HINT': 'LATENCY', 'CACHE_DIR': str(folder),
+        'INFERENCE_PRECISION_HINT': PRECISIONS[plan.precision].lower().replace('fp', 'f')}
+    if plan.threads and plan.target == 'CPU':
+        options['INFERENCE_NUM_THREADS'] = plan.threads
+    request = core.compile_model(model, plan.target, options).create_infer_request()
+
+    def run(frames: Tensor) -> Tensor:
+        outputs = request.infer({0: frames.numpy()}, share_inputs=True, share_outputs=True)
+        return torch.from_numpy(outputs[0]).permute(0, 3, 1, 2)
+    return run
+
+
+def onnxruntime(plan: Plan, batch: int, height: int, width: int) -> Program:
+    """Build for ONNX Runtime, float32; the graph of each size is kept on disk."""
+    import onnxruntime as ort
+    if plan.precision != 'float32':
+        raise BackendError(f"precision is {plan.precision!r}; backend 'onnxruntime' has float32 only, "
+                           "'openvino' and 'torch' have bfloat16 too")
+    example = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
+
+    def convert(folder: Path) -> None:
+        from .export import to_onnx
+        (folder / 'core.onnx').write_bytes(to_onnx(plan.core, example).SerializeToString())
+
+    name = f'onnx-{plan.key}-{torch.__version__}-{batch}x{width}x{height}'
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = plan.threads
+    session = ort.InferenceSession(cached(name, convert) / 'core.onnx', options,
+                                   providers=['CPUExecutionProvider'])
+    name, = (i.name for i in session.get_inputs())
+
+    def run(frames: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: frames.numpy()})[0])
+    return run
+
+
+def eager(plan: Plan, batch: int, height: int, width: int) -> Program:
+    """Build for torch: norms folded, channels-last; nothing is compiled."""
+    core = copy.deepcopy(plan.core).to(_dtype(plan))
+    core = core.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def run(frames: Tensor) -> Tensor:
+        return core(frames).float()
+    return run
+
+
+def compiled(plan: Plan, batch: int, height: int, width: int) -> Program:
+    """Build for torch's compiler, which wants a C++ compiler; what it makes is kept on disk."""
+    os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(cache_dir() / 'inductor'))
+    core = copy.deepcopy(plan.core).to(_dtype(plan))
+    core = core.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    example = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
+    try:
+        with torch.no_grad():
+            # Exported first: the compiler can't follow the hook in `classify`.
+            fast = torch.compile(torch.export.export(core, (example,)).module(), dynamic=False)
+            fast(example)
+    except Exception as e:  # the compiler has many ways to fail, and a long text for each
+        raise BackendError("backend is 'torch-compile', but torch could not compile the network "
+                           f'({str(e).strip().splitlines()[0]}); it wants g++ or clang; else use another '
+                           'backend') from e
+
+    def run(frames: Tensor) -> Tensor:
+        with torch.no_grad():
+            return fast(frames).float()
+    return run
+
+
+def _dtype(plan: Plan) -> torch.dtype:
+    if plan.precision not in ('float32', 'bfloat16'):
+        raise BackendError(f'precision is {plan.precision!r}; on a processor torch has float32 and bfloat16')
+    return getattr(torch, plan.precision)
+
+
+BACKENDS: dict[str, Callable[[Plan, int, int, int], Program]] = {
+    'openvino': openvino, 'onnxruntime': onnxruntime, 'torch': eager, 'torch-compile': compiled}
+REQUIRES = {'openvino': 'openvino', 'onnxruntime': 'onnxruntime', 'torch': 'torch', 'torch-compile': 'torch'}
