@@ -628,9 +628,10 @@ def cyclist(rng: Generator, jacket: Color) -> tuple[Texture, ...]:
     phases = []
     for phase in range(8):
         f = Figure(2 * c, 1.8, 110)
-        f.ellipse(c, 1.46, 0.04, 0.34, dark)
-        f.line([(c, 1.15), (c, 1.45)], 0.05, (120, 30, 30))
-        f.line([(c - 0.28, 0.83), (c + 0.28, 0.83)], 0.04, dark)
+        f.ellipse(c, 1.46, 0.045, 0.34, dark)
+        f.line([(c, 1.12), (c, 1.4)], 0.07, (70, 72, 76))  # mudguard
+        f.line([(c - 0.3, 0.83), (c + 0.3, 0.83)], 0.04, dark)
+        f.rect(c - 0.26, 1.12, c - 0.08, 1.42, (40, 42, 46))  # a pannier
         for side in (-1, 1):
             up = 0.12 * math.sin(phase * math.pi / 4) * side
             f.polygon([(c + side * 0.05, 0.85), (c + side * 0.2, 0.88), (c + side * 0.19, 1.25 - up),
@@ -645,7 +646,7 @@ def cyclist(rng: Generator, jacket: Color) -> tuple[Texture, ...]:
         f.rect(c - 0.05, 1.05, c + 0.05, 1.11, (190, 30, 26))
         f.ellipse(c, 0.2, 0.085, 0.12, (96, 70, 58))
         f.ellipse(c, 0.15, 0.115, 0.1, (150, 150, 152), 150, 390)
-        f.rgba[:, :, :3] += _noise(rng, *f.rgba.shape[:2], 4, 14)[:, :, None]
+        f.rgba[:, :, :3] += _noise(rng, *f.rgba.shape[:2], 4, 7)[:, :, None]
         phases.append(f.texture(BICYCLIST))
     return tuple(phases)
 

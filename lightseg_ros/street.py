@@ -19,21 +19,9 @@ import numpy as np
 from numpy.random import Generator
 
 from . import painting
-from .painting import (
-    Car,
-    GROUND_LEFT,
-    GROUND_PERIOD,
-    GROUND_RIGHT,
-    GROUND_X,
-    GROUND_Z,
-    LEFT_KERB,
-    NOTHING,
-    POLE,
-    RIGHT_KERB,
-    Texture,
-)
+from .painting import Car, LEFT_KERB, NOTHING, POLE, RIGHT_KERB, Texture
 
-PERIOD = 240.0  # a multiple of GROUND_PERIOD
+PERIOD = 4 * painting.GROUND_PERIOD
 VISIBLE = 170.0  # what lies beyond is the backdrop's
 NEAR = 0.7  # nothing is drawn nearer than this
 CAMERA_HEIGHT = 1.4
@@ -298,6 +286,7 @@ class Street:
 
     def _draw_ground(self) -> None:
         """Warp the ground in bands of rows, each from the resolution that fits its distance."""
+        period = painting.GROUND_PERIOD
         horizon = self._project(self._x, self._y, 1000.0)[1]
         rise = self._focal * CAMERA_HEIGHT
         bottom = self.height
@@ -307,19 +296,19 @@ class Street:
                 continue
             near = rise / max(bottom - horizon, 1)
             middle = math.sqrt(near * far)
-            kx = max(int(math.log2(max(GROUND_X * middle / self._focal, 1))), 0)
-            kz = min(max(int(math.log2(max(GROUND_Z * middle ** 2 / rise, 1))), 0), 8)
+            kx = max(int(math.log2(max(painting.GROUND_X * middle / self._focal, 1))), 0)
+            kz = min(max(int(math.log2(max(painting.GROUND_Z * middle ** 2 / rise, 1))), 0), 8)
             rgba, ids = self._ground.level(kx, kz)
             assert ids is not None
             rgba, ids = rgba[1:-1, 1:-1], ids[1:-1, 1:-1]  # it repeats: no margin
             h, w = ids.shape
             near = max(0.9 * near, NEAR)
             corners = ((0, near), (w, near), (w, far), (0, far))
-            target = np.array([self._project(GROUND_RIGHT if u else GROUND_LEFT, 0, z) for u, z in corners],
-                              np.float32)
+            left, right = painting.GROUND_LEFT, painting.GROUND_RIGHT
+            target = np.array([self._project(right if u else left, 0, z) for u, z in corners], np.float32)
             target[:, 1] -= top
             # The last row of the texture is z = 0, and z grows upwards; beyond its ends it is repeated.
-            source = np.array([(u - 0.5, h - 0.5 - (self._s % GROUND_PERIOD + z) * h / GROUND_PERIOD)
+            source = np.array([(u - 0.5, h - 0.5 - (self._s % period + z) * h / period)
                                for u, z in corners], np.float32)
             matrix = cv2.getPerspectiveTransform(target, source)
             size = self.width, bottom - top
