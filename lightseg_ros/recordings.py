@@ -133,8 +133,9 @@ def survey(path: str | Path, image_topic: str | None = None, truth: Truth | None
     truth = truth or Truth()
     with Bag(path) as bag:
         notes = bag.notes
-        topic = bag.image_topic(image_topic, exclude=[truth.topic] if truth.topic else []).name
-        wanted = [topic, bag.image_topic(truth.topic).name] if truth.topic else [topic]
+        labelled = [bag.image_topic(truth.topic).name] if truth.topic else []
+        topic = bag.image_topic(image_topic, exclude=labelled).name
+        wanted = [topic, *labelled]
         times: dict[str, list[int]] = {t: [] for t in wanted}
         stamps: dict[str, list[int]] = {t: [] for t in wanted}
         try:

@@ -31,6 +31,7 @@ from .scores import Consistency, Scores
 from .segmenter import Prediction, Segmenter
 
 FRAMES_PER_TASK = 200
+DASK_TIMEOUT_S = 10.0
 
 
 class ReplayError(ValueError):
@@ -256,7 +257,7 @@ def _on_dask(address: str, tasks: list[Task], model: Model, batch: int, bar: tqd
     except ImportError as e:
         raise ReplayError(f'--dask needs distributed ({e}): pip install "dask[distributed]"') from e
     try:
-        client = distributed.Client(address, timeout=10)
+        client = distributed.Client(address, timeout=DASK_TIMEOUT_S)
     except (OSError, ValueError) as e:
         raise ReplayError(f'no Dask scheduler at {address} ({e}): start one with "dask scheduler", and '
                           'workers with "dask worker ADDRESS"') from e

@@ -1,0 +1,304 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Bags and data sets scored: in one process, in several, on a Dask cluster; whole bags and broken ones."""
+from dataclasses import replace
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from lightseg_ros import bags, data, images, recordings, weights
+from lightseg_ros import replay as replays
+from lightseg_ros.bags import Bag, NS
+from lightseg_ros.cli import main
+from lightseg_ros.recordings import Truth
+from lightseg_ros.replay import Model, ReplayError
+
+IMAGE, LABEL = '/camera/image_raw', '/camera/label'
+TRUTH = Truth(topic=LABEL)
+
+
+@pytest.fixture(scope='module')
+def model(random_weights):
+    """A network that is quick at the tests' small frames."""
+    return Model(str(random_weights), 'cpu', '96x64')
+
+
+def write_bag(path, count, seed=0, height=48, width=72, bad=(), topics=True):
+    """A bag of noise at 10 Hz; frames whose number is in `bad` are cut short, every fourth has no label."""
+    rng = np.random.default_rng(seed)
+    with bags.Writer(path) as writer:
+        for i in range(count):
+            stamp = (10 + seed) * NS + i * NS // 10
+            head = bags.header(stamp, 'camera')
+            rgb = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+            msg = bags.image(rgb, 'bgr8', head)
+            msg.data = msg.data[:100] if i in bad else msg.data
+            writer.write(IMAGE, msg, stamp)
+            if topics and i % 4 != 3:
+                ids = rng.integers(0, 12, (height // 8, width // 8), np.uint8).repeat(8, 0).repeat(8, 1)
+                ids[ids == 11] = 255
+                writer.write(LABEL, bags.image(ids, 'mono8', head), stamp)
+    return path
+
+
+@pytest.fixture(scope='module')
+def two_bags(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('bags')
+    return [write_bag(folder / 'first', 11, bad=(4,)), write_bag(folder / 'second.mcap', 7, seed=1)]
+
+
+def figures(scores):
+    """Everything in a result but the times."""
+    result = scores.result()
+    del result['latency_ms']
+    for row in result['frames']:
+        del row['latency_ms']
+    return result
+
+
+@pytest.fixture(scope='module')
+def serial(two_bags, model):
+    scores, _ = replays.evaluate_bags(two_bags, model, truth=TRUTH, quiet=True)
+    return figures(scores), scores
+
+
+def test_several_bags(serial, two_bags, model):
+    result, _ = serial
+    assert result['counts'] == {
+        'read': 18, 'duplicate_stamps': 0, 'stamps_back': 0, 'without_truth': 3, 'truth_without_frame': 0,
+        'segmented': 17, 'scored': 14, 'failed': 1}
+    assert [s['what'] for s in result['skipped']] == ['failed'] and 'frame 4' in result['skipped'][0]['first']
+    assert [(f['source'], f['index']) for f in result['frames']] == [
+        *(('first', i) for i in range(11) if i != 4), *(('second.mcap', i) for i in range(7))]
+    # Stability is measured from frame to frame, not from one bag to the next, nor over a gap.
+    first = {(f['source'], f['index']) for f in result['frames'] if f['consistency'] is None}
+    assert first == {('first', 0), ('first', 5), ('second.mcap', 0)}
+    again, sources = replays.evaluate_bags(two_bags, model, truth=TRUTH, quiet=True)
+    assert figures(again) == result, 'a second run gives other numbers'
+    assert [s['frames'] for s in sources] == [11, 7] and sources[0]['sha256'] == bags.digest(two_bags[0])
+
+
+def test_scores_are_those_of_the_segmenter(serial, two_bags, model):
+    """The confusion matrix, worked out here from the segmenter's labels and the bag's."""
+    segment, counts = model.load(), np.zeros((11, 11), np.int64)
+    for path in two_bags:
+        with Bag(path) as bag:
+            truth = {m.stamp_ns(): images.decode(m.read())[..., 0] for m in bag.messages(LABEL)}
+            for message in bag.messages(IMAGE):
+                try:
+                    prediction, = segment([images.decode(message.read())])
+                except images.ImageError:
+                    continue
+                if (ids := truth.get(message.stamp_ns())) is not None:
+                    np.add.at(counts, (ids[ids < 11], prediction.labels[ids < 11]), 1)
+    result, scores = serial
+    np.testing.assert_array_equal(scores.confusion.counts[:, :11], counts)
+    union = counts.sum(0) + counts.sum(1) - np.diag(counts)
+    assert result['miou'] == pytest.approx(np.mean(100 * np.diag(counts) / union))
+
+
+def test_batches_count_the_same_frames(serial, two_bags, model):
+    scores, _ = replays.evaluate_bags(two_bags, model, truth=TRUTH, batch=4, quiet=True)
+    result = figures(scores)
+    assert result['counts'] == serial[0]['counts']
+    assert [f['index'] for f in result['frames']] == [f['index'] for f in serial[0]['frames']]
+    assert result['miou'] == pytest.approx(serial[0]['miou'], abs=0.05)
+
+
+def test_processes_give_the_same(serial, two_bags, model):
+    scores, _ = replays.evaluate_bags(two_bags, model, truth=TRUTH, workers=2, frames_per_task=3, quiet=True)
+    assert figures(scores) == serial[0]
+    assert (scores.best, scores.worst) == (serial[1].best, serial[1].worst)
+
+
+def test_dask_gives_the_same_even_if_a_worker_dies(serial, two_bags, model, tmp_path):
+    """Two worker processes; one is killed in the middle of its task, which the other then does."""
+    distributed = pytest.importorskip('distributed', reason='dask.distributed is not installed')
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host='127.0.0.1',
+                                  dashboard_address=None, local_directory=str(tmp_path)) as cluster, \
+            distributed.Client(cluster) as client:
+        address = cluster.scheduler_address
+        scores, _ = replays.evaluate_bags(two_bags, model, truth=TRUTH, dask=address, frames_per_task=3,
+                                          quiet=True)
+        assert figures(scores) == serial[0]
+        victim = sorted(client.scheduler_info()['workers'])[0]
+        client.run(_die_at_the_next_task, workers=[victim])
+        scores, _ = replays.evaluate_bags(two_bags, model, truth=TRUTH, dask=address, frames_per_task=3,
+                                          quiet=True)
+        assert figures(scores) == serial[0]
+        # The one that is started in its place has another address.
+        assert victim not in client.scheduler_info()['workers'], 'it did not die'
+
+
+def _die_at_the_next_task():
+    import os
+
+    from lightseg_ros import recordings
+    recordings.read = lambda *args: os._exit(1)
+
+
+def test_no_dask_scheduler(two_bags, model, monkeypatch):
+    monkeypatch.setattr(replays, 'DASK_TIMEOUT_S', 0.5)
+    pytest.importorskip('distributed', reason='dask.distributed is not installed')
+    with pytest.raises(ReplayError, match='no Dask scheduler at tcp://127.0.0.1:9'):
+        replays.evaluate_bags(two_bags, model, dask='tcp://127.0.0.1:9', image_topic=IMAGE, quiet=True)
+
+
+def test_another_file_of_the_same_name(model):
+    with pytest.raises(ReplayError, match='is another file than the one of the same name'):
+        replace(model, digest='0' * 64).load()
+
+
+def test_folder_and_bag_are_the_same(camvid, random_weights, tmp_path):
+    """CamVid's frames from its folder and from a bag made of it: the same to the last digit."""
+    pairs = data.camvid('test', camvid).pairs[:4]
+    for name in ('test', 'testannot'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'train').mkdir()
+    for pair in pairs:
+        (tmp_path / 'test' / pair.image.name).symlink_to(pair.image.resolve())
+        (tmp_path / 'testannot' / pair.label.name).symlink_to(pair.label.resolve())
+    dataset = data.camvid('test', tmp_path)
+    model = Model(str(random_weights), 'cpu')
+    folder = figures(replays.evaluate_dataset(dataset, model.load(), quiet=True))
+    bag = tmp_path / 'camvid.mcap'
+    bags.from_folder(tmp_path / 'test', bag, truth=tmp_path / 'testannot', labels=dataset.labels)
+    topic, _ = replays.evaluate_bags([bag], model, truth=TRUTH, quiet=True)
+    files, _ = replays.evaluate_bags([bag], model, image_topic=IMAGE, quiet=True,
+                                     truth=Truth(folder=tmp_path / 'testannot', source_ids=True))
+    folder['counts'].update(duplicate_stamps=0, stamps_back=0, without_truth=0, truth_without_frame=0)
+    for frame in folder['frames']:
+        frame['source'] = 'camvid.mcap'
+    assert folder['counts']['scored'] == 4
+    assert figures(topic) == folder
+    assert figures(files) == folder
+
+
+def test_classes_that_differ(camvid, random_weights):
+    dataset = data.camvid('test', camvid)
+    names = ('nothing', *dataset.labels.names[1:])
+    with pytest.raises(ReplayError, match='the weights know sky, .*; camvid has nothing, '):
+        replays.evaluate_dataset(replace(dataset, labels=replace(dataset.labels, names=names, groups={})),
+                                 Model(str(random_weights), 'cpu').load())
+
+
+def test_record(camvid, random_weights, tmp_path, capsys):
+    """What was measured stands in the card, rounded; the tensors are left alone."""
+    path = tmp_path / 'laanet-camvid.safetensors'
+    path.write_bytes(random_weights.read_bytes())
+    for name in ('train', 'val', 'valannot'):
+        (tmp_path / name).mkdir()
+    for pair in data.camvid('val', camvid).pairs[:2]:
+        (tmp_path / 'val' / pair.image.name).symlink_to(pair.image.resolve())
+        (tmp_path / 'valannot' / pair.label.name).symlink_to(pair.label.resolve())
+    code = main(['evaluate', '--data', 'camvid', '--data-root', str(tmp_path), '--split', 'val', '--model',
+                 str(path), '--device', 'cpu', '--record', '--json', str(tmp_path / 'r.json')])
+    result = json.loads((tmp_path / 'r.json').read_text())
+    network, card = weights.load(path)
+    assert code == 0 and 'metrics.val.miou' in capsys.readouterr().out
+    assert card.metrics['val']['miou'] == round(result['miou'], 2)
+    assert card.metrics['val']['command'] == 'lightseg evaluate --model laanet --data camvid --split val'
+    assert card.metrics['val']['iou']['road'] == round(result['iou']['road'], 2)
+    before, _ = weights.load(random_weights)
+    assert all(v.equal(network.state_dict()[k]) for k, v in before.state_dict().items())
+
+
+def test_out_bag(two_bags, model, tmp_path, serial):
+    out = tmp_path / 'out.mcap'
+    scores, _ = replays.evaluate_bags(two_bags, model, truth=TRUTH, out=out, quiet=True)
+    assert figures(scores) == serial[0]
+    segment = model.load()
+    with Bag(out) as bag:
+        assert {t.name: (t.type.rsplit('/')[-1], t.count) for t in bag.topics.values()} == {
+            '/segmentation/label_info_json': ('String', 1), '/segmentation/label': ('Image', 17),
+            '/segmentation/overlay/compressed': ('CompressedImage', 17),
+            '/segmentation/confidence': ('Image', 17), '/diagnostics': ('DiagnosticArray', 2)}
+        info = next(bag.messages('/segmentation/label_info_json')).read()
+        assert json.loads(info.data)['classes'][3]['name'] == 'road'
+        results = [list(bag.messages(f'/segmentation/{topic}'))
+                   for topic in ('label', 'overlay/compressed', 'confidence')]
+        status = next(bag.messages('/diagnostics')).read().status[0]
+        assert status.name == 'segmentation: frames'
+        assert {'network p50 (ms)', 'processed'} <= {v.key for v in status.values}
+    with Bag(two_bags[0]) as bag:
+        frames = [m for i, m in enumerate(bag.messages(IMAGE)) if i != 4]
+    for frame, label, overlay, confidence in zip(frames, *results):
+        expected, = segment([images.decode(frame.read())], overlay=True, confidence=True)
+        assert {m.stamp_ns() for m in (label, overlay, confidence)} == {frame.stamp_ns()} == {label.time_ns}
+        assert label.read().header.frame_id == 'camera' and label.read().encoding == 'mono8'
+        np.testing.assert_array_equal(images.decode(label.read())[..., 0], expected.labels)
+        np.testing.assert_array_equal(images.decode(confidence.read())[..., 0], expected.confidence)
+        assert np.abs(images.decode(overlay.read()).astype(int) - expected.overlay).mean() < 12
+    with pytest.raises(ReplayError, match='leave out --workers'):
+        replays.evaluate_bags(two_bags, model, out=tmp_path / 'b', workers=2)
+
+
+def run(*args):
+    return main(['evaluate', *(str(a) for a in args)])
+
+
+def test_exit_codes(two_bags, model, tmp_path, capsys):
+    """0: all was used; 3: something was not, which is said; 1: nothing could be scored."""
+    common = ('--model', model.name, '--device', 'cpu', '--resolution', '96x64')
+    assert run(two_bags[1], *common, '--label-topic', LABEL) == 0
+    assert '7 frames read' in capsys.readouterr().out
+    (tmp_path / 'broken.mcap').write_bytes(two_bags[1].read_bytes()[:3000])
+    assert run(two_bags[1], tmp_path / 'missing', tmp_path / 'broken.mcap', *common, '--label-topic', LABEL,
+               '--json', tmp_path / 'r.json') == 3
+    said = capsys.readouterr().out
+    assert 'missing does not open as a bag' in said and '2 bags not read' in said
+    sources = json.loads((tmp_path / 'r.json').read_text())['sources']
+    assert [s['frames'] for s in sources] == [7, 0, 0] and 'no image topic' in sources[2]['error']
+    assert run(two_bags[0], *common, '--label-topic', LABEL) == 3, 'one frame is cut short'
+    assert '1 x failed: first frame 4: bgr8 of 72x48' in capsys.readouterr().out
+    for arguments, text in (
+            ((tmp_path / 'missing', *common), 'missing does not open as a bag'),
+            ((two_bags[1], *common), 'several image topics'),
+            ((two_bags[1], *common, '--label-topic', '/nope'), 'no image topic /nope'),
+            ((two_bags[1], *common, '--image-topic', IMAGE, '--label-dir', tmp_path), 'no images in'),
+            ((two_bags[1], *common, '--label-topic', LABEL, '--label-dir', tmp_path), 'not from both'),
+            ((two_bags[1], '--data', 'camvid'), 'one of the two'), ((), 'one of the two'),
+            ((two_bags[1], '--record'), '--record'), ((two_bags[1], '--batch', '0'), 'batch is 0'),
+            ((two_bags[1], '--label-topic', LABEL, '--model', 'nonet'), "no packaged weights for 'nonet'")):
+        assert run(*arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith('ERROR: ') and text in error and error.count('\n') == 1
+
+
+def test_labels_that_never_match(tmp_path, model):
+    with bags.Writer(tmp_path / 'bag') as writer:
+        for topic, stamp in ((IMAGE, 5 * NS), (LABEL, 7 * NS)):
+            writer.write(topic, bags.image(np.zeros((48, 72), np.uint8), 'mono8', bags.header(stamp)), stamp)
+    text = r'no label of /camera/label lies within 5 ms .* stamped 5.000 to 5.000 s'
+    with pytest.raises(ReplayError, match=text):
+        replays.evaluate_bags([tmp_path / 'bag'], model, truth=TRUTH, quiet=True)
+
+
+def test_nothing_but_broken_frames(tmp_path, model, capsys):
+    """Frames were read and none could be used: a result that says so, not a traceback."""
+    write_bag(tmp_path / 'bag', 3, bad=(0, 1, 2), topics=False)
+    code = run(tmp_path / 'bag', '--model', model.name, '--device', 'cpu', '--report', tmp_path / 'report')
+    assert code == 3 and '3 failed' in capsys.readouterr().out
+    assert '3 × failed' in (tmp_path / 'report' / 'report.html').read_text()
+    write_bag(tmp_path / 'empty', 0)
+    assert run(tmp_path / 'empty', '--model', model.name) == 1
+
+
+def test_memory_does_not_grow_with_the_bag(tmp_path, model):
+    """150 frames of 0.2 MB: what stays is the figures of each, not the frames."""
+    with bags.Writer(tmp_path / 'bag') as writer:
+        for i in range(150):
+            rgb = np.full((240, 320, 3), i % 256, np.uint8)
+            writer.write(IMAGE, bags.image(rgb, 'rgb8', bags.header(i + 1)), i + 1)
+    recording = recordings.survey(tmp_path / 'bag')
+    segment = model.load()
+    peaks = []
+    for task in (recording.tasks(30)[0], recording.tasks(150)[0]):
+        tracemalloc.start()
+        scores = replays.Scores(segment.labels, False)
+        replays.score(recordings.read(task, segment.labels), segment, scores)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 3e6, f'{peaks[0] / 1e6:.1f} MB for 30 frames, {peaks[1] / 1e6:.1f} for 150'
