@@ -13,14 +13,15 @@ ROS = {'rclpy', 'sensor_msgs', 'std_msgs', 'std_srvs', 'diagnostic_msgs', 'rcl_i
        'rosgraph_msgs', 'geometry_msgs', 'nav_msgs', 'launch', 'launch_ros', 'ament_index_python'}
 # What each module may import of the package; nodes and cli may import everything below them.
 MAY = {
-    'labels': set(), 'images': set(), 'latest': set(), 'metrics': set(), 'street': set(),
+    'labels': set(), 'images': set(), 'latest': set(), 'metrics': set(), 'painting': set(),
+    'street': {'painting'}, 'sources': {'bags', 'images', 'labels', 'street'},
     'health': {'metrics'}, 'bags': {'images', 'labels', 'data'}, 'report': {'metrics', 'labels', 'bags'},
     'networks': set(), 'losses': set(), 'weights': {'networks', 'labels'},
     'segmenter': {'weights', 'labels', 'networks', 'backends', 'kernels', 'engine'},
     'data': {'labels'},
 }
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.
-LIGHT = ('labels', 'images', 'latest', 'health', 'metrics', 'street')
+LIGHT = ('labels', 'images', 'latest', 'health', 'metrics', 'painting', 'street', 'sources')
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:
