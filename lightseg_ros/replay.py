@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import __version__, bags, recordings, report, segmenter, weights
+from . import __version__, backends, bags, recordings, report, segmenter, weights
 from .bags import BagError
 from .data import DataSet
 from .health import Health
@@ -46,6 +46,9 @@ class Model:
     device: str = 'auto'
     resolution: str | None = None
     resize_mode: str = 'fit'
+    backend: str = 'auto'
+    precision: str = 'auto'
+    threads: int = 0
     digest: str = ''
 
     @property
@@ -58,7 +61,8 @@ class Model:
         if self.digest and weights.digest(self.path) != self.digest:
             raise ReplayError(f'{self.path} on {platform.node()} is another file than the one of the same '
                               'name here (SHA-256 differs): copy it there')
-        return segmenter.load(self.path, self.device, self.resolution, resize_mode=self.resize_mode)
+        return segmenter.load(self.path, self.device, self.resolution, resize_mode=self.resize_mode,
+                              backend=self.backend, precision=self.precision, threads=self.threads)
 
 
 def read_dataset(dataset: DataSet) -> Iterator[Frame]:
@@ -81,8 +85,13 @@ def score(frames: Iterable[Frame | Skip], segment: Segmenter, scores: Scores, *,
     """
     consistency = Consistency()
     waiting: list[Frame] = []
+    sizes: set[tuple[int, ...]] = set()
 
     def flush() -> None:
+        # What is compiled or allocated for a new size is no frame's latency.
+        if new := {f.rgb.shape for f in waiting} - sizes:
+            segment([f.rgb for f in waiting], overlay=done is not None, confidence=True)
+            sizes.update(new)
         began = perf_counter()
         predictions = segment([f.rgb for f in waiting], overlay=done is not None, confidence=True)
         each_ms = 1e3 * (perf_counter() - began) / max(1, len(waiting))
@@ -179,11 +188,10 @@ def evaluate_bags(paths: Sequence[str | Path], model: Model, *, image_topic: str
     return scores, sources
 
 
-def score_task(task: Task, model: Model, batch: int = 1, threads: int | None = None) -> Scores:
+def score_task(task: Task, model: Model, batch: int = 1) -> Scores:
     """Score a task in a worker; the segmenter is made once and kept."""
-    if threads:
-        torch.set_num_threads(threads)
-        cv2.setNumThreads(threads)
+    if model.threads:
+        cv2.setNumThreads(model.threads)
     if _WORKER.model != model:
         _WORKER.segmenter, _WORKER.model = model.load(), model
     segment = _WORKER.segmenter
@@ -204,7 +212,7 @@ def describe(model: Model, options: dict[str, Any]) -> dict[str, Any]:
                   'weights': model.path.name, 'sha256': weights.digest(model.path),
                   'resolution': f'{size[0]}x{size[1]}' if size else 'native',
                   'resize_mode': model.resize_mode,
-                  'precision': str(segment.dtype).removeprefix('torch.')},
+                  'precision': segment.precision, 'backend': backends.version(segment.backend)},
         'device': segment.device_name(),
         'versions': {'lightseg_ros': __version__, 'torch': torch.__version__, 'numpy': np.__version__,
                      'opencv': cv2.__version__, 'python': platform.python_version(),
@@ -234,10 +242,10 @@ _WORKER = _Worker()
 
 
 def _on_processes(workers: int, tasks: list[Task], model: Model, batch: int, bar: tqdm) -> Iterator[Scores]:
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    model = replace(model, threads=model.threads or max(1, (os.cpu_count() or 1) // workers))
     # A forked child can't use CUDA, and torch's threads don't survive a fork.
     with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
-        futures = [pool.submit(score_task, t, model, batch, threads) for t in tasks]
+        futures = [pool.submit(score_task, t, model, batch) for t in tasks]
         of: dict[Future, Task] = dict(zip(futures, tasks))
         try:
             for future in as_completed(futures):

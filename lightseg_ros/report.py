@@ -163,7 +163,8 @@ def write_html(result: dict[str, Any], best: Sequence[Picture], worst: Sequence[
     by = 'mIoU' if scored else 'mean confidence'
     body = [
         f'<h1>{escape(title)}</h1><p class="soft">{escape(result["made"])} · {escape(result["device"])} · '
-        f'{escape(result["model"]["resolution"])} · {escape(result["model"]["precision"])}</p>',
+        f'{escape(result["model"]["resolution"])} · {escape(result["model"]["precision"])} · '
+        f'{escape(result["model"]["backend"])}</p>',
         _cards(result), _trouble(result), _live(result), '<h2>Classes</h2>', _classes(result, colors)]
     confidence = [None if f['confidence'] is None else 100 * f['confidence'] for f in frames]
     measured: list[tuple[str, str, list[float | None]]] = [

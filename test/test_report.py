@@ -39,7 +39,8 @@ def measure(count=40, noise=0.3, truth=True, seed=0):
 def stamped(measured):
     return {'format': report.FORMAT, 'made': '2026-01-02T03:04:05+00:00', 'options': {'batch': 1},
             'model': {'network': 'laanet', 'dataset': 'camvid', 'weights': 'w.safetensors',
-                      'sha256': 'c0ffee' * 10, 'resolution': '480x360', 'resize_mode': 'fit', 'precision': 'float32'},
+                      'sha256': 'c0ffee' * 10, 'resolution': '480x360', 'resize_mode': 'fit',
+                      'precision': 'float32', 'backend': 'torch 2.13.0'},
             'device': 'CPU', 'versions': {'lightseg_ros': '0.1.0'},
             'sources': [{'name': 'a "bag" <1>', 'sha256': 'decade' * 10, 'frames': 41}]} | measured.result()
 
@@ -142,7 +143,8 @@ def test_json(tmp_path):
 
 def test_text():
     text = report.text(stamped(measure(5)))
-    assert re.search(r'road +\d+\.\d\d +\d+\.\d\d +\d+\.\d\d', text) and 'temporal consistency 95.00 %' in text
+    assert re.search(r'road +\d+\.\d\d +\d+\.\d\d +\d+\.\d\d', text)
+    assert 'temporal consistency 95.00 %' in text
     assert '6 frames read' in text and '1 x failed: frame 17' in text
     assert 'IoU' not in report.text(stamped(measure(2, truth=False)))
 
@@ -157,5 +159,6 @@ def test_compare(tmp_path, capsys):
     interval = re.search(r'bad minus good: .* interval ([-+.\d]+) to ([-+.\d]+),', said)
     low, high = (float(v) for v in interval.groups())
     assert low < high < -5 and 'over 40 frames (0 better, 40 worse)' in said
-    assert re.search(r'mIoU % +\d+\.\d\d +\d+\.\d\d', said) and page.read_text().count('<svg') == 1
+    assert re.search(r'mIoU % +\d+\.\d\d +\d+\.\d\d', said)
+    assert page.read_text().count('<svg') == 1
     assert main(['compare', str(paths[0])]) == 1 and 'two or more' in capsys.readouterr().err

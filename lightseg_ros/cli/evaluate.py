@@ -42,7 +42,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
                         help='WxH that the network sees, or native; empty: that of the weights')
     parser.add_argument('--resize-mode', default='fit', choices=('fit', 'stretch'),
                         help='how a frame gets there')
-    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1 ...')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, openvino:GPU')
+    parser.add_argument('--backend', default='auto', help='what runs the network on a processor: auto, '
+                        'openvino, onnxruntime, torch, torch-compile')
+    parser.add_argument('--precision', default='auto', help='auto, float32, bfloat16 or float16')
+    parser.add_argument('--threads', type=int, default=0, help='of the processor; 0: one for each core')
 
 
 def add_truth_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +69,8 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 def model_from(args: argparse.Namespace) -> 'Model':
     from ..replay import Model
-    return Model(args.model, args.device, args.resolution or None, args.resize_mode)
+    return Model(args.model, args.device, args.resolution or None, args.resize_mode, args.backend,
+                 args.precision, args.threads)
 
 
 def truth_from(args: argparse.Namespace) -> 'Truth':

@@ -130,7 +130,8 @@ def _play(recording: Recording, model: Model, live: Live, compressed: bool, coll
     if not live.node:
         parameters: dict[str, Any] = {
             'weights': str(model.path), 'device': model.device, 'resolution': model.resolution or '',
-            'resize_mode': model.resize_mode, 'diagnostics_rate': 10.0, 'use_sim_time': live.use_sim_time,
+            'resize_mode': model.resize_mode, 'backend': model.backend, 'precision': model.precision,
+            'threads': model.threads, 'diagnostics_rate': 10.0, 'use_sim_time': live.use_sim_time,
             'image_transport': 'compressed' if compressed else 'raw'}
         remap = {'image/compressed' if compressed else 'image': topic}
         processes.append(NodeProcess('segmentation', log, parameters, remap))
