@@ -84,8 +84,9 @@ def demo(source: str, model: str, out: Path, *, resolution: str = '', device: st
     camera = NodeProcess('camera', out / 'camera.log', {'source': source, 'rate': rate, 'loop': True})
     with nodes(camera, segmentation) as processes:
         probe = Probe(on_complete, ('frame', 'label', 'overlay'), optional=('truth',))
-        probe.wait_connected(60.0, *processes)
-        probe.wait(lambda: latency.count > 0, 20.0, *processes)
+        print('starting the nodes', flush=True)
+        probe.wait_connected(120.0, *processes)
+        probe.wait(lambda: latency.count > 0, 60.0, *processes)
         began, first = monotonic(), latency.count
         with tqdm(total=round(seconds), desc='watching',
                   bar_format='{l_bar}{bar}| {n}/{total} s{postfix}') as bar:

@@ -63,9 +63,12 @@ class NodeProcess:
     def check(self) -> None:
         """Raise `ProbeError` with the node's last words if it has ended with an error."""
         if self.process.poll() not in (None, 0):
-            words = self.log.read_text().strip().splitlines()[-8:]
-            raise ProbeError(f'node {self.name} ended with exit code {self.process.returncode}; it said:\n  '
-                             + '\n  '.join(words))
+            raise ProbeError(f'node {self.name} ended with exit code {self.process.returncode}; it said: '
+                             f'{self.last_words(8)}')
+
+    def last_words(self, lines: int) -> str:
+        """Return the end of the log on one line."""
+        return ' | '.join(self.log.read_text().strip().splitlines()[-lines:])
 
     @property
     def running(self) -> bool:
@@ -189,9 +192,10 @@ class Probe(Node):
         """Wait until `connected`; `ProbeError` says which topic has no other end."""
         if not self.wait(self.connected, timeout_s, *processes):
             lonely = self._lonely()
-            raise ProbeError(f'after {timeout_s:g} s nobody publishes {", ".join(lonely) or "anything"}'
-                             f'{"" if lonely else ", or nobody takes the image"}: does the node run in '
-                             f'ROS_DOMAIN_ID {os.environ.get("ROS_DOMAIN_ID", "0")}?')
+            missing = f'publishes {", ".join(lonely)}' if lonely else 'takes the image'
+            words = ''.join(f'; {p.name} said last: {p.last_words(2) or "nothing"}' for p in processes)
+            raise ProbeError(f'after {timeout_s:g} s nobody {missing} in ROS_DOMAIN_ID '
+                             f'{os.environ.get("ROS_DOMAIN_ID", "0")}{words}')
 
     def _lonely(self) -> list[str]:
         topics = [self._subscriptions_of[part].topic_name for part in self._parts]

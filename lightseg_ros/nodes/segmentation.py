@@ -127,7 +127,8 @@ class SegmentationNode(Node):
             try:
                 self._segment(msg)
             except Exception as e:  # one bad frame, whatever is wrong with it, must not end the node
-                if not self._mailbox.closed:
+                # A signal shuts the context down under us; a frame lost to that did not fail.
+                if self.context.ok():
                     self._health.frame_failed(str(e))
                     self.get_logger().error(f'frame failed: {e}', throttle_duration_sec=5.0)
 
