@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """uint8 frames in, class ids, overlay and confidence out; everything in between happens on the device."""
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import logging
 import os
@@ -60,6 +60,11 @@ def parse_resolution(text: str | None, card: Card) -> tuple[int, int] | None:
         return card.resolution
     if text == 'native':
         return None
+    return parse_size(text)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Parse 'WxH' to (width, height); `SegmenterError` says what is expected."""
     match = re.fullmatch(r'(\d+)x(\d+)', text)
     if not match or not all(64 <= int(v) <= 8192 for v in match.groups()):
         raise SegmenterError(f'resolution is {text!r}; expected WIDTHxHEIGHT in pixels, each 64 to 8192, '
@@ -190,7 +195,7 @@ class Segmenter:
             raise SegmenterError(f'threads is {threads}; expected 0 (one for each core) or more')
         self.card = card
         self.labels = card.labels
-        self.device, target = _device(device)
+        self.device, target = parse_device(device)
         self.resolution = parse_resolution(resolution, card)
         self.resize_mode = resize_mode
         self.overlay_alpha = overlay_alpha
@@ -235,6 +240,18 @@ class Segmenter:
             self([frame], overlay=True, confidence=True)
         return 1e3 * (perf_counter() - began)
 
+    def network_alone(self, frame: np.ndarray) -> Callable[[], None]:
+        """Return a call that runs the network alone, frame at its size to logits, and waits for its end."""
+        size = self.network_size(*frame.shape[:2])
+        program = self._program(1, *size)
+        small = resize(torch.from_numpy(frame.copy()).to(self.device)[None], size).contiguous()
+
+        def alone() -> None:
+            program(small)
+            if self.device.type == 'cuda':
+                torch.cuda.synchronize(self.device)
+        return alone
+
     def describe(self) -> str:
         """Say in one line what runs where, and why with that backend."""
         size = 'native size' if self.resolution is None else '{}x{}'.format(*self.resolution)
@@ -247,7 +264,7 @@ class Segmenter:
 
     def resources(self) -> dict[str, str]:
         """Device and memory: resident set of the process, and what torch holds on the GPU, in MB."""
-        out = {'device': self.device_name(), 'memory (MB)': f'{_resident_mb():.0f}'}
+        out = {'device': self.device_name(), 'memory (MB)': f'{resident_mb():.0f}'}
         if self.device.type == 'cuda':
             out['device memory (MB)'] = f'{torch.cuda.memory_allocated(self.device) / 1e6:.0f}'
         return out
@@ -341,7 +358,7 @@ class _Clock:
         return {a: 1e3 * (u - t) for (a, t), (_, u) in zip(self.marks, self.marks[1:])}
 
 
-def _device(name: str) -> tuple[torch.device, str]:
+def parse_device(name: str) -> tuple[torch.device, str]:
     """Return torch's device, and OpenVINO's where that is another than the processor."""
     if name == 'auto':
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu'), 'CPU'
@@ -366,7 +383,8 @@ def _check(frame: np.ndarray) -> None:
         raise SegmenterError(f'a frame is {found}; expected a numpy array (H, W, 3) uint8, RGB, not empty')
 
 
-def _resident_mb() -> float:
+def resident_mb() -> float:
+    """MB of memory that this process has in RAM."""
     with open('/proc/self/statm') as f:
         return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
 

@@ -1,0 +1,54 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`lightseg bench`: how fast the networks run here, and how fast they could."""
+import argparse
+from pathlib import Path
+
+HELP = ('Measure the networks beside plain torch, after comparing their labels; the last line is JSON. With '
+        '--ros, measure the node through DDS; with --plot, draw results that were written.')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('networks', nargs='*', metavar='NETWORK',
+                        help='packaged networks or paths of weights files; none: all five, laanet with --ros')
+    parser.add_argument('--resolutions', nargs='+', default=['480x360'], metavar='WxH',
+                        help='of frames and network')
+    parser.add_argument('--contenders', nargs='+', default=['auto:auto'], metavar='BACKEND:PRECISION',
+                        help='openvino, onnxruntime, torch, torch-compile; float32, bfloat16, float16, int8')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    parser.add_argument('--threads', type=int, default=0, help='of the processor, 0: one for each core')
+    parser.add_argument('--rounds', type=int, default=10, help='how often the contenders take turns')
+    parser.add_argument('--startup', action='store_true', help='measure process start to first label as well')
+    parser.add_argument('--ros', action='store_true', help='measure the segmentation node through DDS')
+    parser.add_argument('--seconds', type=float, default=5.0, help='of each measurement with --ros')
+    parser.add_argument('--plot', nargs='+', type=Path, metavar='RESULT.json',
+                        help='draw accuracy against speed against parameters, to --out')
+    parser.add_argument('--out', type=Path, help='file for the result (JSON), or for the drawing (PNG)')
+
+
+def run(args: argparse.Namespace) -> int | None:
+    import json
+
+    from .. import bench
+    if args.plot:
+        print(bench.plot(args.plot, args.out or Path('out/bench.png')))
+        return None
+    if args.ros:
+        from ..nodes.bench import bench_ros
+        result = bench_ros((args.networks or ['laanet'])[0], device=args.device, seconds=args.seconds,
+                           contender=bench.parse_contender(args.contenders[0]), threads=args.threads)
+    else:
+        from ..segmenter import parse_size
+        names = args.networks or bench.NETWORKS
+        contenders = [bench.parse_contender(c) for c in args.contenders]
+        result = bench.bench(names, [parse_size(r) for r in args.resolutions], contenders, device=args.device,
+                             threads=args.threads, rounds=args.rounds)
+        print('\n'.join(bench.means(result)))
+        if args.startup:
+            first = contenders[0]
+            result['startup_s'] = bench.startup(names[0], device=args.device, backend=first.backend,
+                                                precision=first.precision)
+    if args.out:
+        bench.write(result, args.out)
+    print(json.dumps(result))
+    return None
