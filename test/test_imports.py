@@ -15,13 +15,15 @@ ROS = {'rclpy', 'sensor_msgs', 'std_msgs', 'std_srvs', 'diagnostic_msgs', 'rcl_i
 MAY = {
     'labels': set(), 'images': set(), 'latest': set(), 'metrics': set(), 'painting': set(),
     'street': {'painting'}, 'sources': {'bags', 'images', 'labels', 'street'},
-    'health': {'metrics'}, 'bags': {'images', 'labels', 'data'}, 'report': {'metrics', 'labels', 'bags'},
+    'health': {'metrics'}, 'bags': {'images', 'labels'}, 'recordings': {'bags', 'images', 'labels'},
+    'scores': {'labels', 'metrics'}, 'report': {'scores'},
     'networks': set(), 'losses': set(), 'weights': {'networks', 'labels'},
     'segmenter': {'weights', 'labels', 'networks', 'backends', 'kernels', 'engine'},
     'data': {'labels'},
 }
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.
-LIGHT = ('labels', 'images', 'latest', 'health', 'metrics', 'painting', 'street', 'sources')
+LIGHT = ('labels', 'images', 'latest', 'health', 'metrics', 'painting', 'street', 'sources',
+         'bags', 'recordings', 'scores', 'report')
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:

@@ -144,6 +144,7 @@ class Probe(Node):
         self._parts = parts
         self._keep = keep
         self._pending: OrderedDict[int, Seen] = OrderedDict()
+        self._status_name = f'{segmentation.rsplit("/", 1)[-1]}: frames'
         self.diagnostics = Diagnostics()
         self.counts = dict.fromkeys(parts + optional, 0)
         topics = {'frame': image_topic, 'truth': truth_topic, 'label': f'{segmentation}/label',
@@ -218,7 +219,7 @@ class Probe(Node):
 
     def _on_diagnostics(self, msg: DiagnosticArray) -> None:
         for status in msg.status:
-            if status.name.endswith(': frames'):
+            if status.name == self._status_name:
                 self.diagnostics = Diagnostics(status.message, {v.key: v.value for v in status.values})
 
 

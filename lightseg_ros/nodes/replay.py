@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+import os
 from pathlib import Path
 import shutil
 import signal
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from .. import bags, images, recordings, weights
 from ..bags import Bag, NS
+from ..labels import LabelSet
 from ..metrics import LatencyStats
 from ..recordings import Frame, Recording, Truth
 from ..replay import Model, ReplayError
@@ -94,6 +96,7 @@ def replay(path: Path, model: Model, live: Live, *, image_topic: str | None = No
     wire, or replaced in the node's queue of one before it looked) and `not_returned` (processed, but the
     result was lost). `ReplayError` or `ProbeError` if there is nothing to play or nobody to play to.
     """
+    labels = weights.read_card(model.path).labels
     recording = recordings.survey(path, image_topic, truth)
     if not recording.times:
         raise ReplayError(f'no frames in {path}: {recording.topic} holds no message')
@@ -109,7 +112,7 @@ def replay(path: Path, model: Model, live: Live, *, image_topic: str | None = No
                 collected = Collected(writer)
                 account = _play(recording, model, live, compressed, collected, quiet,
                                 log or Path(folder) / 'segmentation.log')
-            scores = _score(recording, collected, kept, model, quiet)
+            scores = _score(recording, collected, kept, labels, quiet)
     finally:
         rclpy.try_shutdown()
     latency = LatencyStats()
@@ -125,19 +128,23 @@ def replay(path: Path, model: Model, live: Live, *, image_topic: str | None = No
 def _play(recording: Recording, model: Model, live: Live, compressed: bool, collected: Collected, quiet: bool,
           log: Path) -> dict[str, Any]:
     """Play everything, wait for the last results; returns the node's and our counts."""
-    topic = recording.topic
+    topic, name = recording.topic, live.node
     processes = []
     if not live.node:
+        # Names of its own, so that a node that runs already is neither fed nor listened to.
+        name = f'/replay_{os.getpid()}'
+        if live.player == 'own':
+            topic = f'{name}/image'
         parameters: dict[str, Any] = {
             'weights': str(model.path), 'device': model.device, 'resolution': model.resolution or '',
             'resize_mode': model.resize_mode, 'backend': model.backend, 'precision': model.precision,
             'threads': model.threads, 'diagnostics_rate': 10.0, 'use_sim_time': live.use_sim_time,
             'image_transport': 'compressed' if compressed else 'raw'}
-        remap = {'image/compressed' if compressed else 'image': topic}
+        remap = {'image/compressed' if compressed else 'image': topic, '__node': name.strip('/')}
         processes.append(NodeProcess('segmentation', log, parameters, remap))
     kind = CompressedImage if compressed else Image
     with nodes(*processes):
-        probe = Probe(collected.returned, ('label', 'confidence'), segmentation=live.node or '/segmentation',
+        probe = Probe(collected.returned, ('label', 'confidence'), segmentation=name,
                       image_topic=topic, plays=kind if live.player == 'own' else None)
         try:
             probe.wait_connected(60.0, *processes)
@@ -247,9 +254,9 @@ def _stamped(cdr: bytes, stamp_ns: int) -> bytes:
     return bytes(out)
 
 
-def _score(recording: Recording, collected: Collected, kept: Path, model: Model, quiet: bool) -> Scores:
+def _score(recording: Recording, collected: Collected, kept: Path, labels: LabelSet, quiet: bool) -> Scores:
     """Read the bag again, with its ground truth, beside the results, both in the bag's order."""
-    scores = Scores(weights.read_card(model.path).labels, bool(recording.truth))
+    scores = Scores(labels, bool(recording.truth))
     scores.counts.update(recording.counts)
     for note in recording.notes:
         scores.skip('bags_damaged', note)
@@ -258,14 +265,14 @@ def _score(recording: Recording, collected: Collected, kept: Path, model: Model,
     with Bag(kept) as results:
         returned = _results(results)
         result = next(returned, None)
-        for item in tqdm(recordings.read(task, scores.labels), 'scoring', len(recording.times), unit='frame',
+        for item in tqdm(recordings.read(task, labels), 'scoring', len(recording.times), unit='frame',
                          disable=quiet or None):
             if not isinstance(item, Frame):
                 scores.skip(item.what, item.reason)
             elif result and item.index == result[0]:
-                index, label, confidence = result
-                stable = consistency.update(item.rgb, label, item.stamp_ns)
-                scores.add(item.source, index, item.stamp_ns, item.rgb, label, item.truth, confidence,
+                index, ids, confidence = result
+                stable = consistency.update(item.rgb, ids, item.stamp_ns)
+                scores.add(item.source, index, item.stamp_ns, item.rgb, ids, item.truth, confidence,
                            {'total': collected.latency_ms[index]}, stable)
                 result = next(returned, None)
             else:

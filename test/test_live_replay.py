@@ -1,0 +1,161 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Bags played over DDS to a real node in a process of its own: every frame is accounted for and scored."""
+import json
+import os
+from pathlib import Path
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='rclpy is not installed')
+
+from lightseg_ros import bags  # noqa: E402
+from lightseg_ros import replay as offline  # noqa: E402
+from lightseg_ros.bags import NS  # noqa: E402
+from lightseg_ros.cli import main  # noqa: E402
+from lightseg_ros.nodes import replay as live  # noqa: E402
+from lightseg_ros.nodes.probe import NodeProcess, nodes, ProbeError  # noqa: E402
+from lightseg_ros.recordings import Truth  # noqa: E402
+from lightseg_ros.replay import Model, ReplayError  # noqa: E402
+from lightseg_ros.weights import WeightsError  # noqa: E402
+
+COUNT = 15
+LABEL = '/camera/label'
+
+# Stands in for `ros2 bag play`, which PyPI does not have: plays a bag's topic as it is, with /clock if asked.
+PLAYER = """#!{python}
+import argparse, sys, time
+sys.path.insert(0, {root!r})
+import rclpy
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage
+from lightseg_ros import bags
+parser = argparse.ArgumentParser()
+parser.add_argument('words', nargs=2)
+parser.add_argument('bag')
+parser.add_argument('--rate', type=float)
+parser.add_argument('--clock', type=float)
+parser.add_argument('--topics', nargs='+')
+args = parser.parse_args()
+assert args.words == ['bag', 'play'] and args.clock == 100
+rclpy.init()
+node = rclpy.create_node('player')
+publisher = node.create_publisher(CompressedImage, args.topics[0], 10)
+clock = node.create_publisher(Clock, '/clock', 10)
+while not publisher.get_subscription_count():
+    time.sleep(0.05)
+time.sleep(1)
+with bags.Bag(args.bag) as bag:
+    for message in bag.messages(args.topics[0]):
+        tick = Clock()
+        tick.clock.sec, tick.clock.nanosec = divmod(message.time_ns, 10 ** 9)
+        clock.publish(tick)
+        publisher.publish(message.raw)
+        time.sleep(0.1 / args.rate)
+time.sleep(1)
+rclpy.shutdown()
+"""
+
+
+def write_bag(path, encoding, bad=()):
+    """A bag of 15 frames at 10 Hz with labels; frames whose number is in `bad` hold too little data."""
+    rng = np.random.default_rng(5)
+    topic = '/camera/image_raw' + ('/compressed' if encoding == 'png' else '')
+    with bags.Writer(path) as writer:
+        for i in range(COUNT):
+            stamp = 1000 * NS + i * NS // 10
+            head = bags.header(stamp, 'camera')
+            rgb = rng.integers(0, 256, (6, 9, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+            msg = bags.image(rgb, encoding, head)
+            msg.data = msg.data[:100] if i in bad else msg.data
+            writer.write(topic, msg, stamp)
+            ids = rng.integers(0, 11, (6, 9), np.uint8).repeat(8, 0).repeat(8, 1)
+            writer.write(LABEL, bags.image(ids, 'mono8', head), stamp)
+    return path
+
+
+@pytest.fixture(scope='module')
+def model(random_weights):
+    return Model(str(random_weights), 'cpu', '96x64', threads=1)
+
+
+@pytest.fixture(scope='module')
+def compressed(tmp_path_factory):
+    return write_bag(tmp_path_factory.mktemp('bags') / 'compressed', 'png')
+
+
+@pytest.fixture(scope='module')
+def running_node(model, tmp_path_factory):
+    """A segmentation node that runs on simulated time, on the compressed topic."""
+    node = NodeProcess('segmentation', tmp_path_factory.mktemp('node') / 'log', {
+        'weights': model.name, 'device': 'cpu', 'resolution': '96x64', 'threads': 1, 'use_sim_time': True,
+        'image_transport': 'compressed', 'diagnostics_rate': 5.0},
+        {'image/compressed': '/camera/image_raw/compressed'})
+    with nodes(node):
+        yield node
+
+
+def check(result, account, path, model):
+    """Every frame is accounted for, and those that came back score what they score offline."""
+    assert account['played'] == COUNT
+    fates = ('returned', 'dropped', 'failed', 'not_received', 'not_returned')
+    assert sum(account[k] for k in fates) == COUNT
+    assert account['returned'] == result['counts']['segmented'] >= COUNT // 2
+    assert account['end_to_end']['count'] == account['returned'] and 0 < account['end_to_end']['p50'] < 5000
+    scores, _ = offline.evaluate_bags([path], model, truth=Truth(topic=LABEL), quiet=True)
+    expected = {f['index']: f for f in scores.result()['frames']}
+    for frame in result['frames']:
+        for key in ('stamp_ns', 'miou', 'accuracy', 'shares', 'confidence'):
+            assert frame[key] == expected[frame['index']][key]
+        assert frame['latency_ms'] > 0
+
+
+def test_own_node(model, tmp_path):
+    """A node is started, gets one frame that it can't read among the others, and is stopped again."""
+    path = write_bag(tmp_path / 'bag', 'rgb8', bad=(6,))
+    scores, sources, account = live.replay(path, model, live.Live(deadline_s=0.0), truth=Truth(topic=LABEL),
+                                           quiet=True, log=tmp_path / 'node.log')
+    result = scores.result()
+    check(result, account, path, model)
+    assert account['failed'] <= 1 and account['late'] == account['returned'], 'all are later than 0 ms'
+    assert result['counts']['failed'] == 1 and result['counts'].get('missing', 0) == 14 - account['returned']
+    assert sources[0]['frames'] == COUNT
+    assert f'waiting for /replay_{os.getpid()}/image' in (tmp_path / 'node.log').read_text()
+
+
+def test_running_node_on_simulated_time(model, compressed, running_node, tmp_path, capsys):
+    code = main(['replay', str(compressed), '--label-topic', LABEL, '--model', model.name, '--resolution',
+                 '96x64', '--device', 'cpu', '--node', '/segmentation', '--use-sim-time', '--rate', '2',
+                 '--json', str(tmp_path / 'r.json'), '--report', str(tmp_path / 'report')])
+    said = capsys.readouterr().out
+    result = json.loads((tmp_path / 'r.json').read_text())
+    assert code == 0 and f'{COUNT} played' in said and 'frame to label: p50' in said
+    check(result, result['live'], compressed, model)
+    assert result['live']['use_sim_time'] and result['live']['node'] == '/segmentation'
+    assert 'not received' in (tmp_path / 'report' / 'report.html').read_text()
+    assert running_node.running, 'a node that was there before stays'
+
+
+def test_ros2_bag_play(model, compressed, running_node, tmp_path, monkeypatch):
+    """Frames that another player plays are timed when they come by."""
+    player = tmp_path / 'ros2'
+    player.write_text(PLAYER.format(python=sys.executable, root=str(Path(__file__).resolve().parents[1])))
+    player.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+    told = live.Live(node='/segmentation', player='ros2', use_sim_time=True)
+    scores, _, account = live.replay(compressed, model, told, truth=Truth(topic=LABEL), quiet=True)
+    check(scores.result(), account, compressed, model)
+
+
+def test_what_is_refused(model, compressed, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(ReplayError, match='there is no ros2 here'):
+        live.Live(player='ros2')
+    with pytest.raises(ReplayError, match='rate is 0; expected more'):
+        live.Live(rate=0)
+    with pytest.raises(WeightsError, match='no such file'):
+        live.replay(compressed, Model('nothing.safetensors'), live.Live())
+    with pytest.raises(ProbeError, match="ended with exit code 1; it said: .*device is 'nonsense'"):
+        live.replay(compressed, Model(model.name, 'nonsense'), live.Live(), truth=Truth(topic=LABEL))
