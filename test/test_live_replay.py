@@ -159,3 +159,44 @@ def test_what_is_refused(model, compressed, tmp_path, monkeypatch):
         live.replay(compressed, Model('nothing.safetensors'), live.Live())
     with pytest.raises(ProbeError, match="ended with exit code 1; it said: .*device is 'nonsense'"):
         live.replay(compressed, Model(model.name, 'nonsense'), live.Live(), truth=Truth(topic=LABEL))
+
+
+def test_launch_file(tmp_path, monkeypatch):
+    """What the launch file starts, where launch and launch_ros are installed."""
+    pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution, not from PyPI')
+    import importlib.util
+
+    from launch import LaunchContext
+    from launch.actions import DeclareLaunchArgument, ExecuteProcess
+    root = Path(__file__).resolve().parents[1]
+    index = tmp_path / 'share' / 'ament_index' / 'resource_index' / 'packages'
+    index.mkdir(parents=True)
+    (index / 'lightseg_ros').touch()
+    (tmp_path / 'share' / 'lightseg_ros').symlink_to(root)
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path))
+    spec = importlib.util.spec_from_file_location('replay_launch', root / 'launch' / 'replay.launch.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    entities = module.generate_launch_description().entities
+    arguments = [e for e in entities if isinstance(e, DeclareLaunchArgument)]
+    assert all(a.description for a in arguments)
+    context = LaunchContext()
+    context.launch_configurations.update({
+        a.name: ''.join(s.text for s in a.default_value or []) for a in arguments} | {
+        'bag': 'drive', 'image_topic': '/cam/compressed', 'use_sim_time': 'true', 'report': 'out'})
+    segment, player = module.actions(context)
+    assert dict(segment.launch_arguments).items() >= {
+        'image_topic': '/cam', 'image_transport': 'compressed', 'use_sim_time': 'true'}.items()
+    assert isinstance(player, ExecuteProcess)
+    words = [''.join(s.text for s in word) for word in player.cmd]
+    assert words[0] == str(tmp_path / 'lib' / 'lightseg_ros' / 'lightseg')
+    # The command line takes them.
+    import argparse
+
+    from lightseg_ros.cli import replay as verb
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    args = parser.parse_args(words[2:])
+    assert (str(args.bag), args.node, args.image_topic, str(args.report)) == (
+        'drive', '/segmentation', '/cam/compressed', 'out')
+    assert args.use_sim_time and args.model == 'laanet' and args.rate == 1.0 and args.player == 'own'
