@@ -55,6 +55,9 @@ class Contender:
     precision: str
 
 
+AUTO = Contender('auto', 'auto')
+
+
 def parse_contender(text: str) -> Contender:
     """Parse 'backend:precision'."""
     backend, found, precision = text.partition(':')
@@ -97,7 +100,7 @@ class Row:
 
 
 def bench(names: Sequence[str] = NETWORKS, resolutions: Sequence[tuple[int, int]] = ((480, 360),),
-          contenders: Sequence[Contender] = (Contender('auto', 'auto'),), *, device: str = 'auto',
+          contenders: Sequence[Contender] = (AUTO,), *, device: str = 'auto',
           threads: int = 0, rounds: int = 10, each: int = 5, strict: bool = True) -> dict[str, Any]:
     """
     Measure every combination; returns a result as `write` takes it.

@@ -1,0 +1,147 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""How fast the segmentation node is through DDS: latency at given rates, the highest rate, processor use."""
+from collections.abc import Sequence
+import os
+from pathlib import Path
+import tempfile
+from time import monotonic
+from typing import Any
+
+import cv2
+import numpy as np
+import rclpy
+
+from .. import bench
+from ..bench import Contender
+from ..metrics import LatencyStats
+from ..street import Street
+from .probe import isolate, NodeProcess, nodes, Probe, Seen
+
+SIZES = ((640, 480), (1280, 720), (1920, 1080))
+RATES = (10.0, 30.0, 60.0)
+# A rate counts as reached with less than this share of its frames lost, in percent.
+LOSS = 5.0
+
+
+def bench_ros(model: str, *, device: str = 'auto', contender: Contender = bench.AUTO, threads: int = 0,
+              seconds: float = 5.0, sizes: Sequence[tuple[int, int]] = SIZES,
+              rates: Sequence[float] = RATES) -> dict[str, Any]:
+    """
+    Play frames to a segmentation node in a process of its own, for `seconds` at each of `rates` (Hz).
+
+    For every size (width, height), with and without a subscriber to the overlay. A latency is the time from
+    a frame's stamp to its label's arrival in this process. Returns a result as `bench.write` takes it, with
+    `ros_rows`; keys that ros2_benchmark has are named as there.
+    """
+    isolate()
+    rows: list[dict[str, Any]] = []
+    parameters = {'device': device, 'backend': contender.backend, 'precision': contender.precision,
+                  'threads': threads, 'weights' if model.endswith('.safetensors') else 'model': model}
+    rclpy.init()
+    try:
+        for size in sizes:
+            for overlay in (False, True):
+                rows += _bench_node(parameters, size, overlay, rates, seconds)
+    finally:
+        rclpy.try_shutdown()
+    return {**bench.environment(device), 'model': model, 'backend': contender.backend,
+            'precision': contender.precision, 'ros_rows': rows}
+
+
+def _bench_node(parameters: dict[str, Any], size: tuple[int, int], overlay: bool, rates: Sequence[float],
+                seconds: float) -> list[dict[str, Any]]:
+    image = Street(640, 480).render(5.0)[0]
+    frame = np.ascontiguousarray(cv2.resize(image, size))
+    seen: list[Seen] = []
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        node = NodeProcess('segmentation', Path(folder) / 'segmentation.log', parameters)
+        with nodes(node):
+            probe = Probe(seen.append, ('label', 'overlay') if overlay else ('label',))
+            try:
+                probe.wait_connected(120.0, node)
+                # The first frames of a size are slow: the network is made ready for it.
+                for _ in range(5):
+                    seen.clear()
+                    probe.play(frame)
+                    probe.wait(lambda: bool(seen), 60.0, node)
+                for rate in rates:
+                    row = _run(probe, node, frame, seen, rate, seconds)
+                    row.update(size=f'{size[0]}x{size[1]}', overlay=overlay, stages=_stages(probe))
+                    print(_line(row), flush=True)
+                    rows.append(row)
+                highest = _highest_rate(probe, node, frame, seen, min(seconds, 3.0))
+                for row in rows:
+                    row['highest_rate_hz'] = highest
+                print(f'{rows[0]["size"]}{" with overlay" if overlay else ""}: highest rate with less than '
+                      f'{LOSS:g} % loss {highest:.0f} Hz', flush=True)
+            finally:
+                probe.destroy_node()
+    return rows
+
+
+def _run(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], rate: float,
+         seconds: float) -> dict[str, Any]:
+    """Play at a rate, give the last frames a second to come back, and count."""
+    seen.clear()
+    sent: list[int] = []
+    busy, began = _processor_seconds(node), monotonic()
+    for i in range(max(3, round(rate * seconds))):
+        probe.wait(lambda: False, max(0.0, began + i / rate - monotonic()), node)
+        sent.append(probe.play(frame))
+    took = monotonic() - began
+    probe.wait(lambda: len(seen) == len(sent), 1.0, node)
+    used = 100 * (_processor_seconds(node) - busy) / took
+    latency = LatencyStats()
+    for s in seen:
+        latency.add(s.latency_ms)
+    summary = latency.summary()
+    arrived = np.array([s.arrived_s for s in seen])
+    jitter = np.abs(np.diff(np.diff(arrived))) * 1e3
+    playback = (len(sent) - 1) / ((sent[-1] - sent[0]) / 1e9)
+    return {
+        'rate_hz': rate, 'loss_percent': 100 * (1 - len(seen) / len(sent)), 'latency_ms': summary,
+        'processor_percent': used,
+        'Mean Playback Frame Rate (fps)': playback,
+        'Mean Frame Rate (fps)': (len(arrived) - 1) / np.ptp(arrived) if len(arrived) > 1 else 0.0,
+        '# of Missed Frames': len(sent) - len(seen), '# of Frames Sent': len(sent),
+        'First Frame End-to-end Latency (ms)': seen[0].latency_ms if seen else None,
+        'Last Frame End-to-end Latency (ms)': seen[-1].latency_ms if seen else None,
+        'Max. End-to-End Latency (ms)': summary['max'], 'Mean End-to-End Latency (ms)': summary['mean'],
+        'Min. End-to-End Latency (ms)': min((s.latency_ms for s in seen), default=None),
+        'Max. Frame-to-Frame Jitter (ms)': float(jitter.max()) if jitter.size else None,
+        'Mean Frame-to-Frame Jitter (ms)': float(jitter.mean()) if jitter.size else None}
+
+
+def _highest_rate(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen],
+                  seconds: float) -> float:
+    """Find the highest rate with less than `LOSS` lost, to within a tenth, by halving; at most 240 Hz."""
+    low, high = 1.0, 240.0
+    while high / low > 1.1:
+        rate = (low * high) ** 0.5
+        row = _run(probe, node, frame, seen, rate, seconds)
+        # A player that can't keep up proves nothing about the node.
+        reached = row['loss_percent'] < LOSS and row['Mean Playback Frame Rate (fps)'] > 0.95 * rate
+        low, high = (rate, high) if reached else (low, rate)
+    return low
+
+
+def _stages(probe: Probe) -> dict[str, float]:
+    """Medians of the node's stages, in ms, as its last diagnostics have them."""
+    end = ' p50 (ms)'
+    return {k.removesuffix(end): float(v) for k, v in probe.diagnostics.values.items() if k.endswith(end)}
+
+
+def _processor_seconds(node: NodeProcess) -> float:
+    """Seconds of processor time that a node's process has used."""
+    fields = Path(f'/proc/{node.process.pid}/stat').read_text().rsplit(')', 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def _line(row: dict[str, Any]) -> str:
+    ms = row['latency_ms']
+    what = f'{row["size"]:>9}{" with overlay" if row["overlay"] else ""}'
+    return (f'{what} at {row["rate_hz"]:g} Hz: latency p50 {ms["p50"]:.1f} p95 {ms["p95"]:.1f} p99 '
+            f'{ms["p99"]:.1f} ms (network {row["stages"].get("network", 0):.1f}), lost {row["loss_percent"]:.1f} %, processor '
+            f'{row["processor_percent"]:.0f} %')
