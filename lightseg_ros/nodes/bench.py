@@ -143,5 +143,5 @@ def _line(row: dict[str, Any]) -> str:
     ms = row['latency_ms']
     what = f'{row["size"]:>9}{" with overlay" if row["overlay"] else ""}'
     return (f'{what} at {row["rate_hz"]:g} Hz: latency p50 {ms["p50"]:.1f} p95 {ms["p95"]:.1f} p99 '
-            f'{ms["p99"]:.1f} ms (network {row["stages"].get("network", 0):.1f}), lost {row["loss_percent"]:.1f} %, processor '
-            f'{row["processor_percent"]:.0f} %')
+            f'{ms["p99"]:.1f} ms (network {row["stages"].get("network", 0):.1f}), lost '
+            f'{row["loss_percent"]:.1f} %, processor {row["processor_percent"]:.0f} %')
