@@ -13,6 +13,7 @@ from rosbags.rosbag2.enums import CompressionFormat
 
 from lightseg_ros import bags, images, labels
 from lightseg_ros.bags import Bag, BagError, NS
+from lightseg_ros.cli import main
 
 IMAGE, LABEL = '/camera/image_raw', '/camera/label'
 
@@ -313,3 +314,20 @@ def test_digest(tmp_path):
     with open(tmp_path / 'a' / 'metadata.yaml', 'a') as f:
         f.write(' ')
     assert bags.digest(tmp_path / 'a') != first
+
+
+def test_command_line(tmp_path, capsys):
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    for i, rgb in enumerate(frames(2)):
+        cv2.imwrite(str(folder / f'{i}.png'), rgb)
+    out = str(tmp_path / 'bag')
+    assert main(['bag', 'from-folder', str(folder), out, '--storage', 'sqlite3', '--rate', '5']) == 0
+    assert main(['bag', 'info', out]) == 0
+    said = capsys.readouterr().out
+    assert 'bag: 2 frames' in said and f'2  sensor_msgs/msg/Image               {IMAGE}' in said
+    with Bag(out) as bag:
+        assert [m.stamp_ns() for m in bag.messages(IMAGE)] == [NS, NS + NS // 5]
+    assert main(['bag', 'from-folder', str(folder), out]) == 1
+    assert main(['bag', 'from-folder', str(folder), out + '2', '--rate', '0']) == 1
+    assert capsys.readouterr().err.count('ERROR: ') == 2
