@@ -1,0 +1,146 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX files: static graphs that compute what the network does, with their card, or no file at all."""
+import copy
+import io
+import json
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from lightseg_ros import labels, networks, weights
+from lightseg_ros.cli import main
+import lightseg_ros.export as module
+from lightseg_ros.export import export, ExportError, random_weights
+
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
+pytest.importorskip('onnxscript')
+
+# The two FBSNets, whose 1,900 nodes take long to convert, are of the same blocks, and so are the ELANets.
+DYNAMO = ('laanet', 'fbsnet', 'elanet', 'lrnnet', 'affnet')
+
+
+def run(path, image: torch.Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    return session.run(None, {'image': image.numpy()})[0]
+
+
+@pytest.mark.parametrize('name', DYNAMO)
+def test_export(tmp_path, name, capsys):
+    path = tmp_path / 'sub' / f'{name}.onnx'
+    assert main(['export', '--model', name, '--random', '--resolution', '131x97', str(path)]) == 0
+    said = capsys.readouterr().out
+    print(said)
+    assert 'WARNING: random weights, seed 0, never trained' in said
+    found = re.search(r'the largest difference from torch is (\S+), allowed is ([^\s;,]+)', said)
+    assert float(found[1]) < float(found[2]) < 1e-3
+    model = onnx.load(path)
+    assert [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in
+            (*model.graph.input, *model.graph.output)] == [[1, 3, 97, 131], [1, 11, 97, 131]]
+    # Static: nothing is decided, or measured, at run time.
+    assert not {n.op_type for n in model.graph.node} & {'If', 'Loop', 'Scan', 'Shape', 'NonZero', 'Range'}
+    assert str(torch.__path__[0]) not in str(model), 'the graph holds paths of the machine that made it'
+    # On another image than the one of the check.
+    network, card = random_weights(name, 'camvid', (480, 360))
+    image = torch.rand(1, 3, 97, 131) * 3 - 1.5
+    with torch.inference_mode():
+        expected = network(image)
+    assert np.abs(run(path, image) - expected.numpy()).max() < 2 * float(found[2])
+    metadata = {p.key: p.value for p in model.metadata_props}
+    assert metadata['resolution'] == '131x97' and metadata['format'] == weights.FORMAT
+    again = weights.Card.from_json(metadata['card'])
+    assert again == card and 'never trained' in again.source and not again.metrics
+
+
+@pytest.mark.parametrize('name', networks.NETWORKS)
+def test_the_older_exporter_takes_the_networks_too(name):
+    network, _ = random_weights(name, 'camvid', (131, 97))
+    image, file = torch.rand(1, 3, 97, 131) * 3 - 1.5, io.BytesIO()
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter('ignore')
+        torch.onnx.export(network, (image,), file, dynamo=False, input_names=['image'])
+        expected = network(image)
+        own = float((expected - network.double()(image.double())).abs().max())
+    assert not {n.op_type for n in onnx.load_from_string(file.getvalue()).graph.node} & {'If', 'Loop'}
+    found = onnxruntime.InferenceSession(file.getvalue(), providers=['CPUExecutionProvider'])
+    difference = np.abs(found.run(None, {'image': image.numpy()})[0] - expected.numpy()).max()
+    assert difference < max(1e-4, 4 * own)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Weights of a small network for two classes, as a file."""
+    known = labels.LabelSet('two', ('road', 'other'), ((0, 0, 0), (255, 255, 255)))
+    torch.manual_seed(0)
+    network = networks.build('affnet', 2, fusion='ewa').eval()
+    card = weights.Card('affnet', known, (90, 100, 110), (60, 70, 80), (80, 64), options={'fusion': 'ewa'},
+                        dataset='mine', license='CC0')
+    path = tmp_path / 'two.safetensors'
+    weights.save(path, network, card)
+    return path
+
+
+def test_command_with_argmax(tmp_path, saved, capsys):
+    out = tmp_path / 'two.onnx'
+    assert main(['export', '--model', str(saved), '--resolution', '96x72', '--argmax', str(out)]) == 0
+    said = capsys.readouterr().out
+    assert 'labels for 96x72' in said and 'checked with onnxruntime: the largest difference' in said
+    network, card = weights.load(saved)
+    image = torch.randn(1, 3, 72, 96)
+    ids = run(out, image)
+    assert ids.shape == (1, 72, 96) and ids.dtype == np.uint8
+    with torch.inference_mode():
+        assert (ids == network(image).argmax(1).numpy()).mean() > 0.9999
+    metadata = {p.key: p.value for p in onnx.load(out).metadata_props}
+    assert weights.Card.from_json(metadata['card']) == card
+    assert json.loads(metadata['card'])['license'] == 'CC0'
+
+
+def test_packaged_weights_at_their_resolution(tmp_path):
+    try:
+        path = weights.find('laanet')
+    except weights.WeightsError as e:
+        pytest.skip(str(e))
+    network, card = weights.load(path)
+    report = export(network, card, tmp_path / 'laanet.onnx')
+    assert report.difference < report.allowed == 1e-4
+
+
+def test_a_graph_that_is_not_the_network_is_not_written(tmp_path, saved, monkeypatch):
+    network, card = weights.load(saved)
+    path = tmp_path / 'wrong.onnx'
+    right = module.to_onnx(network, torch.zeros(1, 3, 64, 80))
+    for wrong in (1.01, float('nan')):
+        def spoilt(network, image, wrong=wrong):
+            model = copy.deepcopy(right)
+            weight = next(t for t in model.graph.initializer if list(t.dims) == [2, 128, 3, 3])
+            weight.CopyFrom(onnx.numpy_helper.from_array(
+                onnx.numpy_helper.to_array(weight) * np.float32(wrong), weight.name))
+            return model
+        monkeypatch.setattr(module, 'to_onnx', spoilt)
+        with pytest.raises(ExportError, match=r'is not the network, and .*wrong\.onnx was not written'):
+            export(network.half().train(), card, path)
+        # The caller's network is left as it was.
+        assert network.training and next(network.parameters()).dtype == torch.float16
+        network.float().eval()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['two.safetensors']
+    monkeypatch.setattr(module, 'to_onnx', lambda network, image: copy.deepcopy(right))
+    assert export(network, card, path).difference < 1e-4 and path.exists()
+
+
+def test_mistakes(tmp_path, saved, capsys):
+    out = str(tmp_path / 'x.onnx')
+    for arguments, text in (
+            (['--model', 'nothing'], "no packaged weights for 'nothing'"),
+            (['--model', 'unet', '--random'], "unknown network 'unet'; known: laanet"),
+            (['--model', str(saved), '--resolution', 'native'], 'a graph has one size'),
+            (['--model', str(saved), '--resolution', '32x32'], 'each 64 to 8192'),
+            (['--model', str(saved), '--options', '{"fusion": "concat"}'], '--options goes with --random')):
+        assert main(['export', *arguments, out]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith('ERROR: ') and error.count('\n') == 1 and text in error
+    assert not (tmp_path / 'x.onnx').exists()
