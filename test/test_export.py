@@ -123,10 +123,8 @@ def test_a_graph_that_is_not_the_network_is_not_written(tmp_path, saved, monkeyp
             return model
         monkeypatch.setattr(module, 'to_onnx', spoilt)
         with pytest.raises(ExportError, match=r'is not the network, and .*wrong\.onnx was not written'):
-            export(network.half().train(), card, path)
-        # The caller's network is left as it was.
-        assert network.training and next(network.parameters()).dtype == torch.float16
-        network.float().eval()
+            export(network.train(), card, path)
+        assert network.training, "the caller's network was touched"
     assert sorted(p.name for p in tmp_path.iterdir()) == ['two.safetensors']
     monkeypatch.setattr(module, 'to_onnx', lambda network, image: copy.deepcopy(right))
     assert export(network, card, path).difference < 1e-4 and path.exists()
