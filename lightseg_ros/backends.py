@@ -26,6 +26,8 @@ import torch
 from torch import nn, Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .kernels import normalise
+
 log = logging.getLogger(__name__)
 
 # Precision -> what OpenVINO calls it.
@@ -64,19 +66,34 @@ def _steps(sequence: nn.Sequential) -> Any:
             yield sequence, i, module
 
 
+class _ClassifiedError(Exception):
+    """Leaves a network's forward pass with the logits of its classifier."""
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+
+
 def classify(network: nn.Module, x: Tensor) -> Tensor:
     """
     Return the logits that the network upsamples last, (N, K, h', w'), of its input (N, 3, h, w).
 
     What follows a network's module `classifier` is a resize to (h, w), which is left out, or, where the
-    logits are that large already, a crop, which is not. (Everything but plain torch drops the resize as dead
-    code; there it is computed for nothing.)
+    logits are that large already, a crop, which is not.
     """
+    # What traces the network can't be left by an exception; it drops the resize as dead code.
+    traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
     kept: list[Tensor] = []
-    handle = network.get_submodule('classifier').register_forward_hook(
-        lambda module, inputs, output: kept.append(output))
+
+    def keep(module: nn.Module, inputs: Any, logits: Tensor) -> None:
+        kept.append(logits)
+        if not traced and logits.shape[2] < x.shape[2]:
+            raise _ClassifiedError(logits)
+
+    handle = network.get_submodule('classifier').register_forward_hook(keep)
     try:
         full = network(x)
+    except _ClassifiedError as e:
+        return e.logits
     finally:
         handle.remove()
     return kept[0] if kept[0].shape[2] < full.shape[2] else full
@@ -86,7 +103,7 @@ class Core(nn.Module):
     """
     Frames (N, h, w, 3) uint8 RGB -> logits (N, K, h', w'), those that `classify` returns.
 
-    `mean`, `std`: as in a card.
+    `mean`, `std`: as in a card. `dtype`: of the network, whose batch norms stay float32 in any.
     """
 
     mean: Tensor
@@ -95,12 +112,26 @@ class Core(nn.Module):
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.network = network
+        self.dtype = torch.float32
         self.register_buffer('mean', torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
+    def lowered(self, dtype: torch.dtype, device: torch.device | str = 'cpu') -> 'Core':
+        """Return a copy on a device with a network of another type, channels-last."""
+        core = copy.deepcopy(self).to(device)
+        core.dtype = dtype
+        core.network.to(dtype)
+        for module in core.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.float()
+        return core.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Run the network alone: (N, 3, h, w), normalised, in `dtype`."""
+        return classify(self.network, x)
+
     def forward(self, frames: Tensor) -> Tensor:
-        x = frames.permute(0, 3, 1, 2).to(self.mean.dtype)
-        return classify(self.network, (x - self.mean) / self.std)
+        return self.logits(normalise(frames, self.mean, self.std, self.dtype))
 
 
 @dataclass(frozen=True)
@@ -264,8 +295,7 @@ def onnxruntime(plan: Plan, batch: int, height: int, width: int) -> Program:
 
 def eager(plan: Plan, batch: int, height: int, width: int) -> Program:
     """Build for torch: norms folded, channels-last; nothing is compiled."""
-    core = copy.deepcopy(plan.core).to(_dtype(plan))
-    core = core.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    core = plan.core.lowered(_dtype(plan))
 
     @torch.inference_mode()
     def run(frames: Tensor) -> Tensor:
@@ -275,24 +305,39 @@ def eager(plan: Plan, batch: int, height: int, width: int) -> Program:
 
 def compiled(plan: Plan, batch: int, height: int, width: int) -> Program:
     """Build for torch's compiler, which wants a C++ compiler; what it makes is kept on disk."""
+    core = plan.core.lowered(_dtype(plan))
+    fast = compile_network(core, (batch, 3, height, width))
+
+    @torch.inference_mode()
+    def run(frames: Tensor) -> Tensor:
+        return fast(normalise(frames, core.mean, core.std, core.dtype)).float()
+    return run
+
+
+def compile_network(core: Core, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """Compile `core.logits` for inputs of a shape, by torch's compiler, and run it once."""
     os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(cache_dir() / 'inductor'))
-    core = copy.deepcopy(plan.core).to(_dtype(plan))
-    core = core.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    example = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
+    example = torch.zeros(shape, dtype=core.dtype, device=core.mean.device)
+    example = example.contiguous(memory_format=torch.channels_last)
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = core.network
+
+        def forward(self, x: Tensor) -> Tensor:
+            return classify(self.network, x)
+
     try:
-        with torch.no_grad():
+        with torch.inference_mode():
             # Exported first: the compiler can't follow the hook in `classify`.
-            fast = torch.compile(torch.export.export(core, (example,)).module(), dynamic=False)
+            fast = torch.compile(torch.export.export(Logits(), (example,)).module(), dynamic=False)
             fast(example)
     except Exception as e:  # the compiler has many ways to fail, and a long text for each
         raise BackendError("backend is 'torch-compile', but torch could not compile the network "
-                           f'({str(e).strip().splitlines()[0]}); it wants g++ or clang; else use another '
-                           'backend') from e
-
-    def run(frames: Tensor) -> Tensor:
-        with torch.no_grad():
-            return fast(frames).float()
-    return run
+                           f'({str(e).strip().splitlines()[0]}); it wants g++ or clang on a processor, '
+                           'Triton on CUDA') from e
+    return fast
 
 
 def _dtype(plan: Plan) -> torch.dtype:

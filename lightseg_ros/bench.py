@@ -72,7 +72,9 @@ class Row:
     What was measured of one network, resolution and contender.
 
     Times in ms; `network_ms`: input tensor to logits, `frame_ms`: uint8 frame on the host to uint8 labels on
-    the host, `eager_...`: the reference's median, `..._speedup`: median ratio to it over the rounds.
+    the host, `fps`: one such frame after the other, `stream_fps`: with one uploaded while another is
+    computed (CUDA), `engine_percent`: share of a frame that is not the network, `eager_...`: the reference's
+    median, `..._speedup`: median ratio to it over the rounds.
     `agreement`: percent of pixels with the reference's label. `floor_ms`: no version of the network is
     faster than this, for `bound` ('operations' or 'bytes'). `memory_mb`: what the process grew by (CPU), or
     the peak that torch held (CUDA).
@@ -93,6 +95,8 @@ class Row:
     network_ms: dict[str, float] = field(default_factory=dict)
     frame_ms: dict[str, float] = field(default_factory=dict)
     fps: float = 0.0
+    stream_fps: float | None = None
+    engine_percent: float = 0.0
     eager_network_ms: float = 0.0
     eager_frame_ms: float = 0.0
     network_speedup: float = 0.0
@@ -348,10 +352,13 @@ def _bench_network(network: nn.Module, card: Card, kind: str, frames: list[np.nd
             card.network, kind, sum(p.numel() for p in network.parameters()), _miou(card), resolution,
             segment.backend, segment.precision, threads or torch.get_num_threads(), agreement,
             floors[bound], bound, memory))
+        if where.type == 'cuda':
+            rows[-1].stream_fps = _stream_fps(segment, frames, rounds * each)
     times = _take_turns(runs, frames, where, rounds, each)
     for row, (alone, whole) in zip(rows, times[1:]):
         row.network_ms, row.frame_ms = _summary(alone), _summary(whole)
         row.fps = 1e3 / row.frame_ms['p50']
+        row.engine_percent = 100 * (1 - row.network_ms['p50'] / row.frame_ms['p50'])
         row.eager_network_ms, row.eager_frame_ms = (float(np.median(t)) for t in times[0])
         row.network_speedup, row.frame_speedup = (
             float(np.median(np.median(reference, 1) / np.median(own, 1)))
@@ -364,6 +371,12 @@ def _network_alone(run: Callable[[Tensor], Any], x: Tensor, device: torch.device
         run(x)
         _finish(device)
     return alone
+
+
+def _stream_fps(segment: Segmenter, frames: list[np.ndarray], count: int) -> float:
+    began = perf_counter()
+    done = sum(1 for _ in segment.stream(frames[i % len(frames)] for i in range(count)))
+    return done / (perf_counter() - began)
 
 
 def _segment(segment: Segmenter, frame: np.ndarray) -> None:

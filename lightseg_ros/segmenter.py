@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """uint8 frames in, class ids, overlay and confidence out; everything in between happens on the device."""
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 import logging
 import os
@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn, Tensor
-import torch.nn.functional as F
 
 from . import backends, weights
+from .engine import Engine, Kind, Slot
+from .kernels import postprocess, preprocess, resize
 from .weights import Card
+
+__all__ = [
+    'load', 'parse_device', 'parse_resolution', 'parse_size', 'postprocess', 'Prediction', 'preprocess',
+    'resident_mb', 'Segmenter', 'SegmenterError']
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +31,6 @@ PRECISIONS = ('auto', *backends.PRECISIONS)
 BACKENDS = ('auto', *backends.BACKENDS)
 # Sizes of frames that are kept ready; a new one takes the place of the one used longest ago.
 MAX_SIZES = 8
-# Rows that the processor upsamples at a time: as many as its second-level cache holds.
-BAND = 32
 
 
 class SegmenterError(ValueError):
@@ -72,104 +75,6 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """
-    Resize bytes, (N, H, W, 3) uint8 -> (N, h, w, 3) uint8, bilinear.
-
-    With antialias, since a camera is often more than twice the network's size.
-    """
-    if frames.shape[1:3] == size:
-        return frames
-    x = frames.permute(0, 3, 1, 2)
-    if x.device.type == 'cpu':
-        # The CPU resizes bytes as they are, several times faster than floats.
-        x = F.interpolate(x, size=size, mode='bilinear', align_corners=False, antialias=True)
-    else:
-        x = F.interpolate(x.float(), size=size, mode='bilinear', align_corners=False, antialias=True)
-        x = x.round_().to(torch.uint8)
-    return x.permute(0, 2, 3, 1)
-
-
-def preprocess(frames: Tensor, size: tuple[int, int], mean: Tensor, std: Tensor, dtype: torch.dtype,
-               reversed_channels: bool = False) -> Tensor:
-    """
-    Resize and normalise: (N, H, W, 3) uint8 -> (N, 3, h, w) `dtype`, channels-last.
-
-    `mean`, `std`: (1, 3, 1, 1), RGB, 0-255 scale. With `reversed_channels` the frames are BGR.
-    """
-    x = resize(frames, size).permute(0, 3, 1, 2)
-    if reversed_channels:
-        x = x.flip(1)
-    return ((x.to(dtype) - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def postprocess(logits: Tensor, frames: Tensor, palette: Tensor, alpha: float, *, overlay: bool,
-                confidence: bool, reversed_channels: bool = False) -> tuple[Tensor, ...]:
-    """
-    Turn logits (N, K, h, w) and frames (N, H, W, 3) uint8 into uint8 images of the frames' size.
-
-    Returns (labels (N, H, W), overlay (N, H, W, 3) RGB or empty, confidence (N, H, W) or empty). The
-    logits are upsampled, never the ids: an id between two classes does not exist.
-    """
-    size = (frames.shape[1], frames.shape[2])
-    if logits.device.type == 'cpu':
-        labels, certainty = _classify_in_bands(logits, size, confidence)
-    else:
-        labels, certainty = _classify(logits, size, confidence)
-    blended = frames.new_empty(0)
-    if overlay:
-        rgb = frames.flip(3) if reversed_channels else frames
-        # In 1/128 steps and whole numbers: every device gives the same bytes, and int16 is wide enough.
-        share = round(alpha * 128)
-        painted = F.embedding(labels.int(), palette.to(torch.int16) * share + 64)
-        blended = (painted.add_(rgb, alpha=128 - share) >> 7).to(torch.uint8)
-    return labels, blended, certainty
-
-
-def _classify(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tensor, Tensor]:
-    """Upsample and classify: logits (N, K, h, w) -> labels and, if wanted, confidence, (N, *size) uint8."""
-    logits = logits.float()
-    if logits.shape[2:] != size:
-        logits = F.interpolate(logits, size=size, mode='bilinear', align_corners=False)
-    highest, labels = logits.max(1)
-    certainty = labels.new_empty(0, dtype=torch.uint8)
-    if confidence:
-        # The highest softmax is 1 / sum(exp(logit - highest)).
-        total = (logits - highest.unsqueeze(1)).exp_().sum(1)
-        certainty = (255 / total).round_().to(torch.uint8)
-    return labels.to(torch.uint8), certainty
-
-
-def _classify_in_bands(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tensor, Tensor]:
-    """
-    Do what `_classify` does, some rows at a time, so that what is upsampled stays in the processor's cache.
-
-    First along the rows, then, band by band, between them: 5 ms instead of 7 at 640x480 with 11 classes on
-    one core, 33 instead of 81 at 1920x1080.
-    """
-    height, width = size
-    n, _, h, w = logits.shape
-    if w != width:
-        logits = F.interpolate(logits, size=(h, width), mode='bilinear', align_corners=False)
-    x = logits.permute(0, 2, 3, 1).contiguous()
-    # Half-pixel centres, as F.interpolate has them.
-    position = ((torch.arange(height) + 0.5) * (h / height) - 0.5).clamp_(0, h - 1)
-    above = position.long()
-    below = (above + 1).clamp_(max=h - 1)
-    share = (position - above).view(1, height, 1, 1)
-    labels = torch.empty((n, height, width), dtype=torch.uint8)
-    certainty = torch.empty_like(labels) if confidence else labels.new_empty(0)
-    for first in range(0, height, BAND):
-        rows = slice(first, first + BAND)
-        band = x[:, rows] if h == height else torch.lerp(x[:, above[rows]], x[:, below[rows]], share[:, rows])
-        highest, ids = band.max(3)
-        labels[:, rows] = ids
-        if confidence:
-            total = (band - highest.unsqueeze(3)).exp_().sum(3)
-            certainty[:, rows] = (255 / total).round_()
-    return labels, certainty
-
-
 class Segmenter:
     """
     A network ready to run: load, place, warm up; then call it with frames.
@@ -179,14 +84,16 @@ class Segmenter:
     one that the weights were trained at. `resize_mode`: 'fit' scales a frame to fit into the resolution and
     keeps its aspect ratio, 'stretch' takes the resolution as it is; both go back to the frame's own size
     exactly. `backend`: what runs the network on a processor, see `backends`; 'auto' is the fastest that is
-    installed. `precision`: 'auto' is float32 on a processor, float16 elsewhere. `threads`: of the processor,
-    0 takes one for each core; other than 0 it holds for all that torch does in this process.
+    installed; on CUDA 'torch', or 'torch-compile' for torch's compiler. `precision`: 'auto' is float32 on a
+    processor, float16 elsewhere. `threads`: of the processor, 0 takes one for each core; other than 0 it
+    holds for all that torch does in this process. `graph`: on CUDA, replay captured graphs; False runs the
+    same kernels one by one, for comparison.
     Not thread-safe: one thread calls it.
     """
 
     def __init__(self, network: nn.Module, card: Card, device: str = 'auto', resolution: str | None = None,
                  *, resize_mode: str = 'fit', overlay_alpha: float = 0.5, backend: str = 'auto',
-                 precision: str = 'auto', threads: int = 0):
+                 precision: str = 'auto', threads: int = 0, graph: bool = True):
         for name, value, choices in (('resize_mode', resize_mode, RESIZE_MODES),
                                      ('precision', precision, PRECISIONS)):
             if value not in choices:
@@ -213,13 +120,18 @@ class Segmenter:
         core = backends.Core(backends.fold(network), card.mean, card.std)
         self._plan = backends.Plan(core, key, self.precision, threads, target)
         self._programs: OrderedDict[tuple[int, int, int], backends.Program] = OrderedDict()
-        self.palette = torch.from_numpy(card.labels.palette()).to(self.device)
+        self.palette = torch.from_numpy(card.labels.palette())
+        self._alpha: float | None = None
+        self._engine = Engine(
+            core.lowered(self.dtype, self.device), self.palette, self.device, graph=graph,
+            compiled=self.backend == 'torch-compile') if self.device.type == 'cuda' else None
 
     def _choose(self, backend: str, target: str) -> tuple[str, str]:
         if self.device.type == 'cuda':
-            if backend not in ('auto', 'torch'):
-                raise SegmenterError(f"backend is {backend!r}; on CUDA 'auto' and 'torch' run")
-            return 'torch', 'as always on CUDA'
+            if backend not in ('auto', 'torch', 'torch-compile'):
+                raise SegmenterError(f"backend is {backend!r}; on CUDA 'torch' and 'torch-compile' run")
+            if backend == 'auto':
+                return 'torch', 'with CUDA graphs'
         return backends.choose(backend, target)
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
@@ -243,13 +155,13 @@ class Segmenter:
     def network_alone(self, frame: np.ndarray) -> Callable[[], None]:
         """Return a call that runs the network alone, frame at its size to logits, and waits for its end."""
         size = self.network_size(*frame.shape[:2])
+        small = resize(torch.from_numpy(frame.copy())[None], size).contiguous()
+        if self._engine is not None:
+            return self._engine.network_alone(small)
         program = self._program(1, *size)
-        small = resize(torch.from_numpy(frame.copy()).to(self.device)[None], size).contiguous()
 
         def alone() -> None:
             program(small)
-            if self.device.type == 'cuda':
-                torch.cuda.synchronize(self.device)
         return alone
 
     def describe(self) -> str:
@@ -283,28 +195,75 @@ class Segmenter:
             _check(frame)
             batches.setdefault((frame.shape, frame.strides[2] < 0), []).append(i)
         for (_, reversed_channels), members in batches.items():
-            batch = self._run([frames[i] for i in members], reversed_channels, overlay, confidence)
-            results.update(zip(members, batch))
+            started = self._start([frames[i] for i in members], reversed_channels, overlay, confidence)
+            results.update(zip(members, self._finish(started)))
         return [results[i] for i in range(len(frames))]
 
+    def stream(self, frames: Iterable[np.ndarray], *, overlay: bool = False,
+               confidence: bool = False) -> Iterator[Prediction]:
+        """
+        Segment frames one after the other, each as `__call__` does.
+
+        On CUDA a frame is uploaded while the one before is computed: more frames a second, but each is later.
+        """
+        waiting: Slot | list[Prediction] | None = None
+        try:
+            for frame in frames:
+                _check(frame)
+                started = self._start([frame], frame.strides[2] < 0, overlay, confidence)
+                before, waiting = waiting, started
+                if before is not None:
+                    yield from self._finish(before)
+        finally:
+            # A frame under way is waited for, whatever ended the loop: its memory is used again.
+            last = self._finish(waiting) if waiting is not None else []
+        yield from last
+
+    def _start(self, frames: list[np.ndarray], reversed_channels: bool, overlay: bool,
+               confidence: bool) -> Slot | list[Prediction]:
+        """Start frames of one size; what a processor runs is finished at once."""
+        if reversed_channels:
+            frames = [frame[..., ::-1] for frame in frames]
+        size = self.network_size(*frames[0].shape[:2])
+        if self._engine is None:
+            return self._run(frames, size, reversed_channels, overlay, confidence)
+        if self._alpha != self.overlay_alpha:
+            self._alpha = self.overlay_alpha
+            self._engine.set_alpha(self.palette, self._alpha)
+        height, width = frames[0].shape[:2]
+        kind = Kind(len(frames), height, width, size, reversed_channels, overlay, confidence)
+        try:
+            return self._engine.submit(frames, kind)
+        except backends.BackendError as e:
+            raise SegmenterError(str(e)) from e
+
+    def _finish(self, started: Slot | list[Prediction]) -> list[Prediction]:
+        if self._engine is None or isinstance(started, list):
+            assert isinstance(started, list)
+            return started
+        (labels, blended, certainty), stage_ms = self._engine.collect(started)
+        assert labels is not None
+        return [Prediction(labels[i], None if blended is None else blended[i],
+                           None if certainty is None else certainty[i], stage_ms) for i in range(len(labels))]
+
     @torch.inference_mode()
-    def _run(self, frames: list[np.ndarray], reversed_channels: bool, overlay: bool,
+    def _run(self, frames: list[np.ndarray], size: tuple[int, int], reversed_channels: bool, overlay: bool,
              confidence: bool) -> list[Prediction]:
-        program = self._program(len(frames), *self.network_size(*frames[0].shape[:2]))
-        clock = _Clock(self.device)
-        clock.mark('upload')
-        x = _upload(frames, reversed_channels).to(self.device)
-        clock.mark('preprocess')
-        small = resize(x, self.network_size(*frames[0].shape[:2]))
+        """Run frames (H, W, 3) as they lie in memory on a processor."""
+        program = self._program(len(frames), *size)
+        marks = [perf_counter()]
+        x = _stack(frames)
+        small = resize(x, size)
         small = (small.flip(3) if reversed_channels else small).contiguous()
-        clock.mark('network')
+        marks.append(perf_counter())
         logits = program(small)
-        clock.mark('postprocess')
-        outputs = postprocess(logits, x, self.palette, self.overlay_alpha, overlay=overlay,
-                              confidence=confidence, reversed_channels=reversed_channels)
-        clock.mark('download')
-        labels, blended, certainty = (t.cpu().numpy() for t in outputs)
-        stage_ms = clock.stop()
+        marks.append(perf_counter())
+        labels, blended, certainty = (t.numpy() for t in postprocess(
+            logits, x, self.palette, self.overlay_alpha, overlay=overlay, confidence=confidence,
+            reversed_channels=reversed_channels))
+        marks.append(perf_counter())
+        stage_ms = {stage: 1e3 * (b - a) for stage, a, b in
+                    zip(('preprocess', 'network', 'postprocess'), marks, marks[1:])}
         return [Prediction(labels[i], blended[i] if overlay else None,
                            certainty[i] if confidence else None, stage_ms) for i in range(len(frames))]
 
@@ -333,29 +292,6 @@ def load(model: str | Path, device: str = 'auto', resolution: str | None = None,
     """Make a segmenter from a packaged network's name ('laanet') or the path of a weights file."""
     path = Path(model) if str(model).endswith('.safetensors') else weights.find(str(model))
     return Segmenter(*weights.load(path), device, resolution, **options)
-
-
-class _Clock:
-    """Milliseconds between marks; CUDA events on a GPU, so that marking does not wait for it."""
-
-    def __init__(self, device: torch.device):
-        self.cuda = device.type == 'cuda'
-        self.marks: list[tuple[str, Any]] = []
-
-    def mark(self, stage: str) -> None:
-        if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append((stage, event))
-        else:
-            self.marks.append((stage, perf_counter()))
-
-    def stop(self) -> dict[str, float]:
-        self.mark('')
-        if self.cuda:
-            torch.cuda.synchronize()
-            return {a: t.elapsed_time(u) for (a, t), (_, u) in zip(self.marks, self.marks[1:])}
-        return {a: 1e3 * (u - t) for (a, t), (_, u) in zip(self.marks, self.marks[1:])}
 
 
 def parse_device(name: str) -> tuple[torch.device, str]:
@@ -389,10 +325,8 @@ def resident_mb() -> float:
         return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
-def _upload(frames: list[np.ndarray], reversed_channels: bool) -> Tensor:
-    """Stack frames to (N, H, W, 3) as they lie in memory; a single writable frame is not copied."""
-    if reversed_channels:
-        frames = [f[..., ::-1] for f in frames]
+def _stack(frames: list[np.ndarray]) -> Tensor:
+    """Stack frames to (N, H, W, 3); a single one that torch can take is not copied."""
     if len(frames) == 1:
         frame = frames[0]
         # torch takes no read-only memory (a bag's message) and no negative strides.

@@ -1,0 +1,140 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What surrounds the network: the bands of the processor and the Triton kernels against plain torch."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightseg_ros import kernels
+
+PALETTE = torch.randint(0, 256, (256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ((100.0, 110.0, 120.0), (50.0, 60.0, 70.0)))
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Batch, classes, size of the logits, size of the frames; smaller, equal, no multiple of a band or block.
+SIZES = [(1, 11, 23, 31, 45, 62), (2, 19, 12, 16, 12, 16), (1, 3, 10, 9, 65, 140)]
+
+
+def scene(n, classes, h, w, height, width, dtype=torch.float32):
+    """Logits that vary smoothly, as a network's do, and frames of noise."""
+    generator = torch.Generator().manual_seed(classes)
+    coarse = 4 * torch.randn((n, classes, 5, 6), generator=generator)
+    logits = F.interpolate(coarse, size=(h, w), mode='bicubic').to(dtype)
+    frames = torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8, generator=generator)
+    return logits.contiguous(memory_format=torch.channels_last), frames
+
+
+def plain(logits, size):
+    """Labels and confidence as the textbook has them."""
+    upsampled = F.interpolate(logits.double(), size=size, mode='bilinear', align_corners=False)
+    highest = torch.softmax(upsampled, 1).amax(1)
+    return upsampled.argmax(1), 255 * highest
+
+
+@pytest.mark.parametrize('shape', SIZES)
+def test_bands_are_upsampling_and_argmax(shape):
+    logits, frames = scene(*shape)
+    labels, _, confidence = kernels.postprocess(logits, frames, PALETTE, 0.5, overlay=False, confidence=True)
+    expected, certainty = plain(logits, shape[4:])
+    assert labels.dtype == confidence.dtype == torch.uint8
+    assert (labels == expected).double().mean() >= 0.9999
+    assert (confidence.double() - certainty).abs().max() <= 0.51
+    assert len(labels.unique()) > 2
+
+
+def test_labels_do_not_depend_on_what_else_is_wanted():
+    logits, frames = scene(*SIZES[0])
+    alone = kernels.postprocess(logits, frames, PALETTE, 0.5, overlay=False, confidence=False)
+    all_three = kernels.postprocess(logits, frames, PALETTE, 0.5, overlay=True, confidence=True)
+    assert torch.equal(alone[0], all_three[0])
+    assert alone[1].numel() == alone[2].numel() == 0
+
+
+@pytest.mark.parametrize('alpha', [0.0, 0.3, 1.0])
+def test_overlay_is_the_blend_to_the_byte(alpha):
+    logits, frames = scene(*SIZES[0])
+    labels, overlay, _ = kernels.postprocess(logits, frames, PALETTE, alpha, overlay=True, confidence=False)
+    share = round(alpha * 128) / 128
+    exact = (1 - share) * frames.double() + share * PALETTE[labels.long()].double()
+    assert torch.equal(overlay.double(), torch.floor(exact + 0.5))
+    turned = kernels.postprocess(logits, frames.flip(3), PALETTE, alpha, overlay=True, confidence=False,
+                                 reversed_channels=True)[1]
+    assert torch.equal(turned, overlay)
+
+
+def test_preprocess_normalises_and_turns_channels():
+    frames = torch.randint(0, 256, (1, 20, 30, 3), dtype=torch.uint8)
+    x = kernels.preprocess(frames, (20, 30), MEAN, STD, torch.float32)
+    expected = (frames.numpy().astype(np.float64) - [100, 110, 120]) / [50, 60, 70]
+    assert np.abs(x.numpy().transpose(0, 2, 3, 1) - expected).max() < 1e-6
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    turned = kernels.preprocess(frames.flip(3), (20, 30), MEAN, STD, torch.float32, reversed_channels=True)
+    assert torch.equal(turned, x)
+
+
+def test_resize_keeps_the_mean_of_fine_stripes():
+    # Without antialias a camera's fine texture would alias: every second column is 0, the others 200.
+    frames = torch.zeros((1, 90, 120, 3), dtype=torch.uint8)
+    frames[:, :, ::2] = 200
+    small = kernels.resize(frames, (30, 40)).float()
+    assert small.shape == (1, 30, 40, 3)
+    assert (small[:, 1:-1, 1:-1] - 100).abs().max() < 40
+    assert kernels.resize(frames, (90, 120)) is frames
+
+
+def check_fused(shape, dtype, device):
+    """Compare the fused kernels with their twins; outputs are poisoned before."""
+    reversed_channels = shape[0] == 2
+    logits, frames = (t.to(device) for t in scene(*shape, dtype=dtype))
+    palette = PALETTE.to(device)
+    expected = kernels.postprocess(logits, frames, palette, 0.3, overlay=True, confidence=True,
+                                   reversed_channels=reversed_channels)
+    found = tuple(torch.full_like(t, 77) for t in expected)
+    kernels.fused_finish(logits, frames, *kernels.brush(palette, 0.3), *found, reversed_channels)
+    labels, overlay, confidence = found
+    same = labels == expected[0]
+    assert same.double().mean() >= 0.9999
+    assert torch.equal(overlay[same], expected[1][same])
+    assert (confidence.int() - expected[2].int()).abs().max() <= 1
+
+    only = torch.full_like(labels, 77)
+    kernels.fused_finish(logits, frames, *kernels.brush(palette, 0.3), only, None, None, reversed_channels)
+    assert torch.equal(only, labels)
+
+    mean, std = MEAN.to(device), STD.to(device)
+    x = kernels.fused_normalise(frames, mean, std, dtype, reversed_channels)
+    twin = kernels.normalise(frames, mean, std, dtype, reversed_channels)
+    assert x.shape == twin.shape and x.stride() == twin.stride()
+    # One step of the type: the interpreter rounds bfloat16 towards zero.
+    assert (x.float() - twin.float()).abs().max() <= 4 * torch.finfo(dtype).eps
+
+
+def test_fused_kernels_equal_their_twins_in_the_interpreter():
+    """In a process of its own: Triton must be imported for the interpreter from the start."""
+    if not kernels.available:
+        pytest.skip('Triton is not installed; its kernels are for CUDA')
+    done = subprocess.run([sys.executable, __file__], env={**os.environ, 'TRITON_INTERPRET': '1'}, text=True,
+                          capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ['equal'] * len(SIZES) * len(DTYPES)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('shape', [*SIZES, (1, 19, 256, 512, 512, 1024), (1, 150, 64, 64, 480, 640)])
+def test_fused_kernels_equal_their_twins_on_cuda(shape, dtype):
+    if not kernels.available:
+        pytest.skip('Triton is not installed')
+    check_fused(shape, dtype, 'cuda')
+
+
+if __name__ == '__main__':
+    for size in SIZES:
+        for kind in DTYPES:
+            check_fused(size, kind, 'cpu')
+            print('equal')
