@@ -16,7 +16,7 @@ from .. import bench
 from ..bench import Contender
 from ..metrics import LatencyStats
 from ..street import Street
-from .probe import isolate, NodeProcess, nodes, Probe, Seen
+from .probe import Diagnostics, isolate, NodeProcess, nodes, Probe, Seen
 
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
 RATES = (10.0, 30.0, 60.0)
@@ -26,13 +26,15 @@ LOSS = 5.0
 
 def bench_ros(model: str, *, device: str = 'auto', contender: Contender = bench.AUTO, threads: int = 0,
               seconds: float = 5.0, sizes: Sequence[tuple[int, int]] = SIZES,
-              rates: Sequence[float] = RATES) -> dict[str, Any]:
+              overlays: Sequence[bool] = (False, True), rates: Sequence[float] = RATES,
+              limit_hz: float = 240.0) -> dict[str, Any]:
     """
     Play frames to a segmentation node in a process of its own, for `seconds` at each of `rates` (Hz).
 
-    For every size (width, height), with and without a subscriber to the overlay. A latency is the time from
-    a frame's stamp to its label's arrival in this process. Returns a result as `bench.write` takes it, with
-    `ros_rows`; keys that ros2_benchmark has are named as there.
+    For every size (width, height), without and with a subscriber to the overlay; then find the highest rate,
+    up to `limit_hz`, that loses less than `LOSS`. A latency is the time from a frame's stamp to its label's
+    arrival in this process. Returns a result as `bench.write` takes it, with `ros_rows`; keys that
+    ros2_benchmark has are named as there.
     """
     isolate()
     rows: list[dict[str, Any]] = []
@@ -41,8 +43,8 @@ def bench_ros(model: str, *, device: str = 'auto', contender: Contender = bench.
     rclpy.init()
     try:
         for size in sizes:
-            for overlay in (False, True):
-                rows += _bench_node(parameters, size, overlay, rates, seconds)
+            for overlay in overlays:
+                rows += _bench_node(parameters, size, overlay, rates, seconds, limit_hz)
     finally:
         rclpy.try_shutdown()
     return {**bench.environment(device), 'model': model, 'backend': contender.backend,
@@ -50,7 +52,7 @@ def bench_ros(model: str, *, device: str = 'auto', contender: Contender = bench.
 
 
 def _bench_node(parameters: dict[str, Any], size: tuple[int, int], overlay: bool, rates: Sequence[float],
-                seconds: float) -> list[dict[str, Any]]:
+                seconds: float, limit_hz: float) -> list[dict[str, Any]]:
     image = Street(640, 480).render(5.0)[0]
     frame = np.ascontiguousarray(cv2.resize(image, size))
     seen: list[Seen] = []
@@ -68,10 +70,10 @@ def _bench_node(parameters: dict[str, Any], size: tuple[int, int], overlay: bool
                     probe.wait(lambda: bool(seen), 60.0, node)
                 for rate in rates:
                     row = _run(probe, node, frame, seen, rate, seconds)
-                    row.update(size=f'{size[0]}x{size[1]}', overlay=overlay, stages=_stages(probe))
+                    row.update(size=f'{size[0]}x{size[1]}', overlay=overlay, stages=_stages(probe, node))
                     print(_line(row), flush=True)
                     rows.append(row)
-                highest = _highest_rate(probe, node, frame, seen, min(seconds, 3.0))
+                highest = _highest_rate(probe, node, frame, seen, min(seconds, 3.0), limit_hz)
                 for row in rows:
                     row['highest_rate_hz'] = highest
                 print(f'{rows[0]["size"]}{" with overlay" if overlay else ""}: highest rate with less than '
@@ -114,10 +116,10 @@ def _run(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], r
         'Mean Frame-to-Frame Jitter (ms)': float(jitter.mean()) if jitter.size else None}
 
 
-def _highest_rate(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen],
-                  seconds: float) -> float:
-    """Find the highest rate with less than `LOSS` lost, to within a tenth, by halving; at most 240 Hz."""
-    low, high = 1.0, 240.0
+def _highest_rate(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], seconds: float,
+                  limit_hz: float) -> float:
+    """Find the highest rate, from 1 Hz up, with less than `LOSS` lost, to within a tenth, by halving."""
+    low, high = 1.0, limit_hz
     while high / low > 1.1:
         rate = (low * high) ** 0.5
         row = _run(probe, node, frame, seen, rate, seconds)
@@ -127,9 +129,11 @@ def _highest_rate(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list
     return low
 
 
-def _stages(probe: Probe) -> dict[str, float]:
-    """Medians of the node's stages, in ms, as its last diagnostics have them."""
+def _stages(probe: Probe, node: NodeProcess) -> dict[str, float]:
+    """Medians of the node's stages over its last 300 frames, in ms, as its next diagnostics have them."""
     end = ' p50 (ms)'
+    probe.diagnostics = Diagnostics()
+    probe.wait(lambda: bool(probe.diagnostics.values), 3.0, node)
     return {k.removesuffix(end): float(v) for k, v in probe.diagnostics.values.items() if k.endswith(end)}
 
 

@@ -1,0 +1,236 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every backend computes what plain torch computes; what is compiled is kept; what can't be done is said."""
+import copy
+import importlib.util
+from pathlib import Path
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from lightseg_ros import backends, export
+from lightseg_ros.backends import BackendError, Core, Plan
+
+NETWORKS = ('laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet')
+MEAN, STD = (100.0, 110.0, 120.0), (70.0, 71.0, 72.0)
+HEIGHT, WIDTH = 96, 131  # odd, and no multiple of 8
+
+
+class Tiny(nn.Module):
+    """A network of our shape that compiles in a moment: logits at half the size, resized to the input's."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.Sequential(nn.BatchNorm2d(8), nn.PReLU(8)))
+        self.norm = nn.BatchNorm2d(8)
+        self.classifier = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        y = self.classifier(self.norm(self.body(x)))
+        return nn.functional.interpolate(y, size=x.shape[2:], mode='bilinear', align_corners=False)
+
+
+@pytest.fixture(scope='module')
+def tiny():
+    torch.manual_seed(0)
+    network = Tiny()
+    network(torch.randn(4, 3, 16, 16))
+    return network.eval()
+
+
+@pytest.fixture(scope='module')
+def trained_size():
+    """Networks with random weights, built once."""
+    known: dict[str, nn.Module] = {}
+
+    def get(name):
+        if name not in known:
+            known[name] = export.random_weights(name, 'camvid', (480, 360))[0]
+        return known[name]
+    return get
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    """A cache of this module's own."""
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp('cache')
+    patch.setenv('XDG_CACHE_HOME', str(folder))
+    yield folder / 'lightseg_ros'
+    patch.undo()
+
+
+def frames(batch=1, height=HEIGHT, width=WIDTH, seed=0):
+    """Smooth noise, (N, H, W, 3) uint8: white noise is nothing that a network ever sees."""
+    coarse = torch.rand((batch, 3, 7, 9), generator=torch.Generator().manual_seed(seed)) * 255
+    smooth = nn.functional.interpolate(coarse, size=(height, width), mode='bicubic').clamp(0, 255)
+    return smooth.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+
+
+def plan(network, precision='float32', threads=0):
+    key = f'test-{backends.digest(network)[:16]}'
+    return Plan(Core(backends.fold(network), MEAN, STD), key, precision, threads)
+
+
+def reference(network, x):
+    with torch.inference_mode():
+        return Core(network, MEAN, STD)(x)
+
+
+def error(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_folding_is_exact(name, trained_size):
+    network = trained_size(name).double()
+    before = copy.deepcopy(network.state_dict())
+    folded = backends.fold(network)
+    x = torch.randn(1, 3, 64, 80, dtype=torch.float64)
+    with torch.inference_mode():
+        assert error(folded(x), network(x)) < 1e-10
+    norms, left = (sum(isinstance(m, nn.BatchNorm2d) for m in n.modules()) for n in (network, folded))
+    assert left < norms
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items()), 'the original changed'
+    network.float()
+
+
+def test_folding_leaves_norms_that_follow_no_convolution(tiny):
+    folded = backends.fold(tiny)
+    assert isinstance(folded.norm, nn.BatchNorm2d) and isinstance(folded.body[1][0], nn.Identity)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_logits_before_the_last_resize(name, trained_size):
+    network = trained_size(name)
+    x = torch.randn(1, 3, HEIGHT, WIDTH)
+    with torch.inference_mode():
+        logits, full = backends.classify(network, x), network(x)
+        resized = nn.functional.interpolate(logits, size=full.shape[2:], mode='bilinear', align_corners=False)
+    assert error(resized, full) < 1e-6
+    # FBSNet ends with a transposed convolution at the full size, the others at 1/2 to 1/8.
+    assert (logits.shape[2:] == full.shape[2:]) == (name == 'fbsnet')
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_openvino_computes_what_torch_computes(name, trained_size, cache):
+    pytest.importorskip('openvino')
+    network, x = trained_size(name), frames(2)
+    run = backends.build('openvino', plan(network), 2, HEIGHT, WIDTH)
+    found, expected = run(x), reference(network, x)
+    assert found.shape == expected.shape and found.is_contiguous(memory_format=torch.channels_last)
+    difference = error(found, expected)
+    print(f'{name}: relative difference {difference:.1e}')
+    # Untrained networks lose this much in float32 themselves.
+    assert difference < 1e-3
+    assert (found.argmax(1) == expected.argmax(1)).double().mean() >= 0.999
+
+
+@pytest.mark.parametrize('backend', backends.BACKENDS)
+def test_backends_agree(backend, tiny, cache):
+    if not importlib.util.find_spec(backends.REQUIRES[backend]):
+        pytest.skip(f'{backend} is not installed')
+    x = frames()
+    run = backends.build(backend, plan(tiny), 1, HEIGHT, WIDTH)
+    expected = reference(tiny, x)
+    assert error(run(x), expected) < 1e-5
+    assert error(run(frames(seed=1)), reference(tiny, frames(seed=1))) < 1e-5, 'the second call differs'
+    assert error(run(x), expected) < 1e-5
+
+
+@pytest.mark.parametrize('backend', ['openvino', 'torch'])
+def test_bfloat16_is_near(backend, tiny, cache):
+    if backend == 'openvino':
+        ov = pytest.importorskip('openvino')
+        if 'BF16' not in ov.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+            pytest.skip('this processor has no bfloat16')
+    run = backends.build(backend, plan(tiny, 'bfloat16'), 1, HEIGHT, WIDTH)
+    difference = error(run(frames()), reference(tiny, frames()))
+    # Eight bits of mantissa: clearly not float32, clearly not broken.
+    assert 1e-5 < difference < 2e-2
+
+
+def test_converted_models_are_found_again(tiny, cache):
+    pytest.importorskip('openvino')
+    chosen = plan(tiny)
+    backends.build('openvino', chosen, 1, 64, 64)
+    folder, = cache.glob(f'openvino-*-{chosen.key}-1x64x64')
+    written = (folder / 'core.xml').stat().st_mtime_ns
+    # A core that can't be traced shows that it is not.
+    lame = Plan(Core(nn.Identity(), MEAN, STD), chosen.key)
+    run = backends.build('openvino', lame, 1, 64, 64)
+    x = frames(1, 64, 64)
+    assert error(run(x), reference(tiny, x)) < 1e-5
+    assert (folder / 'core.xml').stat().st_mtime_ns == written
+
+
+def test_other_weights_have_another_key(tiny):
+    other = copy.deepcopy(tiny)
+    other.classifier.bias.data += 1
+    assert backends.digest(tiny) == backends.digest(copy.deepcopy(tiny)) != backends.digest(other)
+
+
+def test_cache_appears_whole(cache):
+    def fail(folder: Path) -> None:
+        (folder / 'half').write_text('')
+        raise RuntimeError('stopped')
+
+    with pytest.raises(RuntimeError, match='stopped'):
+        backends.cached('whole', fail)
+    assert not list(cache.glob('*whole*'))
+
+    made = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        barrier.wait(10)
+        (folder / 'file').write_text('x')
+
+    barrier = threading.Barrier(2)
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(backends.cached('twice', make)))
+               for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(made) == 2 and found == [cache / 'twice'] * 2
+    assert [p.name for p in cache.glob('*twice*')] == ['twice']
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, tiny, caplog):
+    pytest.importorskip('openvino')
+    (tmp_path / 'lightseg_ros').write_text('a file where the folder should be')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    x = frames(1, 64, 64)
+    assert error(backends.build('openvino', plan(tiny), 1, 64, 64)(x), reference(tiny, x)) < 1e-5
+    assert 'not kept' in caplog.text
+
+
+def test_auto_says_what_it_took_and_why(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda n: None if n == 'openvino' else find(n))
+    name, why = backends.choose('auto')
+    assert name == 'torch' and 'openvino is not installed' in why
+    with pytest.raises(BackendError, match='pip install openvino'):
+        backends.choose('openvino')
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda n: object())
+    assert backends.choose('auto') == ('openvino', 'taken as it is installed and the fastest on a processor')
+
+
+def test_what_cannot_be_done_is_said(tiny, cache):
+    with pytest.raises(BackendError, match="'openvinoo'; expected one of auto, openvino"):
+        backends.choose('openvinoo')
+    with pytest.raises(BackendError, match="only 'openvino' runs"):
+        backends.choose('torch', 'GPU')
+    with pytest.raises(BackendError, match='on a processor torch has float32 and bfloat16'):
+        backends.build('torch', plan(tiny, 'float16'), 1, 64, 64)
+    if importlib.util.find_spec('onnxruntime'):
+        with pytest.raises(BackendError, match='has float32 only'):
+            backends.build('onnxruntime', plan(tiny, 'bfloat16'), 1, 64, 64)
+    if importlib.util.find_spec('openvino'):
+        with pytest.raises(BackendError, match='finds no device NPU.7; it has CPU'):
+            backends.build('openvino', Plan(plan(tiny).core, 'k', 'float32', 0, 'NPU.7'), 1, 64, 64)

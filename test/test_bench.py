@@ -1,0 +1,128 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark: equality before time, plain torch in the same run, results that say where they come from."""
+import json
+
+import cv2
+import pytest
+import torch
+
+from lightseg_ros import bench, cli, export, weights
+from lightseg_ros.bench import BenchError, Contender
+
+TORCH = Contender('torch', 'float32')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+        yield
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    """A weights file of a network that starts fast; its accuracy is made up."""
+    network, card = export.random_weights('affnet', 'camvid', (128, 96))
+    card.metrics['test'] = {'miou': 12.5}
+    path = tmp_path_factory.mktemp('weights') / 'affnet-camvid.safetensors'
+    weights.save(path, network, card)
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def result(model):
+    contenders = [TORCH, Contender('torch', 'bfloat16')]
+    return bench.bench([model], [(128, 96)], contenders, device='cpu', rounds=3, each=2, strict=False)
+
+
+def test_a_row_has_times_ratios_and_the_floor(result):
+    exact, near = result['rows']
+    assert (exact['network'], exact['resolution'], exact['backend'], exact['precision']) == (
+        'affnet', '128x96', 'torch', 'float32')
+    assert exact['agreement'] >= 99.99 and near['precision'] == 'bfloat16' and near['agreement'] < 100
+    assert exact['parameters'] == 1606414 and exact['miou'] == 12.5
+    for row in (exact, near):
+        assert row['network_ms']['count'] == row['frame_ms']['count'] == 6
+        assert 0 < row['network_ms']['p50'] <= row['network_ms']['max']
+        assert row['fps'] == pytest.approx(1e3 / row['frame_ms']['p50'])
+        assert row['network_speedup'] > 0 and row['eager_frame_ms'] > 0
+        assert row['floor_ms'] > 0 and row['bound'] in ('operations', 'bytes')
+    assert exact['eager_network_ms'] == near['eager_network_ms'], 'they share one reference'
+
+
+def test_a_result_says_where_it_comes_from(result):
+    assert result['format'] == bench.FORMAT and result['versions']['torch'] == torch.__version__
+    assert result['cores'] >= 1 and result['device'] and result['date'].endswith('+00:00')
+    assert result['rates']['float32']['flops'] > 1e8 and result['rates']['float32']['bytes'] > 1e8
+    line, other = bench.means(result)
+    assert line.startswith('128x96 torch float32: 1 networks') and 'bfloat16' in other
+
+
+def test_nothing_is_timed_before_labels_agree(model, monkeypatch):
+    monkeypatch.setitem(bench.AGREEMENT, 'float32', 100.001)
+    with pytest.raises(BenchError, match='of the labels of plain torch; expected 100.001'):
+        bench.bench([model], [(128, 96)], [TORCH], device='cpu', rounds=1, each=1)
+
+
+def test_cost_counts_what_can_be_counted_by_hand(model):
+    network, card = weights.load(model)
+    operations, moved = bench.cost(network, card, (128, 96), 4)
+    twice, half = bench.cost(network, card, (256, 96), 4), bench.cost(network, card, (128, 96), 2)
+    assert half == (operations, moved / 2)
+    assert 1.9 < twice[0] / operations < 2.1 and twice[1] < 2 * moved
+    from lightseg_ros import info
+    assert operations == 2 * info.describe('affnet', 11, (128, 96)).macs
+
+
+def test_contenders():
+    assert bench.parse_contender('openvino:int8') == Contender('openvino', 'int8')
+    with pytest.raises(BenchError, match="'openvino'; expected BACKEND:PRECISION"):
+        bench.parse_contender('openvino')
+
+
+def test_command_line(model, tmp_path, capsys):
+    out = tmp_path / 'new' / 'result.json'
+    assert cli.main(['bench', model, '--resolutions', '128x96', '--contenders', 'torch:float32', '--device',
+                     'cpu', '--rounds', '1', '--out', str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1]) == json.loads(out.read_text())
+    assert lines[0].startswith('affnet')
+
+    picture = tmp_path / 'bench.png'
+    assert cli.main(['bench', '--plot', str(out), '--out', str(picture)]) == 0
+    assert cv2.imread(str(picture)).std() > 5
+
+    assert cli.main(['bench', 'nonet', '--rounds', '1']) == 1
+    assert "no packaged weights for 'nonet'" in capsys.readouterr().err
+
+
+def test_what_cannot_be_plotted(tmp_path, result):
+    path = tmp_path / 'result.json'
+    path.write_text('{}')
+    with pytest.raises(BenchError, match='is no result'):
+        bench.plot([path], tmp_path / 'x.png')
+    bench.write({**result, 'rows': [{**r, 'miou': None} for r in result['rows']]}, path)
+    with pytest.raises(BenchError, match='no row of these results has an accuracy'):
+        bench.plot([path], tmp_path / 'x.png')
+
+
+def test_startup_is_measured_in_processes_of_their_own(model):
+    seconds = bench.startup(model, device='cpu', backend='torch', repeats=1)
+    assert 0.3 < seconds['p50'] == seconds['max'] < 120 and seconds['first'] > 0.3
+    with pytest.raises(BenchError, match='no label of nothing'):
+        bench.startup('nothing', repeats=1)
+
+
+def test_the_node_is_measured_through_dds(model):
+    pytest.importorskip('rclpy', reason='needs ROS 2')
+    from lightseg_ros.nodes.bench import bench_ros
+    result = bench_ros(model, device='cpu', contender=TORCH, seconds=1.0, sizes=[(160, 120)], overlays=[True],
+                       rates=[5.0], limit_hz=2.0)
+    row, = result['ros_rows']
+    assert row['overlay'] and row['size'] == '160x120' and row['rate_hz'] == 5
+    assert row['# of Frames Sent'] == 5 and row['# of Missed Frames'] <= 1
+    assert 0 < row['latency_ms']['p50'] < 2000
+    assert row['Mean Playback Frame Rate (fps)'] == pytest.approx(5, rel=0.3)
+    assert 1 <= row['highest_rate_hz'] <= 2 and row['processor_percent'] > 0
+    assert 0 < row['stages']['network'] < row['latency_ms']['p50']

@@ -1,0 +1,335 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The segmenter: frames of any size and layout to labels of that size, the same on every device."""
+import logging
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightseg_ros import backends, engine, export, kernels, segmenter, weights
+from lightseg_ros.segmenter import Segmenter, SegmenterError
+
+CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
+
+
+@pytest.fixture(scope='module')
+def model():
+    """A network that starts fast, with random weights whose norms fit, and its card."""
+    return export.random_weights('affnet', 'camvid', (128, 96))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+    """Keep what is compiled away from the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+        yield
+
+
+@pytest.fixture(scope='module')
+def segment(model):
+    return Segmenter(*model, 'cpu', backend='torch')
+
+
+def picture(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (9, 12, 3), np.uint8)
+    return np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 255)
+
+
+def textbook(model, frame, size):
+    """Labels and confidence of a frame in float32, NCHW, nothing clever; `size`: (h, w) of the network."""
+    network, card = model
+    x = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
+    if x.shape[2:] != size:
+        x = F.interpolate(x, size=size, mode='bilinear', antialias=True)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (card.mean, card.std))
+    with torch.inference_mode():
+        logits = backends.classify(network.float().eval(), (x.float() - mean) / std)
+        logits = F.interpolate(logits, size=frame.shape[:2], mode='bilinear', align_corners=False)
+    return logits.argmax(1)[0].numpy(), 255 * torch.softmax(logits, 1).amax(1)[0].numpy()
+
+
+@pytest.mark.parametrize('height, width, size', [
+    (96, 128, (96, 128)), (120, 160, (96, 128)), (300, 401, (96, 128)), (100, 100, (96, 96)),
+    (70, 300, (64, 128))])
+def test_labels_have_the_size_of_the_frame(model, segment, height, width, size):
+    frame = picture(height, width)
+    assert segment.network_size(height, width) == size
+    result, = segment([frame], overlay=True, confidence=True)
+    labels, confidence = textbook(model, frame, size)
+    assert result.labels.shape == (height, width) and result.labels.dtype == np.uint8
+    assert (result.labels == labels).mean() >= 0.9999
+    assert np.abs(result.confidence - confidence).max() <= 0.6
+    assert result.overlay.shape == frame.shape and result.overlay.dtype == np.uint8
+    assert len(np.unique(labels)) > 2
+
+
+def test_resolutions_and_resize_modes(model):
+    frame = picture(240, 320)
+    assert Segmenter(*model, 'cpu', '128x64', backend='torch').network_size(240, 320) == (64, 85)
+    stretched = Segmenter(*model, 'cpu', '128x64', backend='torch', resize_mode='stretch')
+    assert stretched.network_size(240, 320) == (64, 128)
+    labels, _ = textbook(model, frame, (64, 128))
+    assert (stretched([frame])[0].labels == labels).mean() >= 0.9999
+    native = Segmenter(*model, 'cpu', 'native', backend='torch')
+    assert native.network_size(240, 320) == (240, 320) and native.network_size(20, 320) == (64, 320)
+    labels, _ = textbook(model, frame, (240, 320))
+    assert (native([frame])[0].labels == labels).mean() >= 0.9999
+
+
+def test_a_batch_is_its_frames(segment):
+    frames = [picture(120, 160, 1), picture(96, 128, 2), picture(120, 160, 3)]
+    together = segment(frames, overlay=True, confidence=True)
+    for frame, result in zip(frames, together):
+        alone, = segment([frame], overlay=True, confidence=True)
+        assert (alone.labels == result.labels).mean() >= 0.9999
+        assert np.abs(alone.confidence.astype(int) - result.confidence).max() <= 1
+    assert segment([]) == []
+
+
+def test_what_is_not_wanted_is_not_made(segment):
+    result, = segment([picture(96, 128)])
+    assert result.overlay is None and result.confidence is None
+    assert set(result.stage_ms) == {'preprocess', 'network', 'postprocess'}
+    assert all(ms >= 0 for ms in result.stage_ms.values())
+
+
+@pytest.mark.parametrize('layout', ['bgr', 'padded', 'read-only', 'grey', 'flipped'])
+def test_layouts_in_memory(segment, layout):
+    """Whatever view `images.decode` gives, the result is that of the plain array."""
+    frame = picture(120, 160)
+    if layout == 'bgr':
+        view = np.ascontiguousarray(frame[..., ::-1])[..., ::-1]
+    elif layout == 'padded':
+        view = np.zeros((120, 170, 3), np.uint8)[:, :160]
+        view[...] = frame
+    elif layout == 'read-only':
+        view = frame.copy()
+        view.flags.writeable = False
+    elif layout == 'grey':
+        view = np.broadcast_to(frame[..., :1], frame.shape)
+        frame = view.copy()
+    else:
+        view = np.ascontiguousarray(frame[::-1, ::-1])[::-1, ::-1]
+    assert np.array_equal(view, frame)
+    found, = segment([view], overlay=True, confidence=True)
+    expected, = segment([frame], overlay=True, confidence=True)
+    for name in ('labels', 'overlay', 'confidence'):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+
+
+def test_results_are_the_callers(model):
+    segment = Segmenter(*model, 'cpu')
+    first, = segment([picture(120, 160, 1)], overlay=True, confidence=True)
+    kept = first.labels.copy(), first.overlay.copy(), first.confidence.copy()
+    segment([picture(120, 160, 2)], overlay=True, confidence=True)
+    for before, now in zip(kept, (first.labels, first.overlay, first.confidence)):
+        assert np.array_equal(before, now), 'the next frame wrote over the last'
+        now[...] = 0  # writable
+
+
+def test_overlay_alpha_is_live(segment):
+    frame = picture(96, 128)
+    try:
+        segment.overlay_alpha = 0.0
+        assert np.array_equal(segment([frame], overlay=True)[0].overlay, frame)
+        segment.overlay_alpha = 1.0
+        result, = segment([frame], overlay=True)
+        assert np.array_equal(result.overlay, segment.labels.palette()[result.labels])
+    finally:
+        segment.overlay_alpha = 0.5
+
+
+def test_stream_is_one_after_the_other(segment):
+    frames = [picture(120, 160, 1), picture(96, 128, 2), picture(120, 160, 3)]
+    for frame, result in zip(frames, segment.stream(iter(frames), confidence=True), strict=True):
+        assert np.array_equal(result.labels, segment([frame])[0].labels)
+        assert result.overlay is None and result.confidence is not None
+    assert list(segment.stream([])) == []
+
+    def broken():
+        yield frames[0]
+        raise RuntimeError('no more')
+
+    seen = []
+    with pytest.raises(RuntimeError, match='no more'):
+        seen.extend(segment.stream(broken()))
+    assert np.array_equal(segment([frames[0]])[0].labels, segment([frames[0]])[0].labels)
+
+
+def test_sizes_beyond_the_limit_are_let_go(model, caplog):
+    caplog.set_level(logging.INFO)
+    segment = Segmenter(*model, 'cpu', 'native', backend='torch')
+    for i in range(segmenter.MAX_SIZES + 1):
+        segment([picture(64, 64 + 8 * i)])
+    assert '1 x 64x64 is let go' in caplog.text
+    caplog.clear()
+    segment([picture(64, 64 + 8 * i)])
+    assert 'made' not in caplog.text
+    segment([picture(64, 64)])
+    assert 'torch for 1 x 64x64 made' in caplog.text
+
+
+@pytest.mark.parametrize('backend', ['openvino', 'onnxruntime'])
+def test_backends_give_the_same_images(model, segment, backend):
+    pytest.importorskip(backend)
+    other = Segmenter(*model, 'cpu', backend=backend)
+    for frame in (picture(120, 160), picture(96, 128)):
+        a, = segment([frame], overlay=True, confidence=True)
+        b, = other([frame], overlay=True, confidence=True)
+        assert (a.labels == b.labels).mean() >= 0.999
+        assert np.abs(a.confidence.astype(int) - b.confidence).mean() < 0.1
+        same = a.labels == b.labels
+        assert np.array_equal(a.overlay[same], b.overlay[same])
+
+
+def test_trained_weights_agree_across_backends_and_precisions():
+    """On a frame that a network was trained for: 99.99 % in float32, 99 % in bfloat16."""
+    pytest.importorskip('openvino')
+    try:
+        model = weights.load(weights.find('laanet'))
+    except weights.WeightsError as e:
+        pytest.skip(str(e))
+    from lightseg_ros.street import Street
+    frame = Street(480, 360).render(3.0)[0]
+    labels, _ = textbook(model, frame, (360, 480))
+    exact = Segmenter(*model, 'cpu', backend='openvino')([frame])[0].labels
+    assert (exact == labels).mean() >= 0.9999
+    if 'BF16' in pytest.importorskip('openvino').Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+        near = Segmenter(*model, 'cpu', backend='openvino', precision='bfloat16')([frame])[0].labels
+        assert (near == labels).mean() >= 0.99
+
+
+def test_describe_names_backend_and_reason(model):
+    segment = Segmenter(*model, 'cpu', backend='torch', precision='bfloat16')
+    text = segment.describe()
+    for word in ('affnet', '128x96', 'CPU', 'bfloat16', 'torch', 'as asked for'):
+        assert word in text
+    assert segment.resources()['device'] == 'CPU'
+    assert float(segment.resources()['memory (MB)']) > 50
+    assert segment.warm_up(96, 128) > 0
+
+
+@pytest.mark.parametrize('wrong, said', [
+    ({'device': 'gpu'}, "device is 'gpu'; expected 'auto', 'cpu'"),
+    ({'device': 'cuda:99'}, 'CUDA devices'),
+    ({'resolution': '128'}, 'expected WIDTHxHEIGHT'),
+    ({'resolution': '32x32'}, '64 to 8192'),
+    ({'resize_mode': 'crop'}, 'expected one of fit, stretch'),
+    ({'precision': 'float8'}, 'expected one of auto, float32'),
+    ({'backend': 'tensorflow'}, 'expected one of auto, openvino'),
+    ({'threads': -1}, 'expected 0'),
+    ({'device': 'openvino:GPU', 'backend': 'torch'}, "only 'openvino' runs"),
+])
+def test_wrong_choices_are_named(model, wrong, said):
+    with pytest.raises(SegmenterError, match=said):
+        Segmenter(*model, **{'device': 'cpu', **wrong})
+
+
+@pytest.mark.parametrize('frame', [
+    np.zeros((10, 10), np.uint8), np.zeros((10, 10, 4), np.uint8), np.zeros((10, 10, 3), np.float32),
+    np.zeros((0, 10, 3), np.uint8), None])
+def test_wrong_frames_are_named(segment, frame):
+    with pytest.raises(SegmenterError, match='expected a numpy array'):
+        segment([frame])
+    with pytest.raises(SegmenterError, match='expected a numpy array'):
+        list(segment.stream([frame]))
+
+
+@pytest.mark.parametrize('reversed_channels', [False, True])
+def test_what_is_captured_computes_the_same_on_a_processor(model, segment, reversed_channels):
+    """The function that CUDA captures, here called plainly."""
+    frame = picture(120, 160)
+    core = backends.Core(backends.fold(model[0]), model[1].mean, model[1].std).lowered(torch.float32)
+    run = engine.Frame(core, torch.from_numpy(model[1].labels.palette()), fused=False)
+    kind = engine.Kind(1, 120, 160, (96, 128), reversed_channels, True, True)
+    out = engine.Images.empty(kind, 'cpu')
+    frames = torch.from_numpy(frame[..., ::-1].copy() if reversed_channels else frame)[None]
+    with torch.inference_mode():
+        run(frames, kind, out)
+    expected, = segment([frame], overlay=True, confidence=True)
+    assert np.array_equal(out.labels[0], expected.labels)
+    assert np.array_equal(out.overlay[0], expected.overlay)
+    assert np.array_equal(out.confidence[0], expected.confidence)
+
+
+def pair(model, **options):
+    """The same on CUDA as graphs and eagerly."""
+    return (Segmenter(*model, 'cuda', graph=graph, **options) for graph in (True, False))
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=CUDA) for n in (
+    'laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet')])
+def test_graph_equals_eager_and_processor(name):
+    model = export.random_weights(name, 'camvid', (480, 360))
+    graph, eager = pair(model)
+    exact = Segmenter(*model, 'cuda', precision='float32')
+    for frame in (picture(360, 480), picture(480, 640), picture(360, 480)[..., ::-1]):
+        a, = graph([frame], overlay=True, confidence=True)
+        b, = eager([frame], overlay=True, confidence=True)
+        labels, _ = textbook(model, frame, graph.network_size(*frame.shape[:2]))
+        print(f'{name}: graph and eager {100 * (a.labels == b.labels).mean():.3f} %, float32 on a processor '
+              f'{100 * (exact([frame])[0].labels == labels).mean():.3f} %, float16 '
+              f'{100 * (a.labels == labels).mean():.3f} %')
+        assert (a.labels == b.labels).mean() >= 0.999
+        same = a.labels == b.labels
+        assert np.array_equal(a.overlay[same], b.overlay[same])
+        assert np.abs(a.confidence.astype(int) - b.confidence).mean() < 0.1
+        assert (exact([frame])[0].labels == labels).mean() >= 0.999
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=CUDA) for n in ('laanet',)])
+def test_float16_on_cuda_with_trained_weights(name):
+    try:
+        model = weights.load(weights.find(name))
+    except weights.WeightsError as e:
+        pytest.skip(str(e))
+    from lightseg_ros.street import Street
+    frame = Street(480, 360).render(3.0)[0]
+    labels, _ = textbook(model, frame, (360, 480))
+    assert (Segmenter(*model, 'cuda')([frame])[0].labels == labels).mean() >= 0.999
+
+
+@pytest.mark.parametrize('graph', [pytest.param(g, marks=CUDA) for g in (True, False)])
+def test_cuda_stream_keeps_order(model, graph):
+    segment = Segmenter(*model, 'cuda', graph=graph)
+    frames = [picture(120, 160, i) for i in range(6)] + [picture(96, 128, 7)] + [picture(120, 160, 8)]
+    alone = [segment([frame], overlay=True)[0] for frame in frames]
+    for expected, result in zip(alone, segment.stream(frames, overlay=True), strict=True):
+        assert np.array_equal(expected.labels, result.labels)
+        assert np.array_equal(expected.overlay, result.overlay)
+        assert set(result.stage_ms) == {'upload', 'device', 'download'}
+
+
+@pytest.mark.parametrize('graph', [pytest.param(g, marks=CUDA) for g in (True, False)])
+def test_cuda_alpha_is_live_and_graphs_are_let_go(model, graph, caplog):
+    caplog.set_level(logging.INFO)
+    segment = Segmenter(*model, 'cuda', 'native', graph=graph)
+    frame = picture(96, 128)
+    for alpha in (0.0, 1.0):
+        segment.overlay_alpha = alpha
+        result, = segment([frame], overlay=True)
+        expected = segment.labels.palette()[result.labels] if alpha else frame
+        assert np.array_equal(result.overlay, expected)
+    for i in range(engine.MAX_GRAPHS + 1):
+        segment([picture(64, 64 + 8 * i)])
+    assert 'is let go' in caplog.text
+    again, = segment([frame], overlay=True)
+    assert np.array_equal(again.overlay, result.overlay)
+
+
+@pytest.mark.parametrize('fused', [pytest.param(f, marks=CUDA) for f in (True, False)])
+def test_cuda_memory_does_not_grow(model, fused):
+    segment = Segmenter(*model, 'cuda')
+    segment._engine.frame.fused = fused and kernels.available
+    frame = picture(120, 160)
+    for _ in range(20):
+        segment([frame], overlay=True, confidence=True)
+    before = torch.cuda.memory_allocated()
+    for _ in range(200):
+        segment([frame], overlay=True, confidence=True)
+    assert torch.cuda.memory_allocated() == before
