@@ -31,8 +31,7 @@ setup(
     data_files=data_files(),
     zip_safe=False,
     python_requires='>=3.10',
-    # What a ROS distribution has from apt (package.xml) is not pinned here; torch is in requirements.txt, since
-    # which build of it fits is the machine's question.
+    # package.xml and requirements.txt say what it runs on: apt has it in a ROS distribution, PyPI elsewhere.
     install_requires=['setuptools'],
     extras_require={'test': ['pytest']},
     entry_points={
