@@ -334,7 +334,9 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
         trainer.load_state(state)
         rows, before, counted = state['rows'], state['seconds'], state['counted']
         loss_sum += state['loss_sum']
-    opened = time.monotonic()
+    miou = next((r['miou'] for r in reversed(rows) if r['miou'] is not None), None)
+    done, opened = 0, time.monotonic()
+    epoch_began = opened
 
     def clock() -> tuple[float, float]:
         """Seconds of training over all runs, and of this call; under torchrun those of the first process."""
@@ -354,17 +356,41 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
             if rows:
                 _write_log(out / 'log.csv', rows)
 
+    def end_epoch(epoch: int, at: float, seconds: float) -> None:
+        """Write a row of the log; validate if it is time to."""
+        nonlocal counted, miou
+        queued = time.monotonic()
+        mean_loss = float(loss_sum) / counted  # waits for the device
+        ended = time.monotonic()
+        if not math.isfinite(mean_loss):
+            raise TrainError(f'the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, or train with '
+                             '--precision float32')
+        due = (epoch + 1) % validate_every == 0
+        if held and due:
+            miou = round(validate(trainer.averaged.eval(), *held, trainer.normalise,
+                                  trainer.num_classes).miou(), 2)
+            trainer.network.train()
+        rows.append({
+            'epoch': epoch + 1, 'loss': round(mean_loss, 4), 'miou': miou if due else None,
+            'lr': round(learning_rate(trainer.step, at, total, recipe), 6), 'seconds': round(seconds, 1),
+            'images_per_s': round(done * recipe.batch / (ended - epoch_began), 1),
+            'waited': round((ended - queued) / (ended - epoch_began), 2)})
+        loss_sum.zero_()
+        counted = 0
+        bar.set_postfix(epoch=epoch + 1, loss=rows[-1]['loss'], miou=miou, img_s=rows[-1]['images_per_s'])
+
     bar = tqdm(total=total, unit='step', desc=recipe.network, dynamic_ncols=True, disable=not first,
                mininterval=0.5 if sys.stderr.isatty() else 30)
     share = recipe.batch // trainer.world
-    miou = next((r['miou'] for r in reversed(rows) if r['miou'] is not None), None)
     drawn, saved = None, opened
     while True:
         epoch, i = divmod(trainer.step, steps)
         seconds, spent = clock()
         at = position(trainer.step, seconds)
         bar.update(min(total, round(at)) - bar.n)
-        if i == 0 and at >= total:
+        if at >= total:
+            if counted:
+                end_epoch(epoch, at, seconds)
             break
         if spent > time_limit_s:
             save(seconds)
@@ -383,30 +409,13 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
         loss_sum += trainer.train_step(drawn.map(operator.itemgetter(batch)), crop, at)
         counted, done = counted + 1, done + 1
         if i + 1 == steps:
-            queued = time.monotonic()
-            mean_loss = float(loss_sum) / counted  # waits for the device
-            ended = time.monotonic()
-            if not math.isfinite(mean_loss):
-                raise TrainError(f'the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, or train with '
-                                 '--precision float32')
-            if held and (epoch + 1) % validate_every == 0:
-                miou = round(validate(trainer.averaged.eval(), *held, trainer.normalise,
-                                      trainer.num_classes).miou(), 2)
-                trainer.network.train()
-            rows.append({
-                'epoch': epoch + 1, 'loss': round(mean_loss, 4),
-                'miou': miou if (epoch + 1) % validate_every == 0 else None,
-                'lr': round(learning_rate(trainer.step, at, total, recipe), 6), 'seconds': round(seconds, 1),
-                'images_per_s': round(done * recipe.batch / (ended - epoch_began), 1),
-                'waited': round((ended - queued) / (ended - epoch_began), 2)})
-            loss_sum.zero_()
-            counted = 0
-            bar.set_postfix(epoch=epoch + 1, loss=rows[-1]['loss'], miou=miou,
-                            img_s=rows[-1]['images_per_s'])
+            end_epoch(epoch, at, seconds)
         if time.monotonic() - saved > checkpoint_every_s:
             save(seconds)
             saved = time.monotonic()
     bar.close()
+    if not rows:
+        raise TrainError(f'budget_s is {recipe.budget_s}, which ended before the first step')
 
     path = out / f'{recipe.network}-{dataset.name}.safetensors'
     if first:

