@@ -299,14 +299,19 @@ def test_compressed_transport(ros, random_weights, tmp_path):
     assert label.header == sent.header and (label.height, label.width) == (120, 160)
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_clean_exit(ros, random_weights, tmp_path, number):
-    process = own('short', tmp_path, {'weights': str(random_weights), 'resolution': '128x96'})
+@pytest.mark.parametrize('numbers', [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)])
+def test_clean_exit(ros, random_weights, tmp_path, numbers):
+    """Twice as well: a terminal and ros2 launch both send it, and the second meets a frame under way."""
+    process = own('short', tmp_path, {'weights': str(random_weights), 'resolution': '960x720'})
     with nodes(process):
         tester = Peer(process, 'short', topic='/short/image')
-        tester.send(images.encode(picture(), 'rgb8', tester.header(), Image()))
+        for _ in range(20):
+            tester.publisher.publish(images.encode(picture(), 'rgb8', tester.header(), Image()))
+            rclpy.spin_once(tester.node, timeout_sec=0.01)
         tester.close()
-        process.process.send_signal(number)
+        for number in numbers:
+            process.process.send_signal(number)
+            time.sleep(0.03)
         assert process.process.wait(15) == 0
     assert 'Traceback' not in process.log.read_text()
 

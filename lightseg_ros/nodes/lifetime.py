@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From init to shutdown: the main that the nodes share."""
 from collections.abc import Callable
+import signal
 import sys
 
 import rclpy
@@ -29,6 +30,8 @@ def run(make_node: Callable[[], Node], done: Callable[[Node], bool] = lambda nod
         print(f'ERROR: {e}', file=sys.stderr)
         return 1
     finally:
+        # Ctrl-C comes twice under ros2 launch, from the terminal and from launch; the clean-up runs once.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
