@@ -22,7 +22,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import cv2
@@ -73,8 +73,9 @@ class Row:
 
     Times in ms; `network_ms`: input tensor to logits, `frame_ms`: uint8 frame on the host to uint8 labels on
     the host, `fps`: one such frame after the other, `stream_fps`: with one uploaded while another is
-    computed (CUDA), `engine_percent`: share of a frame that is not the network, `eager_...`: the reference's
-    median, `..._speedup`: median ratio to it over the rounds.
+    computed (CUDA), `engine_percent`: share of a frame that is not the network, `processor_ms`: what a frame
+    costs all cores together, `eager_...`: the reference's median, `..._speedup`: median ratio to it over the
+    rounds (of processor time too, which other load does not touch).
     `agreement`: percent of pixels with the reference's label. `floor_ms`: no version of the network is
     faster than this, for `bound` ('operations' or 'bytes'). `memory_mb`: what the process grew by (CPU), or
     the peak that torch held (CUDA).
@@ -97,10 +98,13 @@ class Row:
     fps: float = 0.0
     stream_fps: float | None = None
     engine_percent: float = 0.0
+    processor_ms: float = 0.0
     eager_network_ms: float = 0.0
     eager_frame_ms: float = 0.0
+    eager_processor_ms: float = 0.0
     network_speedup: float = 0.0
     frame_speedup: float = 0.0
+    processor_speedup: float = 0.0
 
 
 def bench(names: Sequence[str] = NETWORKS, resolutions: Sequence[tuple[int, int]] = ((480, 360),),
@@ -130,7 +134,8 @@ def line(row: Row) -> str:
     return (f'{row.network:<8} {row.resolution:>9} {row.backend:>13} {row.precision:<8}  network '
             f'{row.network_ms["p50"]:7.2f} ms ({row.network_speedup:5.2f} x)  frame p50 '
             f'{row.frame_ms["p50"]:7.2f} p95 {row.frame_ms["p95"]:7.2f} p99 {row.frame_ms["p99"]:7.2f} ms '
-            f'({row.frame_speedup:5.2f} x) {row.fps:7.1f} fps  floor {row.floor_ms:6.2f} ms ({row.bound})  '
+            f'({row.frame_speedup:5.2f} x) {row.fps:7.1f} fps  processor {row.processor_ms:7.2f} ms '
+            f'({row.processor_speedup:5.2f} x)  floor {row.floor_ms:6.2f} ms ({row.bound})  '
             f'equal {row.agreement:.3f} %  {row.memory_mb:.0f} MB  {row.weights}')
 
 
@@ -141,10 +146,11 @@ def means(result: dict[str, Any]) -> list[str]:
         groups.setdefault((row['resolution'], row['backend'], row['precision']), []).append(row)
     out = []
     for (resolution, backend, precision), rows in groups.items():
-        network, frame = (math.exp(sum(math.log(r[k]) for r in rows) / len(rows))
-                          for k in ('network_speedup', 'frame_speedup'))
-        out.append(f'{resolution} {backend} {precision}: {len(rows)} networks, geometric mean over plain '
-                   f'torch float32: network {network:.2f} x, frame {frame:.2f} x')
+        network, frame, processor = (
+            math.exp(sum(math.log(r[f'{k}_speedup']) for r in rows) / len(rows))
+            for k in ('network', 'frame', 'processor'))
+        out.append(f'{resolution} {backend} {precision}: {len(rows)} networks, geometric mean over plain torch '
+                   f'float32: network {network:.2f} x, frame {frame:.2f} x, processor time {processor:.2f} x')
     return out
 
 
@@ -355,14 +361,15 @@ def _bench_network(network: nn.Module, card: Card, kind: str, frames: list[np.nd
         if where.type == 'cuda':
             rows[-1].stream_fps = _stream_fps(segment, frames, rounds * each)
     times = _take_turns(runs, frames, where, rounds, each)
-    for row, (alone, whole) in zip(rows, times[1:]):
-        row.network_ms, row.frame_ms = _summary(alone), _summary(whole)
+    for row, own in zip(rows, times[1:]):
+        row.network_ms, row.frame_ms = _summary(own[0]), _summary(own[1])
         row.fps = 1e3 / row.frame_ms['p50']
         row.engine_percent = 100 * (1 - row.network_ms['p50'] / row.frame_ms['p50'])
-        row.eager_network_ms, row.eager_frame_ms = (float(np.median(t)) for t in times[0])
-        row.network_speedup, row.frame_speedup = (
-            float(np.median(np.median(reference, 1) / np.median(own, 1)))
-            for reference, own in zip(times[0], (alone, whole)))
+        row.processor_ms = float(np.median(own[2]))
+        row.eager_network_ms, row.eager_frame_ms, row.eager_processor_ms = (
+            float(np.median(t)) for t in times[0])
+        row.network_speedup, row.frame_speedup, row.processor_speedup = (
+            float(np.median(np.median(theirs, 1) / np.median(ours, 1))) for theirs, ours in zip(times[0], own))
     return rows
 
 
@@ -384,15 +391,19 @@ def _segment(segment: Segmenter, frame: np.ndarray) -> None:
 
 
 def _take_turns(runs: list[tuple[Callable[[], None], Callable[[np.ndarray], Any]]], frames: list[np.ndarray],
-                device: torch.device, rounds: int, each: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Time blocks of calls in turns; for each contender ms of network alone and frame, (rounds, each)."""
-    times = [(np.zeros((rounds, each)), np.zeros((rounds, each))) for _ in runs]
+                device: torch.device, rounds: int, each: int) -> list[tuple[np.ndarray, ...]]:
+    """
+    Time blocks of calls in turns.
+
+    For each contender ms of network alone, of the frame, and of processor time for the frame, (rounds, each).
+    """
+    times = [tuple(np.zeros((rounds, each)) for _ in range(3)) for _ in runs]
     for alone, whole in runs:
         for frame in frames:
             alone()
             whole(frame)
     for i in range(rounds):
-        for (alone, whole), (network_ms, frame_ms) in zip(runs, times):
+        for (alone, whole), (network_ms, frame_ms, processor_ms) in zip(runs, times):
             # The first call finds the caches full of another contender's data.
             alone()
             for j in range(each):
@@ -401,9 +412,10 @@ def _take_turns(runs: list[tuple[Callable[[], None], Callable[[np.ndarray], Any]
                 network_ms[i, j] = 1e3 * (perf_counter() - began)
             whole(frames[0])
             for j in range(each):
-                began = perf_counter()
+                busy, began = process_time(), perf_counter()
                 whole(frames[j % len(frames)])
                 frame_ms[i, j] = 1e3 * (perf_counter() - began)
+                processor_ms[i, j] = 1e3 * (process_time() - busy)
     _finish(device)
     return times
 

@@ -7,6 +7,7 @@ In torch for every device, and fused into two Triton kernels for CUDA, which a t
 in torch. `available` says whether Triton is installed; its interpreter (TRITON_INTERPRET=1) runs the kernels
 on a processor.
 """
+import numpy as np
 import torch
 from torch import Tensor
 import torch.nn.functional as F
@@ -87,6 +88,8 @@ else:
 
 # Rows that the processor upsamples at a time: as many as its second-level cache holds.
 BAND = 32
+# Share of the pixels up to which labelling only these is faster than all.
+BORDERS = 0.25
 
 
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
@@ -144,7 +147,10 @@ def label(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tens
     """Upsample to `size` (H, W), take the highest: class ids and, if wanted, confidence, (N, H, W) uint8."""
     logits = logits.float()
     if logits.device.type == 'cpu':
-        return _label_in_bands(logits, size, confidence)
+        labels = None
+        if logits.shape[2:] != size and not confidence:
+            labels = _label_at_borders(logits, size)
+        return _label_in_bands(logits, size, confidence) if labels is None else (labels, logits.new_empty(0))
     if logits.shape[2:] != size:
         logits = F.interpolate(logits, size=size, mode='bilinear', align_corners=False)
     highest, labels = logits.max(1)
@@ -156,23 +162,60 @@ def label(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tens
     return labels.to(torch.uint8), certainty
 
 
+def _taps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    For `m` values made of `n`: the two that each is between, and the share of the second.
+
+    Half-pixel centres, as F.interpolate has them.
+    """
+    position = np.clip((np.arange(m, dtype=np.float32) + np.float32(0.5)) * np.float32(n / m)
+                       - np.float32(0.5), 0, n - 1)
+    first = position.astype(np.int32)
+    return first, np.minimum(first + 1, n - 1), position - first.astype(np.float32)
+
+
+def _label_at_borders(logits: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """
+    Label by upsampling only where classes meet; None where they meet in too many pixels for that to pay.
+
+    Where the four logits around a pixel have one class in front, so has every mixture of them: exact, and
+    1.9 ms instead of 5.5 at 640x480 with 11 classes on one core, 11 instead of 35 at 1920x1080.
+    """
+    n, k, h, w = logits.shape
+    (above, below, share_y), (left, right, share_x) = _taps(h, size[0]), _taps(w, size[1])
+    rows = logits.permute(0, 2, 3, 1).reshape(n, h * w, k)
+    coarse = rows.max(2)[1].to(torch.uint8).view(n, h, w).numpy()
+    edged = np.pad(coarse, ((0, 0), (0, 1), (0, 1)), 'edge')
+    one_class = ((coarse == edged[:, 1:, :-1]) & (coarse == edged[:, :-1, 1:]) & (coarse == edged[:, 1:, 1:]))
+    # 255 is no class; a network has 255 at most.
+    labels = np.where(one_class, coarse, 255).take(left, 2).take(above, 1)
+    for i in range(n):
+        at = np.flatnonzero(labels[i] == 255)
+        if at.size > BORDERS * labels[i].size:
+            return None
+        y, x = np.divmod(at.astype(np.int32), np.int32(size[1]))
+        a, b, c, d = (rows[i].index_select(0, torch.from_numpy(row[y] * w + column[x]))
+                      for row in (above, below) for column in (left, right))
+        along, down = (torch.from_numpy(share)[:, None] for share in (share_x[x], share_y[y]))
+        mixed = torch.lerp(torch.lerp(a, b, along), torch.lerp(c, d, along), down)
+        labels[i].reshape(-1)[at] = mixed.max(1)[1].numpy()
+    return torch.from_numpy(labels)
+
+
 def _label_in_bands(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tensor, Tensor]:
     """
     Label some rows at a time, so that what is upsampled stays in the processor's cache.
 
-    First along the rows, then, band by band, between them: 5 ms instead of 7 at 640x480 with 11 classes on
-    one core, 33 instead of 81 at 1920x1080.
+    First along the rows, then, band by band, between them: 5.5 ms instead of 7 at 640x480 with 11 classes on
+    one core, 35 instead of 81 at 1920x1080.
     """
     height, width = size
     n, _, h, w = logits.shape
     if w != width:
         logits = F.interpolate(logits, size=(h, width), mode='bilinear', align_corners=False)
     x = logits.permute(0, 2, 3, 1).contiguous()
-    # Half-pixel centres, as F.interpolate has them.
-    position = ((torch.arange(height) + 0.5) * (h / height) - 0.5).clamp_(0, h - 1)
-    above = position.long()
-    below = (above + 1).clamp_(max=h - 1)
-    share = (position - above).view(1, height, 1, 1)
+    above, below, share = (torch.from_numpy(t) for t in _taps(h, height))
+    share = share.view(1, height, 1, 1)
     labels = torch.empty((n, height, width), dtype=torch.uint8)
     certainty = torch.empty_like(labels) if confidence else labels.new_empty(0)
     for first in range(0, height, BAND):
