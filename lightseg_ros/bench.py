@@ -149,8 +149,9 @@ def means(result: dict[str, Any]) -> list[str]:
         network, frame, processor = (
             math.exp(sum(math.log(r[f'{k}_speedup']) for r in rows) / len(rows))
             for k in ('network', 'frame', 'processor'))
-        out.append(f'{resolution} {backend} {precision}: {len(rows)} networks, geometric mean over plain torch '
-                   f'float32: network {network:.2f} x, frame {frame:.2f} x, processor time {processor:.2f} x')
+        out.append(f'{resolution} {backend} {precision}: {len(rows)} networks, geometric mean over plain '
+                   f'torch float32: network {network:.2f} x, frame {frame:.2f} x, processor time '
+                   f'{processor:.2f} x')
     return out
 
 
@@ -369,7 +370,8 @@ def _bench_network(network: nn.Module, card: Card, kind: str, frames: list[np.nd
         row.eager_network_ms, row.eager_frame_ms, row.eager_processor_ms = (
             float(np.median(t)) for t in times[0])
         row.network_speedup, row.frame_speedup, row.processor_speedup = (
-            float(np.median(np.median(theirs, 1) / np.median(ours, 1))) for theirs, ours in zip(times[0], own))
+            float(np.median(np.median(theirs, 1) / np.median(ours, 1)))
+            for theirs, ours in zip(times[0], own))
     return rows
 
 
