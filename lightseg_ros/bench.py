@@ -180,10 +180,7 @@ def plot(paths: Sequence[Path], out: Path) -> Path:
     from matplotlib import pyplot
     rows = []
     for path in paths:
-        result = json.loads(path.read_text())
-        if result.get('format') != FORMAT:
-            raise BenchError(f'{path} is no result of "lightseg bench": format {result.get("format")!r}, '
-                             f'expected {FORMAT!r}')
+        result = _read(path)
         rows += [r | {'device': result['device']} for r in result.get('rows', []) if r['miou'] is not None]
     if not rows:
         raise BenchError('no row of these results has an accuracy: their weights do not name one')
@@ -206,6 +203,44 @@ def plot(paths: Sequence[Path], out: Path) -> Path:
     figure.savefig(out, dpi=120)
     pyplot.close(figure)
     return out
+
+
+def table(paths: Sequence[Path]) -> str:
+    """Spell results as Markdown tables: networks first, then the node through DDS."""
+    results = [_read(path) for path in paths]
+    lines = []
+    for result in results:
+        lines += [f'{result["device"]}, {result["cores"]} cores, {result["date"][:10]}, '
+                  + ', '.join(f'{k} {v}' for k, v in result['versions'].items()), '']
+        if result.get('rows'):
+            lines += ['| network | size | backend | precision | network ms | frame ms p50 / p95 / p99 | fps '
+                      '| faster than plain torch | floor ms | equal labels % |', '|---' * 10 + '|']
+        for r in result.get('rows', []):
+            ms = r['frame_ms']
+            name = r['network'] + ('' if r['weights'] == 'trained' else ' (random weights)')
+            lines.append(
+                f'| {name} | {r["resolution"]} | {r["backend"]} | {r["precision"]} | {r["network_ms"]["p50"]:.1f} | {ms["p50"]:.1f} / '
+                f'{ms["p95"]:.1f} / {ms["p99"]:.1f} | {r["fps"]:.0f} | {r["frame_speedup"]:.1f} x | '
+                f'{r["floor_ms"]:.1f} ({r["bound"]}) | {r["agreement"]:.2f} |')
+        if result.get('ros_rows'):
+            lines += ['| image | overlay | Hz | latency ms p50 / p95 / p99 | network ms | lost % '
+                      '| processor % | highest Hz |', '|---' * 8 + '|']
+        for r in result.get('ros_rows', []):
+            ms = r['latency_ms']
+            lines.append(
+                f'| {r["size"]} | {"yes" if r["overlay"] else ""} | {r["rate_hz"]:g} | {ms["p50"]:.1f} / '
+                f'{ms["p95"]:.1f} / {ms["p99"]:.1f} | {r["stages"].get("network", 0):.1f} | '
+                f'{r["loss_percent"]:.1f} | {r["processor_percent"]:.0f} | {r["highest_rate_hz"]:.0f} |')
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    result = json.loads(path.read_text())
+    if result.get('format') != FORMAT:
+        raise BenchError(f'{path} is no result of "lightseg bench": format {result.get("format")!r}, '
+                         f'expected {FORMAT!r}')
+    return result
 
 
 def write(result: dict[str, Any], path: Path) -> None:

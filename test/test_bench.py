@@ -93,6 +93,9 @@ def test_command_line(model, tmp_path, capsys):
     assert cli.main(['bench', '--plot', str(out), '--out', str(picture)]) == 0
     assert cv2.imread(str(picture)).std() > 5
 
+    assert cli.main(['bench', '--table', str(out)]) == 0
+    assert '| affnet | 128x96 | torch | float32 |' in capsys.readouterr().out
+
     assert cli.main(['bench', 'nonet', '--rounds', '1']) == 1
     assert "no packaged weights for 'nonet'" in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 HELP = ('Measure the networks beside plain torch, after comparing their labels; the last line is JSON. With '
-        '--ros, measure the node through DDS; with --plot, draw results that were written.')
+        '--ros, measure the node through DDS; with --plot or --table, show results that were written.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seconds', type=float, default=5.0, help='of each measurement with --ros')
     parser.add_argument('--plot', nargs='+', type=Path, metavar='RESULT.json',
                         help='draw accuracy against speed against parameters, to --out')
+    parser.add_argument('--table', nargs='+', type=Path, metavar='RESULT.json',
+                        help='print results as Markdown tables')
     parser.add_argument('--out', type=Path, help='file for the result (JSON), or for the drawing (PNG)')
 
 
@@ -30,6 +32,9 @@ def run(args: argparse.Namespace) -> int | None:
     import json
 
     from .. import bench
+    if args.table:
+        print(bench.table(args.table))
+        return None
     if args.plot:
         print(bench.plot(args.plot, args.out or Path('out/bench.png')))
         return None
