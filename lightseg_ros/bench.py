@@ -219,9 +219,10 @@ def table(paths: Sequence[Path]) -> str:
             ms = r['frame_ms']
             name = r['network'] + ('' if r['weights'] == 'trained' else ' (random weights)')
             lines.append(
-                f'| {name} | {r["resolution"]} | {r["backend"]} | {r["precision"]} | {r["network_ms"]["p50"]:.1f} | {ms["p50"]:.1f} / '
-                f'{ms["p95"]:.1f} / {ms["p99"]:.1f} | {r["fps"]:.0f} | {r["frame_speedup"]:.1f} x | '
-                f'{r["floor_ms"]:.1f} ({r["bound"]}) | {r["agreement"]:.2f} |')
+                f'| {name} | {r["resolution"]} | {r["backend"]} | {r["precision"]} | '
+                f'{r["network_ms"]["p50"]:.1f} | {ms["p50"]:.1f} / {ms["p95"]:.1f} / {ms["p99"]:.1f} | '
+                f'{r["fps"]:.0f} | {r["frame_speedup"]:.1f} x | {r["floor_ms"]:.1f} ({r["bound"]}) | '
+                f'{r["agreement"]:.2f} |')
         if result.get('ros_rows'):
             lines += ['| image | overlay | Hz | latency ms p50 / p95 / p99 | network ms | lost % '
                       '| processor % | highest Hz |', '|---' * 8 + '|']
