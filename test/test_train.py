@@ -167,14 +167,14 @@ def test_a_killed_run_resumes_to_the_same_weights(scenes, tmp_path):
 
 def test_a_time_limit_ends_a_run_cleanly(scenes, tmp_path):
     dataset = data.load('folder', 'train', scenes)
-    recipe = replace(TINY, epochs=12)
+    recipe = replace(TINY, epochs=8)
     whole = train.train(recipe, dataset, tmp_path / 'whole', device='cpu')
     path, steps = None, []
     while not path:
         path = train.train(recipe, dataset, tmp_path / 'parts', device='cpu', resume=True,
-                           time_limit_s=0.1 * 1.6 ** len(steps))
+                           time_limit_s=0.2 * 1.7 ** len(steps))
         steps.append(torch.load(tmp_path / 'parts/last.pt', weights_only=True)['step'])
-    assert any(0 < step < 24 for step in steps) and steps[-1] == 24
+    assert any(0 < step < 16 for step in steps) and steps[-1] == 16
     assert same(whole, path)
     with pytest.raises(train.TrainError, match='go on with --resume'):
         train.train(recipe, dataset, tmp_path / 'parts', device='cpu')
