@@ -146,8 +146,9 @@ def test_fused_kernels_equal_their_twins_in_the_interpreter():
     """In a process of its own: Triton must be imported for the interpreter from the start."""
     if not kernels.available:
         pytest.skip('Triton is not installed; its kernels are for CUDA')
-    done = subprocess.run([sys.executable, __file__], env={**os.environ, 'TRITON_INTERPRET': '1'}, text=True,
-                          capture_output=True, timeout=120, check=False)
+    env = {**os.environ, 'TRITON_INTERPRET': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, __file__], env=env, text=True, capture_output=True, timeout=120,
+                          check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ['equal'] * len(SIZES) * len(DTYPES)
 

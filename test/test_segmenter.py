@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightseg_ros import backends, engine, export, kernels, segmenter, weights
+from lightseg_ros import backends, engine, export, kernels, networks, segmenter, weights
 from lightseg_ros.segmenter import Segmenter, SegmenterError
 
 CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
@@ -255,6 +255,26 @@ def test_what_is_captured_computes_the_same_on_a_processor(model, segment, rever
     assert np.array_equal(out.labels[0], expected.labels)
     assert np.array_equal(out.overlay[0], expected.overlay)
     assert np.array_equal(out.confidence[0], expected.confidence)
+
+
+@pytest.mark.parametrize('name', ['laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet'])
+def test_what_is_captured_stays_on_its_device(name):
+    """On "meta", which has shapes and types only, whatever is made on the processor would not fit."""
+    network = networks.build(name, 11)
+    core = backends.Core(backends.fold(network), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    core = core.lowered(torch.float16, 'meta')
+    palette = torch.zeros((256, 3), dtype=torch.uint8, device='meta')
+    run = engine.Frame(core, palette, fused=False)
+    for height, width in ((96, 128), (480, 640)):
+        kind = engine.Kind(2, height, width, (96, 128), True, True, True)
+        with torch.inference_mode():
+            run(torch.zeros((2, height, width, 3), dtype=torch.uint8, device='meta'), kind,
+                engine.Images.empty(kind, 'meta'))
+            x = torch.zeros((2, 3, 96, 128), dtype=torch.float16, device='meta')
+            logits = run.logits(x.contiguous(memory_format=torch.channels_last))
+        assert logits.dtype == torch.float16 and logits.shape[:2] == (2, 11)
+    norms = [m for m in core.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert all(m.running_var.dtype == torch.float32 for m in norms)
 
 
 def pair(model, **options):
