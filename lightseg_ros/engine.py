@@ -91,7 +91,6 @@ class Frame:
         if out.overlay is not None:
             out.overlay.copy_(blend(frames, labels, self.paint, self.keep, reversed_channels))
 
-
     def logits(self, x: Tensor) -> Tensor:
         """Run the network: (N, 3, h, w), normalised -> logits."""
         if self.compiled is None:
