@@ -134,12 +134,15 @@ class Trainer:
         mean, std, frequency = data.statistics(self.images, self.ids, self.num_classes)
         self.mean = [round(v, 4) for v in mean.tolist()]
         self.std = [round(v, 4) for v in std.tolist()] if recipe.divide_std else [1.0, 1.0, 1.0]
-        self.fill = torch.tensor(self.mean, device=self.device)
         self.loss = _loss(recipe, frequency, self.device)
         self.teachers = [self._teacher(path) for path in recipe.teachers]
 
         torch.manual_seed(recipe.seed)
         network = networks.build(recipe.network, self.num_classes, **recipe.options)
+        if recipe.init:  # its weights expect its statistics of the images
+            start = _start_from(recipe, network, dataset.labels.names)
+            self.mean, self.std = list(start.mean), list(start.std)
+        self.fill = torch.tensor(self.mean, device=self.device)
         self.network = network.to(self.device).train()
         cuda = self.device.type == 'cuda'
         self.mode = ('graph' if cuda else 'eager') if mode == 'auto' else mode
@@ -468,6 +471,22 @@ def _device_name(device: torch.device) -> str:
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     return f'CPU, {torch.get_num_threads()} threads'
+
+
+def _start_from(recipe: Recipe, network: nn.Module, names: tuple[str, ...]) -> weights.Card:
+    """Take the tensors of `recipe.init`, but where its classes are others not those that depend on them."""
+    source, card = weights.load(recipe.init)
+    if (card.network, card.options) != (recipe.network, recipe.options):
+        raise TrainError(f'{recipe.init} holds {card.network} with options {card.options}; this run trains '
+                         f'{recipe.network} with options {recipe.options}: start from the same network')
+    new = network.state_dict()
+    anew: list[str] = []
+    if card.labels.names != names:
+        one_more = networks.build(recipe.network, len(names) + 1, **recipe.options).state_dict()
+        anew = [k for k, v in one_more.items() if v.shape != new[k].shape]
+    network.load_state_dict(new | {k: v for k, v in source.state_dict().items() if k not in anew})
+    log.info('%s starts from %s; random: %s', recipe.network, recipe.init, ', '.join(anew) or 'nothing')
+    return card
 
 
 def _normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalise:

@@ -271,6 +271,27 @@ def test_teachers_are_learned_from(scenes, tmp_path):
         train.Trainer(replace(TINY, teachers=(str(foreign),)), dataset, device='cpu')
 
 
+def test_starts_from_finished_weights(scenes, tmp_path):
+    dataset = data.load('folder', 'train', scenes)
+    first = train.train(replace(TINY, epochs=1), dataset, tmp_path / 'first', device='cpu')
+    network, card = weights.load(first)
+    same = train.Trainer(replace(TINY, init=str(first), seed=9), dataset, device='cpu')
+    assert all(torch.equal(v, same.network.state_dict()[k]) for k, v in network.state_dict().items())
+    # Other classes, and other statistics of the images: the body is kept, the classifier is not.
+    foreign = tmp_path / 'foreign.safetensors'
+    card = replace(card, labels=data.label_sets.load('camvid'), mean=(1.0, 2.0, 3.0))
+    weights.save(foreign, train.networks.build('laanet', 11), card)
+    other = train.Trainer(replace(TINY, init=str(foreign)), dataset, device='cpu')
+    assert other.card({}).mean == (1.0, 2.0, 3.0)
+    theirs = weights.load(foreign)[0].state_dict()
+    ours = other.network.state_dict()
+    differ = [k for k in ours if ours[k].shape != theirs[k].shape]
+    assert differ and all(v.shape[0] == 3 for k, v in ours.items() if k in differ)
+    assert all(torch.equal(v, theirs[k]) for k, v in ours.items() if k not in differ)
+    with pytest.raises(train.TrainError, match='holds laanet .* trains affnet'):
+        train.Trainer(replace(TINY, network='affnet', init=str(first)), dataset, device='cpu')
+
+
 class NoHost(TorchDispatchMode):
     """Fails on copies between devices, which a graph can't hold; reading data fails on 'meta' anyway."""
 
