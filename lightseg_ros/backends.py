@@ -24,7 +24,6 @@ import warnings
 
 import torch
 from torch import nn, Tensor
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .kernels import normalise
 
@@ -38,32 +37,6 @@ Program = Callable[[Tensor], Tensor]
 
 class BackendError(ValueError):
     """A backend that is not installed or can't do what is asked; the text says what to install or choose."""
-
-
-def fold(network: nn.Module) -> nn.Module:
-    """
-    Return a copy in eval mode whose batch norms that directly follow a convolution are folded into it.
-
-    Exact up to rounding: w' = w * g / sqrt(v + eps), b' = b + (bias - mean) * g / sqrt(v + eps). Norms after
-    anything else (a sum, a concatenation) stay.
-    """
-    network = copy.deepcopy(network).eval().requires_grad_(False)
-    for sequence in [m for m in network.modules() if isinstance(m, nn.Sequential)]:
-        steps = list(_steps(sequence))
-        for (a, i, conv), (b, j, norm) in zip(steps, steps[1:]):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                a[i] = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
-                b[j] = nn.Identity()
-    return network
-
-
-def _steps(sequence: nn.Sequential) -> Any:
-    """What a sequence runs, in order, sequences in it unrolled: (its sequence, index there, module)."""
-    for i, module in enumerate(sequence):
-        if isinstance(module, nn.Sequential):
-            yield from _steps(module)
-        else:
-            yield sequence, i, module
 
 
 class _ClassifiedError(Exception):
@@ -246,6 +219,7 @@ def openvino(plan: Plan, batch: int, height: int, width: int) -> Program:
             warnings.simplefilter('ignore')
             traced = torch.jit.trace(plan.core, example, check_trace=False)
             model = ov.convert_model(traced, input=[(list(example.shape), ov.Type.u8)])
+        _pool_means(model)
         ov.save_model(model, folder / 'core.xml', compress_to_fp16=False)
 
     name = f'openvino-{ov.get_version().split("-")[0]}-{plan.key}-{batch}x{width}x{height}'
@@ -267,6 +241,19 @@ def openvino(plan: Plan, batch: int, height: int, width: int) -> Program:
         outputs = request.infer({0: frames.numpy()}, share_inputs=True, share_outputs=True)
         return torch.from_numpy(outputs[0]).permute(0, 3, 1, 2)
     return run
+
+
+def _pool_means(model: Any) -> None:
+    """Take means over whole maps by OpenVINO's pooling: three times as fast as its reduction."""
+    from openvino import opset13 as ops
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != 'ReduceMean' or not node.get_attributes()['keep_dims']:
+            continue
+        x, axes = node.input_value(0), node.input_value(1).get_node()
+        if axes.get_type_name() == 'Constant' and len(x.get_shape()) == 4 \
+                and {a % 4 for a in axes.data.flatten().tolist()} == {2, 3}:
+            pool = ops.avg_pool(x, [1, 1], [0, 0], [0, 0], list(x.get_shape())[2:], exclude_pad=True)
+            node.output(0).replace(pool.output(0))
 
 
 def onnxruntime(plan: Plan, batch: int, height: int, width: int) -> Program:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 
-from . import backends, weights
+from . import backends, folding, weights
 from .engine import Engine, Kind, Slot
 from .kernels import postprocess, preprocess, resize
 from .weights import Card
@@ -116,8 +116,9 @@ class Segmenter:
             self.backend, self._why = self._choose(backend, target)
         except backends.BackendError as e:
             raise SegmenterError(str(e)) from e
-        key = f'{card.network}-{backends.digest(network)[:16]}'
-        core = backends.Core(backends.fold(network), card.mean, card.std)
+        folded = folding.fold(network, widen=self.precision != 'float32')
+        core = backends.Core(folded, card.mean, card.std)
+        key = f'{card.network}-{backends.digest(folded)[:16]}'
         self._plan = backends.Plan(core, key, self.precision, threads, target)
         self._programs: OrderedDict[tuple[int, int, int], backends.Program] = OrderedDict()
         self.palette = torch.from_numpy(card.labels.palette())

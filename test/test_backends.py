@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightseg_ros import backends, export
+from lightseg_ros import backends, export, folding
 from lightseg_ros.backends import BackendError, Core, Plan
 
 NETWORKS = ('laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet')
@@ -72,7 +72,7 @@ def frames(batch=1, height=HEIGHT, width=WIDTH, seed=0):
 
 def plan(network, precision='float32', threads=0):
     key = f'test-{backends.digest(network)[:16]}'
-    return Plan(Core(backends.fold(network), MEAN, STD), key, precision, threads)
+    return Plan(Core(folding.fold(network), MEAN, STD), key, precision, threads)
 
 
 def reference(network, x):
@@ -82,25 +82,6 @@ def reference(network, x):
 
 def error(found, expected):
     return float((found - expected).norm() / expected.norm())
-
-
-@pytest.mark.parametrize('name', NETWORKS)
-def test_folding_is_exact(name, trained_size):
-    network = trained_size(name).double()
-    before = copy.deepcopy(network.state_dict())
-    folded = backends.fold(network)
-    x = torch.randn(1, 3, 64, 80, dtype=torch.float64)
-    with torch.inference_mode():
-        assert error(folded(x), network(x)) < 1e-10
-    norms, left = (sum(isinstance(m, nn.BatchNorm2d) for m in n.modules()) for n in (network, folded))
-    assert left < norms
-    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items()), 'the original changed'
-    network.float()
-
-
-def test_folding_leaves_norms_that_follow_no_convolution(tiny):
-    folded = backends.fold(tiny)
-    assert isinstance(folded.norm, nn.BatchNorm2d) and isinstance(folded.body[1][0], nn.Identity)
 
 
 @pytest.mark.parametrize('name', NETWORKS)

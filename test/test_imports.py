@@ -18,7 +18,8 @@ MAY = {
     'health': {'metrics'}, 'bags': {'images', 'labels'}, 'recordings': {'bags', 'images', 'labels'},
     'scores': {'labels', 'metrics'}, 'report': {'scores'},
     'networks': set(), 'losses': set(), 'weights': {'networks', 'labels'},
-    'segmenter': {'weights', 'labels', 'networks', 'backends', 'kernels', 'engine'},
+    'folding': {'networks'},
+    'segmenter': {'weights', 'labels', 'networks', 'backends', 'kernels', 'engine', 'folding'},
     'data': {'labels'},
 }
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.

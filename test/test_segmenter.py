@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightseg_ros import backends, engine, export, kernels, networks, segmenter, weights
+from lightseg_ros import backends, engine, export, folding, kernels, networks, segmenter, weights
 from lightseg_ros.segmenter import Segmenter, SegmenterError
 
 CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
@@ -244,7 +244,7 @@ def test_wrong_frames_are_named(segment, frame):
 def test_what_is_captured_computes_the_same_on_a_processor(model, segment, reversed_channels):
     """The function that CUDA captures, here called plainly."""
     frame = picture(120, 160)
-    core = backends.Core(backends.fold(model[0]), model[1].mean, model[1].std).lowered(torch.float32)
+    core = backends.Core(folding.fold(model[0]), model[1].mean, model[1].std).lowered(torch.float32)
     run = engine.Frame(core, torch.from_numpy(model[1].labels.palette()), fused=False)
     kind = engine.Kind(1, 120, 160, (96, 128), reversed_channels, True, True)
     out = engine.Images.empty(kind, 'cpu')
@@ -261,7 +261,7 @@ def test_what_is_captured_computes_the_same_on_a_processor(model, segment, rever
 def test_what_is_captured_stays_on_its_device(name):
     """On "meta", which has shapes and types only, whatever is made on the processor would not fit."""
     network = networks.build(name, 11)
-    core = backends.Core(backends.fold(network), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    core = backends.Core(folding.fold(network), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
     core = core.lowered(torch.float16, 'meta')
     palette = torch.zeros((256, 3), dtype=torch.uint8, device='meta')
     run = engine.Frame(core, palette, fused=False)

@@ -20,7 +20,18 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 
-from .layers import BNPReLU, check_choice, conv, ConvBNPReLU, crop, Down, global_mean, initialise, size
+from .layers import (
+    BNPReLU,
+    check_choice,
+    conv,
+    ConvBNPReLU,
+    crop,
+    Down,
+    global_mean,
+    initialise,
+    Shuffle,
+    size,
+)
 
 FUSIONS = ('fam', 'concat', 'add')
 
@@ -72,11 +83,6 @@ class FAM(nn.Module):
         return x * rows * columns
 
 
-def deinterleave(x: Tensor) -> Tensor:
-    """Channel shuffle with C/2 groups of two: the even channels, then the odd ones."""
-    return x.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
-
-
 class BRU(nn.Module):
     """
     Bottleneck residual unit: (N, C, H, W) -> the same shape, C^2 + 30 C + 12 parameters (equations 1 to 6).
@@ -102,12 +108,13 @@ class BRU(nn.Module):
         self.right2 = pair(((1, 3), (3, 1)), dilation)
         self.middle = CAM()
         self.restore = nn.Sequential(BNPReLU(h), conv(h, channels, 1), CAM())
+        self.deinterleave = Shuffle(0)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.reduce(x)
         left, right = self.left1(y), self.right1(y)
         y = self.left2(left) + self.right2(right) + left + self.middle(y) + right
-        return deinterleave(self.restore(y) + x)
+        return self.deinterleave(self.restore(y) + x)
 
 
 class Up(nn.Module):

@@ -22,7 +22,7 @@ from .layers import (
     global_mean,
     initialise,
     resize,
-    shuffle,
+    Shuffle,
 )
 
 INTERACTIONS = ('cross', 'one_way', 'none')
@@ -50,6 +50,7 @@ class EAB(nn.Module):
         self.right_h = ConvBNPReLU(h, h, (1, 3), dilation=(1, d), groups=h)
         self.merge = BNPReLU(h)
         self.restore = conv(h, channels, 1)
+        self.shuffle = Shuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.head(self.pre(x))
@@ -59,7 +60,7 @@ class EAB(nn.Module):
         elif self.interaction == 'one_way':
             right = left + right
         y = self.left_h(left) + self.right_h(right)
-        return shuffle(x + self.restore(self.merge(y)))
+        return self.shuffle(x + self.restore(self.merge(y)))
 
 
 class ADPP(nn.Module):

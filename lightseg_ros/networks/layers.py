@@ -87,6 +87,20 @@ class Down(nn.Module):
         return self.act(torch.cat([self.conv(x), self.pool(x)], 1))
 
 
+class Shuffle(nn.Module):
+    """Channel shuffle (ShuffleNet): view (groups, C / groups), transpose, flatten; 0 groups: C / 2 of two."""
+
+    def __init__(self, groups: int):
+        super().__init__()
+        self.shape = (groups, -1) if groups else (-1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, self.shape).transpose(1, 2).flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        return f'{self.shape}'
+
+
 def size(x: Tensor) -> tuple[int, int]:
     """Height and width of (N, C, H, W), as plain numbers also where a graph is traced: graphs are static."""
     return int(x.shape[2]), int(x.shape[3])
@@ -101,11 +115,6 @@ def crop(x: Tensor, like: Tensor) -> Tensor:
     """Leave out rows at the bottom and columns on the right that `like` does not have."""
     h, w = size(like)
     return x if size(x) == (h, w) else x[:, :, :h, :w]
-
-
-def shuffle(x: Tensor) -> Tensor:
-    """Channel shuffle with two groups (ShuffleNet): view (2, C/2), transpose, flatten."""
-    return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def global_mean(x: Tensor) -> Tensor:

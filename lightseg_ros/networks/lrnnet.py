@@ -14,7 +14,7 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 
-from .layers import check_choice, conv, Down, initialise, resize, shuffle, size
+from .layers import check_choice, conv, Down, initialise, resize, Shuffle, size
 
 SCALES = ((), (8,), (8, 4), (8, 4, 2), (16,), (4,))
 KEYS = ('svn', 'max', 'avg', 'full')
@@ -49,11 +49,12 @@ class FCB(nn.Module):
             conv(channels, channels, 3, dilation=dilation, groups=channels), BNReLU(channels),
             conv(channels, channels, 1), nn.BatchNorm2d(channels, eps=1e-3))
         self.dropout = nn.Dropout2d(dropout)
+        self.shuffle = Shuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = x.chunk(2, 1)
         y = self.join(torch.cat([self.left(left), self.right(right)], 1))
-        return shuffle(torch.relu(x + self.dropout(y)))
+        return self.shuffle(torch.relu(x + self.dropout(y)))
 
 
 class SSnbt(nn.Module):
@@ -72,11 +73,12 @@ class SSnbt(nn.Module):
         self.left = half((3, 1), (1, 3))
         self.right = half((1, 3), (3, 1))
         self.dropout = nn.Dropout2d(dropout)
+        self.shuffle = Shuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = x.chunk(2, 1)
         y = torch.cat([self.left(left), self.right(right)], 1)
-        return shuffle(torch.relu(x + self.dropout(y)))
+        return self.shuffle(torch.relu(x + self.dropout(y)))
 
 
 def cells(x: Tensor, grid: int) -> Tensor:
