@@ -232,8 +232,16 @@ class Trainer:
         return weights.Card(
             network=r.network, options=r.options, labels=d.labels, mean=mean, std=std,
             resolution=(self.images.shape[3], self.images.shape[2]), dataset=d.name, split=d.split,
-            recipe=r.plain() | {'steps': self.step} | made, metrics=metrics, license=d.license,
-            source=d.source)
+            recipe=r.plain() | {'steps': self.step} | made | self._sources(), metrics=metrics,
+            license=d.license, source=d.source)
+
+    def _sources(self) -> dict[str, Any]:
+        """Name the weights files that were learned from, wherever they lay; how the first was trained too."""
+        r = self.recipe
+        found: dict[str, Any] = {'teachers': [Path(teacher).name for teacher in r.teachers]}
+        if r.init:
+            found |= {'init': Path(r.init).name, 'init_recipe': weights.read_card(r.init).recipe}
+        return found
 
     def _prepare(self, draw: Draw, crop: tuple[int, int]) -> Callable[[Draw], Tensor]:
         """Return `forward_backward` for a crop, eager or as a CUDA graph that does the same in one launch."""

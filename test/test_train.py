@@ -277,6 +277,8 @@ def test_starts_from_finished_weights(scenes, tmp_path):
     network, card = weights.load(first)
     same = train.Trainer(replace(TINY, init=str(first), seed=9), dataset, device='cpu')
     assert all(torch.equal(v, same.network.state_dict()[k]) for k, v in network.state_dict().items())
+    told = same.card({}).recipe
+    assert told['init'] == first.name and told['init_recipe'] == card.recipe
     # Other classes, and other statistics of the images: the body is kept, the classifier is not.
     foreign = tmp_path / 'foreign.safetensors'
     card = replace(card, labels=data.label_sets.load('camvid'), mean=(1.0, 2.0, 3.0))
