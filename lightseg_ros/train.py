@@ -150,6 +150,8 @@ class Trainer:
             self.mode = 'eager'
         if self.mode == 'graph' and not cuda:
             raise TrainError(f'mode graph needs a CUDA device, found {self.device}; use eager or compile')
+        if not cuda:
+            _quicken(self.network)
         layouts = right_layouts(self.device, recipe.precision)
         self.model: nn.Module = self.network
         self._place(layouts[0])
@@ -479,6 +481,35 @@ def _device_name(device: torch.device) -> str:
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     return f'CPU, {torch.get_num_threads()} threads'
+
+
+class _QuickPReLU(torch.autograd.Function):
+    """PReLU with a slope for each channel, whose gradient uses only what torch vectorises on a processor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slopes: Tensor) -> Tensor:
+        ctx.save_for_backward(x, slopes)
+        return F.prelu(x, slopes.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, slopes = ctx.saved_tensors
+        g, a = gradients[0], slopes.to(x.dtype).view(1, -1, 1, 1)
+        above = torch.ops.aten.threshold_backward(g, x, 0)  # g where x > 0, else 0
+        of_slopes = x.clamp_max(0).mul_(g).sum((2, 3)).sum(0)
+        return torch.lerp(above, g, a), of_slopes.to(slopes.dtype)
+
+
+class _PReLU(nn.PReLU):
+    def forward(self, input: Tensor) -> Tensor:
+        return _QuickPReLU.apply(input, self.weight) if self.training else super().forward(input)
+
+
+def _quicken(network: nn.Module) -> None:
+    """Give every PReLU the quick gradient: torch 2.13's takes six times as long, a quarter of a step."""
+    for module in network.modules():
+        if type(module) is nn.PReLU and module.num_parameters > 1:
+            module.__class__ = _PReLU
 
 
 def _start_from(recipe: Recipe, network: nn.Module, names: tuple[str, ...]) -> weights.Card:

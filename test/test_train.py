@@ -271,6 +271,24 @@ def test_teachers_are_learned_from(scenes, tmp_path):
         train.Trainer(replace(TINY, teachers=(str(foreign),)), dataset, device='cpu')
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_the_quick_gradient_of_prelu_is_prelu_s(dtype):
+    torch.manual_seed(0)
+    inputs, upper = (torch.randn(3, 5, 7, 9).to(dtype) for _ in range(2))
+    inputs[0, 0, 0] = 0
+    gradients = []
+    for quick in (False, True):
+        module = torch.nn.Sequential(torch.nn.PReLU(5)).to(dtype).train()
+        module[0].weight.data.uniform_(-0.5, 1.5, generator=torch.Generator().manual_seed(1))
+        if quick:
+            train._quicken(module)
+        x = inputs.clone().requires_grad_()
+        y = module(x)
+        gradients.append((y.detach(), *torch.autograd.grad(y, (x, module[0].weight), upper)))
+    for (plain, quick) in zip(*gradients):
+        assert torch.allclose(plain, quick, rtol=1e-2 if dtype == torch.bfloat16 else 1e-12)
+
+
 def test_starts_from_finished_weights(scenes, tmp_path):
     dataset = data.load('folder', 'train', scenes)
     first = train.train(replace(TINY, epochs=1), dataset, tmp_path / 'first', device='cpu')
