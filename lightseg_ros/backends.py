@@ -155,6 +155,15 @@ def choose(backend: str, target: str = 'CPU') -> tuple[str, str]:
     return backend, 'as asked for'
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 (AVX512-BF16 or AMX), as Linux tells."""
+    try:
+        flags = Path('/proc/cpuinfo').read_text().split()
+    except OSError:
+        return False
+    return 'avx512_bf16' in flags or 'amx_bf16' in flags
+
+
 def version(backend: str) -> str:
     """Return the backend's name and the version of its package."""
     return f'{backend} {importlib.metadata.version(REQUIRES[backend])}'

@@ -38,6 +38,7 @@ class Recipe:
     batch: int = _number(8, 'images a step, over all processes together')
     crop: tuple[int, int] = _number((360, 480), 'height and width of the crops')
     first_crop: tuple[int, int] = _number((240, 320), 'crops of the first part of the run')
+    first_scale: tuple[float, ...] = _number((), 'zoom of that first part; none: as in the rest')
     first_share: float = _number(0.0, 'how much of the run that first part is, 0 to 1')
     scale: tuple[float, ...] = _number((0.5, 2.0), 'zoom: a range (two numbers, log-uniform) or a set (more)')
     color: float = _number(0.2, 'half-range of the factors of brightness, contrast and saturation')
@@ -74,8 +75,10 @@ class Recipe:
             if len(getattr(self, name)) != 2 or min(getattr(self, name)) < 64:
                 raise RecipeError(f'{name} is {getattr(self, name)!r}; expected height and width, each 64 or '
                                   'more')
-        if len(self.scale) < 2 or min(self.scale) <= 0:
-            raise RecipeError(f'scale is {self.scale!r}; expected two or more numbers above 0')
+        for name in ('scale', 'first_scale'):
+            zooms = getattr(self, name)
+            if (zooms or name == 'scale') and (len(zooms) < 2 or min(zooms) <= 0):
+                raise RecipeError(f'{name} is {zooms!r}; expected two or more numbers above 0')
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise RecipeError(f'unknown {name} {getattr(self, name)!r}; known: {", ".join(known)}')
@@ -85,8 +88,11 @@ class Recipe:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
 
-# What a few CPU cores can do in an hour or two: most epochs at half the pixels.
-CPU: dict[str, Any] = {'epochs': 64, 'first_share': 0.85, 'scale': (0.6, 1.6), 'color': 0.25, 'ema': 0.995}
+# What a few CPU cores can do in an hour or two: most epochs on whole images at about half their size, a
+# quarter of the pixels, the rest at full size.
+CPU: dict[str, Any] = {
+    'epochs': 64, 'batch': 4, 'first_crop': (180, 240), 'first_scale': (0.45, 0.8), 'first_share': 0.7,
+    'scale': (0.6, 1.6), 'color': 0.25, 'ema': 0.995}
 
 # What FBSNet, ELANet and the DABNet family share on CamVid: mean subtraction alone, scales from a set, no
 # colour, Adam with L2 decay on everything, the last weights. The papers of LAANet and AFFNet give no numbers

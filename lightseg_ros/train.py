@@ -169,13 +169,18 @@ class Trainer:
         self.optimizer = _optimizer(self.network, recipe, self.device)
         self._steps: dict[tuple[int, int], Callable[[Draw], Tensor]] = {}
 
-    def draw(self, epoch: int, crop: tuple[int, int]) -> Draw:
-        """Draw the samples of an epoch that this process trains on; they depend on seed and epoch alone."""
+    def draw(self, epoch: int, crop: tuple[int, int], *, first: bool = False) -> Draw:
+        """
+        Draw the samples of an epoch that this process trains on; they depend on seed and epoch alone.
+
+        `first`: of the recipe's first part.
+        """
         r = self.recipe
         generator = torch.Generator().manual_seed(r.seed * 1_000_003 + epoch)
         size = (self.images.shape[2], self.images.shape[3])
-        drawn = data.draw(len(self.dataset), r.batch, generator, size=size, crop=crop, scale=r.scale,
-                          color=r.color, blur=r.blur, mix=r.mix, num_classes=self.num_classes)
+        drawn = data.draw(len(self.dataset), r.batch, generator, size=size, crop=crop,
+                          scale=(first and r.first_scale) or r.scale, color=r.color, blur=r.blur, mix=r.mix,
+                          num_classes=self.num_classes)
         return drawn.map(lambda t: t[self.rank::self.world].to(self.device))
 
     def forward_backward(self, draw: Draw, crop: tuple[int, int]) -> Tensor:
@@ -417,7 +422,7 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
         if drawn is None or i == 0:
             early = position(epoch * steps, seconds) < recipe.first_share * total
             crop = recipe.first_crop if early else recipe.crop
-            drawn, done, epoch_began = trainer.draw(epoch, crop), 0, time.monotonic()
+            drawn, done, epoch_began = trainer.draw(epoch, crop, first=early), 0, time.monotonic()
         batch = slice(i * share, (i + 1) * share)
         loss_sum += trainer.train_step(drawn.map(operator.itemgetter(batch)), crop, at)
         counted, done = counted + 1, done + 1

@@ -214,6 +214,14 @@ def test_describe_names_backend_and_reason(model):
     assert segment.warm_up(96, 128) > 0
 
 
+@pytest.mark.parametrize('has', [True, False])
+def test_says_where_bfloat16_would_be_faster(model, monkeypatch, has):
+    pytest.importorskip('openvino')
+    monkeypatch.setattr(backends, 'has_bfloat16', lambda: has)
+    assert ("precision 'bfloat16' would be" in Segmenter(*model, 'cpu').describe()) == has
+    assert 'would be' not in Segmenter(*model, 'cpu', backend='torch').describe()
+
+
 @pytest.mark.parametrize('wrong, said', [
     ({'device': 'gpu'}, "device is 'gpu'; expected 'auto', 'cpu'"),
     ({'device': 'cuda:99'}, 'CUDA devices'),

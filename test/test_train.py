@@ -340,6 +340,15 @@ def test_a_graph_can_hold_the_step(scenes, network, loss):
     assert all(p.grad is not None for p in trainer.network.parameters())
 
 
+def test_the_first_part_has_zooms_of_its_own(scenes, tmp_path, monkeypatch):
+    recipe = replace(TINY, epochs=4, first_share=0.5, first_scale=(0.5, 0.5), scale=(2.0, 2.0))
+    zooms = []
+    draw = data.draw
+    monkeypatch.setattr(data, 'draw', lambda *a, **k: zooms.append(k['scale']) or draw(*a, **k))
+    train.train(recipe, data.load('folder', 'train', scenes), tmp_path / 'run', device='cpu')
+    assert zooms == [(0.5, 0.5)] * 2 + [(2.0, 2.0)] * 2
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 @pytest.mark.parametrize('network', ['laanet', 'fbsnet', 'elanet', 'lrnnet', 'affnet'])
@@ -381,6 +390,7 @@ def test_recipes_are_the_papers():
     ({'batch': 1}, 'batch is 1; expected 2 or more'),
     ({'loss': 'dice'}, "unknown loss 'dice'; known: ce, ohem, owfl"),
     ({'crop': (32, 64)}, r'crop is \(32, 64\); expected height and width'),
+    ({'first_scale': (0.5,)}, r'first_scale is \(0.5,\); expected two or more numbers above 0'),
     ({'mix': 2.0}, 'mix is 2.0; expected 0 to 1'),
     ({'momentum': 0.9}, 'a recipe has no momentum; it has network, options, epochs'),
 ])

@@ -49,7 +49,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
             kind = {'action': argparse.BooleanOptionalAction}
         elif field.name in ('crop', 'first_crop'):
             kind = {'type': _size, 'metavar': 'WxH'}
-        elif field.name == 'scale':
+        elif field.name in ('scale', 'first_scale'):
             kind = {'type': float, 'nargs': '+', 'metavar': 'ZOOM'}
         elif field.name == 'teachers':
             kind = {'nargs': '+', 'metavar': 'FILE'}
