@@ -191,6 +191,23 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, t
     assert 'not kept' in caplog.text
 
 
+def test_means_over_whole_maps_are_pooled():
+    ov = pytest.importorskip('openvino')
+    ops = ov.opset13
+    x = ops.parameter([2, 5, 6, 7], ov.Type.f32)
+    whole, rows, flat = (ops.reduce_mean(x, axes, keep) for axes, keep in (([-1, 2], True), ([3], True),
+                                                                           ([2, 3], False)))
+    model = ov.Model([whole, rows, flat], [x])
+    image = torch.randn(2, 5, 6, 7)
+    backends._pool_means(model)
+    kinds = [op.get_type_name() for op in model.get_ordered_ops()]
+    assert (kinds.count('AvgPool'), kinds.count('ReduceMean')) == (1, 2)
+    found = ov.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})([image.numpy()])
+    for output, expected in zip(found.values(), (image.mean((2, 3), keepdim=True), image.mean(3, keepdim=True),
+                                                 image.mean((2, 3)))):
+        assert torch.allclose(torch.from_numpy(output.copy()), expected, atol=1e-6)
+
+
 def test_auto_says_what_it_took_and_why(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda n: None if n == 'openvino' else find(n))

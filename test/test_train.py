@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 import yaml
 
-from lightseg_ros import data, recipes, train, weights
+from lightseg_ros import data, gradients, recipes, train, weights
 from lightseg_ros.cli import main
 from lightseg_ros.recipes import Recipe
 
@@ -100,19 +100,19 @@ def test_learning_rate_is_the_papers():
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 def test_dilated_gradients_are_right_in_the_layout_that_is_used(device, precision):
     where = torch.device(device)
-    for layout in train.right_layouts(where, precision):
-        assert train.gradient_error(where, getattr(torch, precision), layout) < 0.02
+    for layout in gradients.right_layouts(where, precision):
+        assert gradients.gradient_error(where, getattr(torch, precision), layout) < 0.02
 
 
 def test_the_check_finds_wrong_gradients():
     """Wherever bfloat16 channels-last is not offered on this machine, it is because it is badly wrong."""
     where = torch.device('cpu')
-    error = train.gradient_error(where, torch.bfloat16, torch.channels_last)
-    offered = torch.channels_last in train.right_layouts(where, 'bfloat16')
+    error = gradients.gradient_error(where, torch.bfloat16, torch.channels_last)
+    offered = torch.channels_last in gradients.right_layouts(where, 'bfloat16')
     assert offered == (error < 0.05)
     if torch.__version__.startswith('2.13'):
         assert error > 0.5 and not offered
-    assert torch.contiguous_format in train.right_layouts(where, 'bfloat16')
+    assert torch.contiguous_format in gradients.right_layouts(where, 'bfloat16')
 
 
 @pytest.mark.parametrize('device', DEVICES)
@@ -276,16 +276,16 @@ def test_the_quick_gradient_of_prelu_is_prelu_s(dtype):
     torch.manual_seed(0)
     inputs, upper = (torch.randn(3, 5, 7, 9).to(dtype) for _ in range(2))
     inputs[0, 0, 0] = 0
-    gradients = []
+    found = []
     for quick in (False, True):
         module = torch.nn.Sequential(torch.nn.PReLU(5)).to(dtype).train()
         module[0].weight.data.uniform_(-0.5, 1.5, generator=torch.Generator().manual_seed(1))
         if quick:
-            train._quicken(module)
+            gradients.quicken(module)
         x = inputs.clone().requires_grad_()
         y = module(x)
-        gradients.append((y.detach(), *torch.autograd.grad(y, (x, module[0].weight), upper)))
-    for (plain, quick) in zip(*gradients):
+        found.append((y.detach(), *torch.autograd.grad(y, (x, module[0].weight), upper)))
+    for plain, quick in zip(*found):
         assert torch.allclose(plain, quick, rtol=1e-2 if dtype == torch.bfloat16 else 1e-12)
 
 
