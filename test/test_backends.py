@@ -203,8 +203,8 @@ def test_means_over_whole_maps_are_pooled():
     kinds = [op.get_type_name() for op in model.get_ordered_ops()]
     assert (kinds.count('AvgPool'), kinds.count('ReduceMean')) == (1, 2)
     found = ov.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})([image.numpy()])
-    for output, expected in zip(found.values(), (image.mean((2, 3), keepdim=True), image.mean(3, keepdim=True),
-                                                 image.mean((2, 3)))):
+    means = image.mean((2, 3), keepdim=True), image.mean(3, keepdim=True), image.mean((2, 3))
+    for output, expected in zip(found.values(), means):
         assert torch.allclose(torch.from_numpy(output.copy()), expected, atol=1e-6)
 
 
