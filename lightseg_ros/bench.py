@@ -193,6 +193,8 @@ def plot(paths: Sequence[Path], out: Path) -> Path:
         for r in chosen:
             axes.annotate(r['network'], (r['fps'], r['miou']), ha='center', va='center', fontsize=8)
     axes.set_xscale('log')
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis('{x:g}')
     axes.set_xlabel('frames a second, uint8 frame to uint8 labels (median)')
     axes.set_ylabel('mIoU, % (as the weights name it)')
     legend = axes.legend(loc='best', fontsize=8)
