@@ -6,9 +6,9 @@ from pathlib import Path
 
 __version__ = '0.1.0'
 
-# torch's threads (GNU OpenMP) spin for milliseconds after an operation, on the core that OpenVINO then wants:
-# 15 % of a frame on two cores. Spinning for some 100 microseconds keeps plain torch as fast. Must be set
-# before torch is loaded.
+# torch's threads (GNU OpenMP) spin for milliseconds after an operation, on the core that OpenVINO then wants.
+# Less of it takes a tenth off a frame on two cores; none at all would make plain torch far slower
+# (docs/performance.md). Must be set before torch is loaded.
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.setdefault('GOMP_SPINCOUNT', '100000')
 

@@ -146,7 +146,7 @@ def choose(backend: str, target: str = 'CPU') -> tuple[str, str]:
         if importlib.util.find_spec('openvino'):
             return 'openvino', 'taken as it is installed and the fastest on a processor'
         if target == 'CPU':
-            return 'torch', 'taken as openvino is not installed, which would be two to three times as fast'
+            return 'torch', 'taken as openvino is not installed, which would be about twice as fast'
         backend = 'openvino'
     package = REQUIRES[backend]
     if not importlib.util.find_spec(package):

@@ -138,13 +138,9 @@ def _gate(gate: Gate, order: Tensor) -> None:
     _outputs(conv, order)
 
 
-def _identity(channels: int) -> Tensor:
-    return torch.arange(channels)
-
-
 def _after(shuffle: Shuffle, order: Tensor) -> Tensor:
     """Return the order of what a shuffle that is left out would have returned."""
-    moved = shuffle(_identity(len(order)).view(1, -1, 1, 1).float()).flatten().long()
+    moved = shuffle(torch.arange(len(order)).view(1, -1, 1, 1).float()).flatten().long()
     return moved.argsort()[order]
 
 
@@ -152,14 +148,14 @@ def _down(down: Down, order: Tensor) -> Tensor:
     """A downsampler reads an order; the pooled half of its output is in it."""
     _inputs(down.conv, order)
     made = down.conv.out_channels
-    order = torch.cat([_identity(made), made + order])
+    order = torch.cat([torch.arange(made), made + order])
     _outputs(down.act, order)
     return order
 
 
 # Modules below are typed as Any: what nn.Module and nn.Sequential hold is known by name only.
 def _laanet(network: Any) -> None:
-    order = _identity(network.stem[-1][0].out_channels)
+    order = torch.arange(network.stem[-1][0].out_channels)
     orders = []
     for stage in (network.stage4, network.stage8):
         for block in stage:
@@ -199,12 +195,12 @@ def _fbsnet(network: Any) -> None:
                 _outputs(module, order)
         return order
 
-    order = _identity(16)
+    order = torch.arange(16)
     for part in (network.stage2[-1], network.stage4, network.stage8):
         order = stage(part, order)
     for up, part in ((network.up4, network.decode4), (network.up2, network.decode2)):
         _inputs(up.conv, order)
-        order = stage(part, _identity(up.conv.out_channels))
+        order = stage(part, torch.arange(up.conv.out_channels))
     if isinstance(network, FBSNet) and network.detail is not None:
         _outputs(network.detail[-1], order)
     width = network.classifier.in_channels
@@ -245,7 +241,7 @@ class WholeFCB(nn.Module):
 
 
 def _lrnnet(network: Any) -> None:
-    order = _identity(3)
+    order = torch.arange(3)
     for stage in (network.stage2, network.stage4, network.stage8):
         for i, block in enumerate(stage):
             if isinstance(block, Down):
@@ -259,7 +255,7 @@ def _lrnnet(network: Any) -> None:
                 stage[i] = WholeFCB(block.left, block.right, block.join)
                 order = _after(block.shuffle, order)
             else:  # the paper's baseline has eight convolutions a block: too many to widen
-                assert torch.equal(order, _identity(len(order)))
+                assert torch.equal(order, torch.arange(len(order)))
     if isinstance(network.svn, SVN):
         _inputs(network.svn.query, order)
         _outputs(network.svn.restore, order)

@@ -103,9 +103,10 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         network = networks.build(recipe.network, self.num_classes, **recipe.options)
-        if recipe.init:  # its weights expect its statistics of the images
-            start = _start_from(recipe, network, dataset.labels.names)
-            self.mean, self.std = list(start.mean), list(start.std)
+        # Read once: the file may be gone, or replaced by what it led to, when the run ends.
+        self.start = _start_from(recipe, network, dataset.labels.names) if recipe.init else None
+        if self.start:  # its weights expect its statistics of the images
+            self.mean, self.std = list(self.start.mean), list(self.start.std)
         self.fill = torch.tensor(self.mean, device=self.device)
         self.network = network.to(self.device).train()
         cuda = self.device.type == 'cuda'
@@ -210,8 +211,8 @@ class Trainer:
         """Name the weights files that were learned from, wherever they lay; how the first was trained too."""
         r = self.recipe
         found: dict[str, Any] = {'teachers': [Path(teacher).name for teacher in r.teachers]}
-        if r.init:
-            found |= {'init': Path(r.init).name, 'init_recipe': weights.read_card(r.init).recipe}
+        if self.start:
+            found |= {'init': Path(r.init).name, 'init_recipe': self.start.recipe}
         return found
 
     def _prepare(self, draw: Draw, crop: tuple[int, int]) -> Callable[[Draw], Tensor]:
