@@ -46,21 +46,25 @@ def test_bands_are_upsampling_and_argmax(shape):
     assert len(labels.unique()) > 2
 
 
+@pytest.mark.parametrize('noise', [False, True])
 @pytest.mark.parametrize('shape', [
-    (1, 11, 90, 120, 180, 241), (2, 5, 60, 64, 200, 129), (1, 3, 50, 50, 31, 33)])
-def test_borders_alone_are_upsampling_and_argmax(shape):
-    """Where classes meet in few pixels, only these are upsampled; with noise everywhere, all are."""
-    logits, frames = scene(*shape)
-    found = kernels._label_at_borders(logits, shape[4:])
-    assert found is not None and found.dtype == torch.uint8
-    expected, _ = plain(logits, shape[4:])
-    assert (found == expected).double().mean() >= 0.9999
-    assert torch.equal(kernels.label(logits, shape[4:], False)[0], found)
-    assert len(found.unique()) > 2
-    noise = torch.randn(shape[:4])
-    assert kernels._label_at_borders(noise, shape[4:]) is None
-    expected, _ = plain(noise, shape[4:])
-    assert (kernels.label(noise, shape[4:], False)[0] == expected).double().mean() >= 0.9999
+    (1, 11, 90, 120, 180, 241), (2, 5, 60, 64, 200, 129), (1, 3, 50, 50, 31, 33), (1, 19, 40, 30, 40, 30)])
+def test_compiled_labels_are_upsampling_and_argmax(shape, noise):
+    """Whether classes meet in few cells or in all of them; larger, smaller, and of the same size."""
+    logits = torch.randn(shape[:4]) if noise else scene(*shape)[0]
+    size = shape[4:]
+    found = kernels._label_compiled(logits, size)
+    assert found.dtype == torch.uint8 and len(found.unique()) > 2
+    assert (found == plain(logits, size)[0]).double().mean() >= 0.9999
+    assert torch.equal(kernels.label(logits, size, False)[0], found)
+    assert (found == kernels._label_in_bands(logits, size, False)[0]).double().mean() >= 0.9999
+
+
+def test_labels_without_numba(monkeypatch):
+    logits, _ = scene(*SIZES[0])
+    expected = kernels.label(logits, SIZES[0][4:], False)[0]
+    monkeypatch.setattr(kernels, '_label_cells', None)
+    assert torch.equal(kernels.label(logits, SIZES[0][4:], False)[0], expected)
 
 
 def test_255_classes():

@@ -6,7 +6,7 @@ import signal
 import sys
 
 import rclpy
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
 
@@ -21,9 +21,12 @@ def run(make_node: Callable[[], Node], done: Callable[[Node], bool] = lambda nod
     node = None
     try:
         node = make_node()
+        # Not rclpy.spin_once(node), which adds and removes the node, and wakes up for each, at every message.
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
         # A timeout, since `done` may change without an event, and since a signal must never hang the spin.
         while rclpy.ok() and not done(node):
-            rclpy.spin_once(node, timeout_sec=0.5)
+            executor.spin_once(timeout_sec=0.5)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except ValueError as e:

@@ -16,6 +16,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray
 import numpy as np
 import rclpy
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.time import Time
@@ -157,6 +158,8 @@ class Probe(Node):
         self._publisher: Any = None
         if plays and 'frame' not in parts:
             self._publisher = self.create_publisher(plays, image_topic, RELIABLE)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self)
 
     def play(self, rgb: np.ndarray, stamp_ns: int | None = None, encoding: str = 'rgb8') -> int:
         """Publish a frame, stamped now unless a stamp is given; returns the stamp in ns."""
@@ -184,7 +187,7 @@ class Probe(Node):
         while not until():
             if monotonic() > end or not rclpy.ok():
                 return False
-            rclpy.spin_once(self, timeout_sec=min(0.1, max(0.0, end - monotonic())))
+            self._executor.spin_once(timeout_sec=min(0.1, max(0.0, end - monotonic())))
             for process in processes:
                 process.check()
         return True
