@@ -3,10 +3,11 @@
 """
 What surrounds a network: resize and normalise before it; upsampling, argmax, confidence and overlay after it.
 
-In torch for every device; fused into two Triton kernels for CUDA; labels by Numba on a processor. Tests compare
-these with their twins in torch, which run where Triton or Numba is missing. `available` says whether Triton is
+In torch for every device; fused into two Triton kernels for CUDA; labels by Numba on a processor. Tests
+compare them with their twins in torch, which run where Triton or Numba is missing. `available`: Triton is
 installed; its interpreter (TRITON_INTERPRET=1) runs its kernels on a processor.
 """
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,7 @@ def label(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tens
     return labels.to(torch.uint8), certainty
 
 
+@lru_cache(64)
 def _taps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     For `m` values made of `n`: the two that each is between, and the share of the second.

@@ -165,9 +165,11 @@ class Probe(Node):
         """Publish a frame, stamped now unless a stamp is given; returns the stamp in ns."""
         if self._publisher is None:
             raise ProbeError("a probe that collects 'frame' has a camera beside it and does not play")
+        msg = images.encode(rgb, encoding, Header(frame_id='camera'), Image())
+        # Last of all: what it takes to fill a message in Python is not the node's latency.
         stamp = self.get_clock().now() if stamp_ns is None else Time(nanoseconds=stamp_ns)
-        header = Header(stamp=stamp.to_msg(), frame_id='camera')
-        self._publisher.publish(images.encode(rgb, encoding, header, Image()))
+        msg.header.stamp = stamp.to_msg()
+        self._publisher.publish(msg)
         return stamp.nanoseconds
 
     def play_raw(self, cdr: bytes) -> None:
