@@ -22,6 +22,8 @@ PARAMETERS = {
     'weights': ('path of a weights file, instead of a packaged one', None),
     'resolution': ('size that the network sees: WIDTHxHEIGHT, or native (params_file: as trained)', None),
     'device': ('auto, cpu, cuda or cuda:N (params_file: auto)', None),
+    'backend': ('what runs the network on a processor, such as openvino (params_file: auto)', None),
+    'precision': ('float32, float16 or bfloat16, as the device has it (params_file: auto)', None),
     'image_transport': ('how images come (params_file: raw)', ['', 'raw', 'compressed']),
 }
 OTHERS = {
