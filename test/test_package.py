@@ -123,7 +123,8 @@ def test_launch_file(installed, monkeypatch):
     description = module.generate_launch_description()
     arguments = {e.name: e for e in description.entities if isinstance(e, DeclareLaunchArgument)}
     assert {'model', 'resolution', 'weights', 'device', 'backend', 'precision', 'image_topic',
-            'image_transport', 'params_file', 'namespace', 'use_sim_time', 'log_level', 'use_respawn', 'camera'} <= set(arguments)
+            'image_transport', 'params_file', 'namespace', 'use_sim_time', 'log_level', 'use_respawn',
+            'camera'} <= set(arguments)
     assert all(a.description for a in arguments.values())
     context = launch.LaunchContext()
     context.launch_configurations.update(dict.fromkeys(arguments, ''), use_sim_time='false', log_level='info',
