@@ -108,6 +108,18 @@ def test_shared_memory_profiles_hold_a_4k_image():
     assert [e.text for e in tree.iterfind('.//{*}interfaceWhiteList/{*}address')] == ['127.0.0.1']
 
 
+def test_nav2_layer_knows_every_class():
+    """Each class in one cost type, each cost type declared, and the groups those of the label set."""
+    tree = yaml.safe_load((ROOT / 'config' / 'nav2_semantic_layer.yaml').read_text())
+    camera = tree['local_costmap']['local_costmap']['ros__parameters']['semantic_layer']['camera']
+    types = {name: value['classes'] for name, value in camera.items() if isinstance(value, dict)}
+    assert list(types) == camera['class_types']
+    labels = yaml.safe_load((ROOT / 'config' / 'labels' / 'camvid.yaml').read_text())
+    assert sorted(sum(types.values(), [])) == sorted(c['name'] for c in labels['classes'])
+    assert {name: labels['groups'][name] for name in ('traversable', 'static', 'dynamic')} == {
+        name: types[name] for name in ('traversable', 'static', 'dynamic')}
+
+
 def test_launch_file(installed, monkeypatch):
     """The arguments and nodes of the launch file, where launch and launch_ros are installed."""
     pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution, not from PyPI')
