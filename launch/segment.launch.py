@@ -24,10 +24,12 @@ PARAMETERS = {
     'device': ('auto, cpu, cuda or cuda:N (params_file: auto)', None),
     'backend': ('what runs the network on a processor, such as openvino (params_file: auto)', None),
     'precision': ('float32, float16 or bfloat16, as the device has it (params_file: auto)', None),
+    'cameras': ('names of several cameras, separated by spaces (params_file: one, without a name)', None),
     'image_transport': ('how images come (params_file: raw)', ['', 'raw', 'compressed']),
 }
 OTHERS = {
-    'image_topic': ('image', 'image topic; compressed images come on it with /compressed added', None),
+    'image_topic': ('image', 'image topic, with {camera} for the name of each of several; compressed images '
+                    'come on it with /compressed added', None),
     'params_file': (str(SHARE / 'config' / 'segmentation.yaml'), "YAML of the node's parameters", None),
     'namespace': ('', 'namespace of the nodes', None),
     'use_sim_time': ('false', 'take the time from /clock', ['true', 'false']),
@@ -38,25 +40,39 @@ OTHERS = {
 }
 
 
+def topic_of(camera: str, topic: str) -> str:
+    """Return the image topic of a camera; `camera` is empty where there is only one."""
+    if not camera:
+        return topic
+    if '{camera}' not in topic and topic != 'image':
+        raise ValueError(f'image_topic is {topic!r}; expected {{camera}} in it, since there are several')
+    return topic.replace('{camera}', camera) if '{camera}' in topic else f'{camera}/image'
+
+
 def nodes(context: LaunchContext) -> list[Node]:
     """Make the nodes; only arguments that were given override the params_file."""
     value = context.launch_configurations
     given = {name: ParameterValue(value[name], value_type=str) for name in PARAMETERS if value[name]}
     use_sim_time = {'use_sim_time': value['use_sim_time'] == 'true'}
+    topics = {camera: topic_of(camera, value['image_topic']) for camera in value['cameras'].split() or ['']}
     common = {
         'package': 'lightseg_ros', 'namespace': value['namespace'], 'output': 'screen', 'emulate_tty': True,
-        'arguments': ['--ros-args', '--log-level', value['log_level']],
-        'remappings': [('image', value['image_topic']),
-                       ('image/compressed', f'{value["image_topic"]}/compressed')]}
-    segmentation = Node(
+        'arguments': ['--ros-args', '--log-level', value['log_level']]}
+    started = [Node(
         executable='segmentation_node', name='segmentation', respawn=value['use_respawn'] == 'true',
-        respawn_delay=2.0, parameters=[value['params_file'], {**given, **use_sim_time}], **common)
-    if value['camera'] == 'none':
-        return [segmentation]
-    source = {'source': ParameterValue(value['camera'], value_type=str), 'loop': True}
-    transport = {name: given[name] for name in ('image_transport',) if name in given}
-    return [segmentation, Node(executable='camera_node', name='camera',
-                               parameters=[{**source, **transport, **use_sim_time}], **common)]
+        respawn_delay=2.0, parameters=[value['params_file'], {**given, **use_sim_time}],
+        remappings=[(f'{camera}/image{kind}'.lstrip('/'), topic + kind) for camera, topic in topics.items()
+                    for kind in ('', '/compressed')], **common)]
+    if value['camera'] != 'none':
+        source = {'source': ParameterValue(value['camera'], value_type=str), 'loop': True}
+        transport = {name: given[name] for name in ('image_transport',) if name in given}
+        started += [Node(
+            executable='camera_node', name=f'camera_{camera}'.rstrip('_'),
+            parameters=[{**source, **transport, **use_sim_time}],
+            remappings=[('image', topic), ('image/compressed', f'{topic}/compressed'),
+                        *([('camera_info', f'{camera}/camera_info')] if camera else [])],
+            **common) for camera, topic in topics.items()]
+    return started
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -148,12 +148,12 @@ class Segmenter:
         scale = min(target_w / width, target_h / height)
         return max(64, round(height * scale)), max(64, round(width * scale))
 
-    def warm_up(self, height: int = 480, width: int = 640) -> float:
-        """Run frames of that size until buffers and kernels are made; milliseconds of the last."""
+    def warm_up(self, height: int = 480, width: int = 640, batch: int = 1) -> float:
+        """Run frames of that size until buffers and kernels are made; milliseconds of the last call."""
         frame = np.zeros((height, width, 3), np.uint8)
         for _ in range(2):
             began = perf_counter()
-            self([frame], overlay=True, confidence=True)
+            self([frame] * batch, overlay=True, confidence=True)
         return 1e3 * (perf_counter() - began)
 
     def network_alone(self, frame: np.ndarray) -> Callable[[], None]:

@@ -10,9 +10,17 @@ def test_newest_wins_and_drops_are_counted():
     mailbox: Latest[int] = Latest()
     for i in range(5):
         mailbox.put(i)
-    assert mailbox.take() == 4
-    assert (mailbox.received, mailbox.dropped) == (5, 4)
-    assert mailbox.take(timeout_s=0.01) is None
+    assert mailbox.take() == {'': 4}
+    assert (mailbox.received[''], mailbox.dropped['']) == (5, 4)
+    assert mailbox.take(timeout_s=0.01) == {}
+
+
+def test_every_sender_has_a_place_of_its_own():
+    mailbox: Latest[int] = Latest()
+    for item, sender in ((1, 'front'), (2, 'left'), (3, 'front')):
+        mailbox.put(item, sender)
+    assert mailbox.take() == {'front': 3, 'left': 2}
+    assert mailbox.dropped == {'front': 1} and mailbox.received == {'front': 2, 'left': 1}
 
 
 def test_close_wakes_whoever_waits():
@@ -22,7 +30,7 @@ def test_close_wakes_whoever_waits():
     thread.start()
     mailbox.close()
     thread.join(5)
-    assert not thread.is_alive() and taken == [None] and mailbox.closed
+    assert not thread.is_alive() and taken == [{}] and mailbox.closed
 
 
 def test_after_close_everything_is_dropped():
@@ -30,8 +38,8 @@ def test_after_close_everything_is_dropped():
     mailbox.put(1)
     mailbox.close()
     mailbox.put(2)
-    assert mailbox.take() is None
-    assert (mailbox.received, mailbox.dropped) == (2, 2)
+    assert mailbox.take() == {}
+    assert (mailbox.received[''], mailbox.dropped['']) == (2, 2)
 
 
 def test_no_item_is_lost_uncounted_between_threads():
@@ -39,8 +47,8 @@ def test_no_item_is_lost_uncounted_between_threads():
     taken: list[int] = []
 
     def work():
-        while (item := mailbox.take()) is not None:
-            taken.append(item)
+        while items := mailbox.take():
+            taken.append(items[''])
             time.sleep(0.001)
 
     thread = threading.Thread(target=work)
@@ -52,4 +60,4 @@ def test_no_item_is_lost_uncounted_between_threads():
         time.sleep(0.001)
     mailbox.close()
     thread.join(5)
-    assert taken == sorted(taken) and len(taken) + mailbox.dropped == mailbox.received == 1000
+    assert taken == sorted(taken) and len(taken) + mailbox.dropped[''] == mailbox.received[''] == 1000

@@ -134,7 +134,7 @@ def test_launch_file(installed, monkeypatch):
     from launch.actions import DeclareLaunchArgument
     description = module.generate_launch_description()
     arguments = {e.name: e for e in description.entities if isinstance(e, DeclareLaunchArgument)}
-    assert {'model', 'resolution', 'weights', 'device', 'backend', 'precision', 'image_topic',
+    assert {'model', 'resolution', 'weights', 'device', 'backend', 'precision', 'cameras', 'image_topic',
             'image_transport', 'params_file', 'namespace', 'use_sim_time', 'log_level', 'use_respawn',
             'camera'} <= set(arguments)
     assert all(a.description for a in arguments.values())
@@ -145,3 +145,10 @@ def test_launch_file(installed, monkeypatch):
     assert [n.node_executable for n in module.nodes(context)] == ['segmentation_node', 'camera_node']
     context.launch_configurations['camera'] = 'none'
     assert [n.node_executable for n in module.nodes(context)] == ['segmentation_node']
+    context.launch_configurations.update(cameras='front left', camera='synthetic',
+                                         image_topic='image')
+    assert [n.node_executable for n in module.nodes(context)] == ['segmentation_node', *2 * ['camera_node']]
+    assert module.topic_of('', '/a') == '/a' and module.topic_of('left', 'image') == 'left/image'
+    assert module.topic_of('left', '/{camera}/image_raw') == '/left/image_raw'
+    with pytest.raises(ValueError, match="image_topic is '/a'; expected {camera} in it"):
+        module.topic_of('left', '/a')

@@ -33,9 +33,10 @@ LATCHED = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
 class Peer:
     """A node of the test's own, that publishes images and keeps what comes back."""
 
-    def __init__(self, process, name='segmentation', kind=Image, topic='/image', qos=RELIABLE):
+    def __init__(self, process, name='segmentation', kind=Image, topic='/image', qos=RELIABLE, camera=''):
         self.process = process
-        self.name = name
+        self.name = f'{name}/{camera}' if camera else name
+        status = f'{name}: {camera} frames' if camera else f'{name}: frames'
         self.node = rclpy.create_node('tester')
         self.publisher = self.node.create_publisher(kind, topic, qos)
         self.got = {'label': [], 'overlay': [], 'confidence': []}
@@ -43,7 +44,7 @@ class Peer:
         self.subscribe('label')
         self.node.create_subscription(
             DiagnosticArray, '/diagnostics',
-            lambda m: self.status.extend(s for s in m.status if s.name == f'{name}: frames'), 10)
+            lambda m: self.status.extend(s for s in m.status if s.name == status), 10)
         self.spin(self.publisher.get_subscription_count, 60)
         # Both ends have to find each other, in both directions; until then frames and labels may be lost.
         self.sent = 0
@@ -289,6 +290,37 @@ def settled(tester):
             return counts
 
 
+def test_several_cameras(ros, random_weights, reference, tmp_path):
+    """Topics, headers, sizes and counts of their own; what is wrong with one camera is not the other's."""
+    with nodes(own('many', tmp_path, {'weights': str(random_weights), 'resolution': '128x96',
+                                      'diagnostics_rate': 10.0, 'cameras': 'front left'})) as (process,):
+        front, left = (Peer(process, 'many', topic=f'/{name}/image', camera=name)
+                       for name in ('front', 'left'))
+        before = settled(front), settled(left)
+        pictures = [picture(seed=5), picture(90, 200, seed=6)]
+        for i in range(3):
+            sent = [images.encode(frame, 'rgb8', peer.header(f'{peer.name} {i}'), Image())
+                    for frame, peer in zip(pictures, (front, left))]
+            front.publisher.publish(sent[0])
+            labels_of = [left.send(sent[1])]
+            front.spin(lambda: front.got['label'][-1].header == sent[0].header)  # noqa: B023
+            labels_of.insert(0, front.got['label'][-1])
+            for label, frame, msg in zip(labels_of, pictures, sent):
+                assert label.header == msg.header and (label.height, label.width) == frame.shape[:2]
+                assert (images.decode(label)[..., 0] == reference([frame])[0].labels).mean() > 0.999
+        left.publisher.publish(Image(header=left.header(), height=10, width=10, encoding='jp2', step=30))
+        left.spin(lambda: left.status and left.status[-1].level == b'\x02')
+        # Diagnostics from before have queued up here.
+        front.spin(lambda: front.status
+                   and int(dict_of(front.status[-1])['received']) == before[0]['received'] + 3)
+        counts = [{k: v - b[k] for k, v in settled(peer).items()} for peer, b in zip((front, left), before)]
+        front.close()
+        left.close()
+    assert counts == [{'received': 3, 'processed': 3, 'dropped': 0, 'failed': 0},
+                      {'received': 4, 'processed': 3, 'dropped': 0, 'failed': 1}]
+    assert 'left frame failed' in process.log.read_text()
+
+
 def test_compressed_transport(ros, random_weights, tmp_path):
     with nodes(own('packed', tmp_path, {'weights': str(random_weights), 'resolution': '128x96',
                                         'image_transport': 'compressed'})) as (process,):
@@ -320,6 +352,7 @@ def test_clean_exit(ros, random_weights, tmp_path, numbers):
     ('model:=segnet', "no packaged weights for 'segnet'; packaged:"),
     ('resolution:=big', "resolution is 'big'; expected WIDTHxHEIGHT"),
     ('overlay_alpha:=2.0', "'overlay_alpha' is 2.0; expected 0.0 to 1.0"),
+    ('cameras:="front front"', "'cameras' is 'front front'; expected names"),
 ])
 def test_a_wrong_parameter_is_one_line_and_exit_code_1(random_weights, parameter, message):
     weights = [] if parameter.startswith('model') else ['-p', f'weights:={random_weights}']

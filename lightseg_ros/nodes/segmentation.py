@@ -1,8 +1,9 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation node: camera images in; label, overlay, confidence and diagnostics out."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import json
+import re
 import sys
 import threading
 from time import perf_counter, sleep
@@ -62,6 +63,9 @@ class SegmentationParameters:
         read_only=True)
     threads: int = parameter(
         0, 'Threads of the processor; 0 takes one for each core.', limits=(0, 1024), read_only=True)
+    cameras: str = parameter(
+        '', 'Names of several cameras, such as "front left": subscribes to front/image, publishes '
+        '~/front/label, and so on; empty for one camera without a name.', read_only=True)
     image_transport: str = parameter(
         'raw', 'raw subscribes to image, compressed to image/compressed.', choices=tuple(INPUTS),
         read_only=True)
@@ -72,13 +76,42 @@ class SegmentationParameters:
     diagnostics_rate: float = parameter(
         1.0, 'Messages a second on /diagnostics.', limits=(0.1, 100.0), read_only=True)
 
+    def __post_init__(self) -> None:
+        names = self.cameras.split()
+        if len(set(names)) < len(names) or not all(re.fullmatch('[A-Za-z][A-Za-z0-9_]*', n) for n in names):
+            raise ValueError(f"parameter 'cameras' is {self.cameras!r}; expected names of letters, digits "
+                             'and _ that start with a letter, each once, separated by spaces')
+
+
+@dataclass
+class Camera:
+    """Where the results of a camera go, what is known of its frames; an only one has an empty name."""
+
+    name: str
+    label: Publisher
+    overlay: Publisher
+    confidence: Publisher
+    health: Health = field(default_factory=Health)
+
+
+@dataclass
+class Frame:
+    """A frame under way: its message, its pixels (H, W, 3) uint8 RGB, when it was taken, milliseconds."""
+
+    camera: Camera
+    msg: Image | CompressedImage
+    pixels: np.ndarray
+    began: float
+    stage_ms: dict[str, float]
+
 
 class SegmentationNode(Node):
     """
     Subscribes to `image` (or `image/compressed`), publishes `~/label`, `~/overlay`, `~/confidence`.
 
     The executor only puts the newest image into a mailbox; a worker thread decodes, segments and publishes.
-    A frame that fails is counted, logged and forgotten.
+    A frame that fails is counted, logged and forgotten. Of several cameras, CUDA runs what has come as one
+    batch; a processor gains nothing from that and takes one frame after the other, which is sooner done.
     """
 
     def __init__(self) -> None:
@@ -87,13 +120,19 @@ class SegmentationNode(Node):
         self._segmenter = segmenter.load(p.weights or p.model, p.device, p.resolution,
                                          resize_mode=p.resize_mode, overlay_alpha=p.overlay_alpha,
                                          backend=p.backend, precision=p.precision, threads=p.threads)
-        self._segmenter.warm_up()
-        self._health = Health()
+        names = p.cameras.split() or ['']
+        self._batch = len(names) if self._segmenter.device.type == 'cuda' else 1
+        for batch in range(1, self._batch + 1):
+            self._segmenter.warm_up(batch=batch)
         self._mailbox: Latest[Image | CompressedImage] = Latest()
         overriding = QoSOverridingOptions.with_default_policies()
-        self._label, self._overlay, self._confidence = (
-            self.create_publisher(Image, f'~/{name}', RESULT_QOS, qos_overriding_options=overriding)
-            for name in ('label', 'overlay', 'confidence'))
+        self._cameras: dict[str, Camera] = {}
+        for name in names:
+            label, overlay, confidence = (
+                self.create_publisher(Image, f'~/{_inside(name)}{kind}', RESULT_QOS,
+                                      qos_overriding_options=overriding)
+                for kind in ('label', 'overlay', 'confidence'))
+            self._cameras[name] = Camera(name, label, overlay, confidence)
         self._label_info = self._publish_label_info()
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # Steady time: with use_sim_time and a paused bag the diagnostics must not stop.
@@ -103,10 +142,11 @@ class SegmentationNode(Node):
         self._worker = threading.Thread(target=self._work, name='segmentation', daemon=True)
         self._worker.start()
         kind, topic = INPUTS[p.image_transport]
-        self._subscription = self.create_subscription(
-            kind, topic, self._on_image, SENSOR_QOS, qos_overriding_options=overriding)
+        images_of = [self.create_subscription(
+            kind, _inside(name) + topic, lambda msg, camera=camera: self._on_image(camera, msg), SENSOR_QOS,
+            qos_overriding_options=overriding) for name, camera in self._cameras.items()]
         self.get_logger().info(f'{self._segmenter.describe()}; waiting for '
-                               f'{self._subscription.topic_name}')
+                               f'{", ".join(subscription.topic_name for subscription in images_of)}')
 
     def destroy_node(self) -> None:
         """Let the worker finish its frame, then take down publishers and subscription."""
@@ -115,64 +155,83 @@ class SegmentationNode(Node):
             self._worker.join(timeout=10.0)
         super().destroy_node()
 
-    def _on_image(self, msg: Image | CompressedImage) -> None:
-        self._health.frame_received()
-        self._mailbox.put(msg)
+    def _on_image(self, camera: Camera, msg: Image | CompressedImage) -> None:
+        camera.health.frame_received()
+        self._mailbox.put(msg, camera.name)
         # Let the worker have the interpreter: else it waits 0.4 ms for the executor to prepare its next wait.
         sleep(2e-4)
 
     def _work(self) -> None:
         while not self._mailbox.closed:
-            msg = self._mailbox.take()
-            if msg is None:
-                continue
-            try:
-                self._segment(msg)
-            except Exception as e:  # one bad frame, whatever is wrong with it, must not end the node
-                # A signal shuts the context down under us; a frame lost to that did not fail.
-                if self.context.ok():
-                    self._health.frame_failed(str(e))
-                    self.get_logger().error(f'frame failed: {e}', throttle_duration_sec=5.0)
+            frames: list[Frame] = []
+            for name, msg in self._mailbox.take().items():
+                camera, began = self._cameras[name], perf_counter()
+                try:
+                    pixels = images.decode(msg)
+                    stage_ms = {'decode': 1e3 * (perf_counter() - began)}
+                    frames.append(Frame(camera, msg, pixels, began, stage_ms))
+                except Exception as e:  # one bad frame, whatever is wrong with it, must not end the node
+                    self._failed(camera, e)
+            while frames:
+                batch, frames = frames[:self._batch], frames[self._batch:]
+                self._segment(batch)
 
-    def _segment(self, msg: Image | CompressedImage) -> None:
+    def _failed(self, camera: Camera, error: Exception) -> None:
+        # A signal shuts the context down under us; a frame lost to that did not fail.
+        if self.context.ok():
+            camera.health.frame_failed(str(error))
+            self.get_logger().error(f'{camera.name} frame failed: {error}'.lstrip(),
+                                    throttle_duration_sec=5.0)
+
+    def _segment(self, frames: list[Frame]) -> None:
         p = self._settings
-        began = perf_counter()
-        frame = images.decode(msg)
-        decoded = perf_counter()
-        wanted = {self._overlay: p.publish_overlay, self._confidence: p.publish_confidence}
-        overlay, confidence = (on and publisher.get_subscription_count() > 0
-                               for publisher, on in wanted.items())
-        prediction, = self._segmenter([frame], overlay=overlay, confidence=confidence)
-        segmented = perf_counter()
-        self._publish(self._label, prediction.labels, 'mono8', msg)
-        self._publish(self._overlay, prediction.overlay, 'rgb8', msg)
-        self._publish(self._confidence, prediction.confidence, 'mono8', msg)
-        stage_ms = {'decode': 1e3 * (decoded - began), **prediction.stage_ms,
-                    'publish': 1e3 * (perf_counter() - segmented), 'total': 1e3 * (perf_counter() - began)}
-        stamp = Time.from_msg(msg.header.stamp, clock_type=self.get_clock().clock_type)
+        try:
+            overlay = p.publish_overlay and any(_wanted(frame.camera.overlay) for frame in frames)
+            confidence = p.publish_confidence and any(_wanted(frame.camera.confidence) for frame in frames)
+            predictions = self._segmenter([frame.pixels for frame in frames], overlay=overlay,
+                                          confidence=confidence)
+        except Exception as e:
+            if len(frames) == 1:
+                self._failed(frames[0].camera, e)
+            else:  # which of them it was shows when each is alone
+                for frame in frames:
+                    self._segment([frame])
+            return
+        for frame, prediction in zip(frames, predictions):
+            try:
+                self._publish(frame, prediction)
+            except Exception as e:
+                self._failed(frame.camera, e)
+
+    def _publish(self, frame: Frame, prediction: segmenter.Prediction) -> None:
+        segmented, camera, header = perf_counter(), frame.camera, frame.msg.header
+        camera.label.publish(images.encode(prediction.labels, 'mono8', header, Image()))
+        for publisher, array, encoding in ((camera.overlay, prediction.overlay, 'rgb8'),
+                                           (camera.confidence, prediction.confidence, 'mono8')):
+            if array is not None and _wanted(publisher):
+                publisher.publish(images.encode(array, encoding, header, Image()))
+        done = perf_counter()
+        stage_ms = {**frame.stage_ms, **prediction.stage_ms, 'publish': 1e3 * (done - segmented),
+                    'total': 1e3 * (done - frame.began)}
+        stamp = Time.from_msg(header.stamp, clock_type=self.get_clock().clock_type)
         if stamp.nanoseconds:
             stage_ms['age'] = (self.get_clock().now() - stamp).nanoseconds / 1e6
-        self._health.frame_processed(stage_ms)
-
-    @staticmethod
-    def _publish(publisher: Publisher, array: np.ndarray | None, encoding: str,
-                 source: Image | CompressedImage) -> None:
-        if array is not None:
-            publisher.publish(images.encode(array, encoding, source.header, Image()))
+        camera.health.frame_processed(stage_ms)
 
     def _apply(self, new: SegmentationParameters) -> None:
         self._segmenter.overlay_alpha = new.overlay_alpha
         self._settings = new
 
     def _publish_diagnostics(self) -> None:
-        status = self._health.status(
-            self._mailbox.dropped, {'model': self._segmenter.card.network, **self._segmenter.resources()})
         msg = DiagnosticArray()
         msg.header.stamp = self.get_clock().now().to_msg()
-        msg.status.append(DiagnosticStatus(
-            level=bytes([status.level]), message=status.summary,
-            name=f'{self.get_fully_qualified_name()[1:]}: frames', hardware_id=str(self._segmenter.device),
-            values=[KeyValue(key=k, value=v) for k, v in status.values.items()]))
+        more = {'model': self._segmenter.card.network, **self._segmenter.resources()}
+        for name, camera in self._cameras.items():
+            status = camera.health.status(self._mailbox.dropped[name], more)
+            msg.status.append(DiagnosticStatus(
+                level=bytes([status.level]), message=status.summary, hardware_id=str(self._segmenter.device),
+                name=f'{self.get_fully_qualified_name()[1:]}: {name} frames'.replace('  ', ' '),
+                values=[KeyValue(key=k, value=v) for k, v in status.values.items()]))
         self._diagnostics.publish(msg)
 
     def _publish_label_info(self) -> Publisher:
@@ -188,6 +247,15 @@ class SegmentationNode(Node):
         msg.header.stamp = self.get_clock().now().to_msg()
         publisher.publish(msg)
         return publisher
+
+
+def _inside(camera: str) -> str:
+    """Return the start of the names of a camera's topics."""
+    return f'{camera}/' if camera else ''
+
+
+def _wanted(publisher: Publisher) -> bool:
+    return publisher.get_subscription_count() > 0
 
 
 def main() -> None:
