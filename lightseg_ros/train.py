@@ -362,7 +362,9 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
         counted = 0
         bar.set_postfix(epoch=epoch + 1, loss=rows[-1]['loss'], miou=miou, img_s=rows[-1]['images_per_s'])
 
-    bar = tqdm(total=total, unit='step', desc=recipe.network, dynamic_ncols=True, disable=not first,
+    # In seconds where these end the run: steps of the schedule would not be those that were done.
+    length, unit = (round(recipe.budget_s), 's') if recipe.budget_s else (total, 'step')
+    bar = tqdm(total=length, unit=unit, desc=recipe.network, dynamic_ncols=True, disable=not first,
                mininterval=0.5 if sys.stderr.isatty() else 30)
     share = recipe.batch // trainer.world
     drawn, saved = None, opened
@@ -370,7 +372,7 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
         epoch, i = divmod(trainer.step, steps)
         seconds, spent = clock()
         at = position(trainer.step, seconds)
-        bar.update(min(total, round(at)) - bar.n)
+        bar.update(min(length, round(length * at / total)) - bar.n)
         if at >= total:
             if counted:
                 end_epoch(epoch, at, seconds)
