@@ -149,11 +149,15 @@ class Segmenter:
         return max(64, round(height * scale)), max(64, round(width * scale))
 
     def warm_up(self, height: int = 480, width: int = 640, batch: int = 1) -> float:
-        """Run frames of that size until buffers and kernels are made; milliseconds of the last call."""
-        frame = np.zeros((height, width, 3), np.uint8)
-        for _ in range(2):
+        """
+        Run frames of that size until buffers and kernels are made; milliseconds of the last call.
+
+        For labels alone, and for all that there is.
+        """
+        frames = [np.zeros((height, width, 3), np.uint8)] * batch
+        for everything in (False, False, True, True):
             began = perf_counter()
-            self([frame] * batch, overlay=True, confidence=True)
+            self(frames, overlay=everything, confidence=everything)
         return 1e3 * (perf_counter() - began)
 
     def network_alone(self, frame: np.ndarray) -> Callable[[], None]:

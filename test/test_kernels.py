@@ -88,7 +88,14 @@ def test_labels_do_not_depend_on_what_else_is_wanted():
 
 
 @pytest.mark.parametrize('alpha', [0.0, 0.3, 1.0])
-def test_overlay_is_the_blend_to_the_byte(alpha):
+def test_overlay_is_the_blend_to_the_byte(alpha, monkeypatch):
+    """Compiled by Numba, and in torch."""
+    check_overlay(alpha)
+    monkeypatch.setattr(kernels, '_blend_pixels', None)
+    check_overlay(alpha)
+
+
+def check_overlay(alpha):
     logits, frames = scene(*SIZES[0])
     labels, overlay, _ = kernels.postprocess(logits, frames, PALETTE, alpha, overlay=True, confidence=False)
     share = round(alpha * 128) / 128
