@@ -7,6 +7,7 @@ In torch for every device; fused into two Triton kernels for CUDA; labels by Num
 compare them with their twins in torch, which run where Triton or Numba is missing. `available`: Triton is
 installed; its interpreter (TRITON_INTERPRET=1) runs its kernels on a processor.
 """
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -113,22 +114,23 @@ else:
         return best
 
     @_compiled
-    def _label_cells(logits, above, share_y, first, share_x, labels):
+    def _label_cells(logits, above, share_y, first, share_x, labels, begin, end):
         """
         Upsample (N, h, w, K) float32 bilinearly, take the highest: writes `labels` (N, H, W) uint8.
 
         A cell is what lies between four logits. Where one class is in front in all four, so it is in every
         mixture of them, and no mixture is made: exact. Row y lies below logits' row above[y] by
-        share_y[y]; columns first[j] to first[j + 1] lie right of logits' column j, each by its share_x.
+        share_y[y]; columns first[j] to first[j + 1] lie right of logits' column j, each by its share_x. Only
+        rows `begin` to `end` are written: several threads share an image.
         """
         n, h, w, classes = logits.shape
         coarse = np.empty((h, w), np.uint8)
         mixed = np.empty(classes, np.float32)
         for i in range(n):
-            for y in range(h):
+            for y in range(above[begin], min(above[end - 1] + 2, h)):
                 for x in range(w):
                     coarse[y, x] = _front(logits[i, y, x])
-            for y in range(above.size):
+            for y in range(begin, end):
                 top = above[y]
                 bottom = min(top + 1, h - 1)
                 for left in range(w):
@@ -145,8 +147,9 @@ else:
                                 mixed[k] = (logits[i, top, left, k] * a + logits[i, top, right, k] * b
                                             + logits[i, bottom, left, k] * c
                                             + logits[i, bottom, right, k] * d)
-                            label = _front(mixed)
-                        labels[i, y, x] = label
+                            labels[i, y, x] = _front(mixed)
+                        else:
+                            labels[i, y, x] = label
 
     @_compiled
     def _blend_pixels(frames, labels, paint, keep, reversed_channels, blended):
@@ -221,7 +224,8 @@ def label(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tens
     """Upsample to `size` (H, W), take the highest: class ids and, if wanted, confidence, (N, H, W) uint8."""
     logits = logits.float()
     if logits.device.type == 'cpu':
-        if _label_cells is not None and not confidence:
+        # Logits of the frame's size (FBSNet's) need no mixing, which torch is quicker with, on all cores.
+        if _label_cells is not None and not confidence and logits.shape[2:] != size:
             return _label_compiled(logits, size), logits.new_empty(0)
         return _label_in_bands(logits, size, confidence)
     if logits.shape[2:] != size:
@@ -248,13 +252,24 @@ def _taps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return first, np.minimum(first + 1, n - 1), position - first.astype(np.float32)
 
 
+@lru_cache(1)
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(3, 'labels')
+
+
 def _label_compiled(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Label in one pass: 1 ms instead of 5.5 in bands, at 640x480 with 11 classes on one core."""
     n, _, h, w = logits.shape
     (above, _, share_y), (left, _, share_x) = _taps(h, size[0]), _taps(w, size[1])
     first = np.searchsorted(left, np.arange(w + 1, dtype=np.int32))
     labels = np.empty((n, *size), np.uint8)
-    _label_cells(logits.permute(0, 2, 3, 1).contiguous().numpy(), above, share_y, first, share_x, labels)
+    work = (logits.permute(0, 2, 3, 1).contiguous().numpy(), above, share_y, first, share_x, labels)
+    parts = min(torch.get_num_threads(), 4)
+    bounds = np.linspace(0, size[0], parts + 1).astype(np.int64)
+    others = [_threads().submit(_label_cells, *work, *bounds[i:i + 2]) for i in range(1, parts)]
+    _label_cells(*work, *bounds[:2])
+    for other in others:
+        other.result()
     return torch.from_numpy(labels)
 
 
