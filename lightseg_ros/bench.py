@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 FORMAT = 'lightseg-bench-1'
 NETWORKS = ('laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet')
 # Share of pixels with the reference's label, in percent, that a precision must reach with trained weights.
-AGREEMENT = {'float32': 99.99, 'float16': 99.9, 'bfloat16': 99.0}
+AGREEMENT = {'float32': 99.99, 'float16': 99.8, 'bfloat16': 99.0}
 
 
 class BenchError(ValueError):
@@ -109,16 +109,19 @@ class Row:
 
 def bench(names: Sequence[str] = NETWORKS, resolutions: Sequence[tuple[int, int]] = ((480, 360),),
           contenders: Sequence[Contender] = (AUTO,), *, device: str = 'auto',
-          threads: int = 0, rounds: int = 10, each: int = 5, strict: bool = True) -> dict[str, Any]:
+          threads: int = 0, rounds: int = 10, each: int = 5, strict: bool = True,
+          out: Path | None = None) -> dict[str, Any]:
     """
     Measure every combination; returns a result as `write` takes it.
 
     `names`: packaged networks or paths of weights files; one without packaged weights runs with random ones,
     which the row says. `resolutions`: (width, height) of frames and network alike. `rounds` of `each` calls.
     With `strict`, labels that differ from the reference's more than `AGREEMENT` allows raise `BenchError`.
+    `out`: file that is written after every network, so that what ends the run does not take all with it.
     """
     rows: list[Row] = []
     rates: dict[str, dict[str, float]] = {}
+    result: dict[str, Any] = {**environment(device), 'rates': rates}
     for name in names:
         network, card, kind = _load(name)
         for resolution in resolutions:
@@ -126,7 +129,10 @@ def bench(names: Sequence[str] = NETWORKS, resolutions: Sequence[tuple[int, int]
                                    threads=threads, rounds=rounds, each=each, rates=rates, strict=strict)
             for row in rows[-len(contenders):]:
                 print(line(row), flush=True)
-    return {**environment(device), 'rates': rates, 'rows': [asdict(r) for r in rows]}
+        result['rows'] = [asdict(r) for r in rows]
+        if out:
+            write(result, out)
+    return result
 
 
 def line(row: Row) -> str:
@@ -266,11 +272,13 @@ def startup(model: str, *, device: str = 'auto', backend: str = 'auto', precisio
             's([np.zeros((480, 640, 3), np.uint8)])\nprint("done", flush=True)\n')
     seconds = []
     with tempfile.TemporaryDirectory() as cache:
+        caches = {'XDG_CACHE_HOME': cache, 'NUMBA_CACHE_DIR': f'{cache}/numba',
+                  'TRITON_CACHE_DIR': f'{cache}/triton', 'TORCHINDUCTOR_CACHE_DIR': f'{cache}/inductor'}
         for _ in range(1 + repeats):
             began = perf_counter()
-            with subprocess.Popen([sys.executable, '-c', code, model, device, backend, precision],
-                                  env={**os.environ, 'XDG_CACHE_HOME': cache}, stdout=subprocess.PIPE,
-                                  stderr=subprocess.PIPE, text=True) as process:
+            with subprocess.Popen([sys.executable, '-c', code, model, device, backend, precision], text=True,
+                                  env=os.environ | caches, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE) as process:
                 assert process.stdout and process.stderr
                 said = process.stdout.readline()
                 seconds.append(perf_counter() - began)
@@ -371,16 +379,17 @@ def _bench_network(network: nn.Module, card: Card, kind: str, frames: list[np.nd
     if threads:
         torch.set_num_threads(threads)
     eager = Eager(network, card, where)
-    truth = [eager.labels(frame) for frame in frames]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # torch's float32 is TF32 unless told
+        truth = [eager.labels(frame) for frame in frames]
     rows: list[Row] = []
     runs: list[tuple[Callable[[], None], Callable[[np.ndarray], Any]]] = [
         (_network_alone(eager.run, eager.prepare(frames[0]), where), eager.labels)]
     for contender in contenders:
-        before = _memory(where)
+        before = _memory(where, start=True)
         segment = Segmenter(network, card, device, 'native', backend=contender.backend,
                             precision=contender.precision, threads=threads)
         found = [segment([frame])[0].labels for frame in frames]
-        memory = _memory(where) - (before if where.type == 'cpu' else 0)
+        memory = _memory(where) - before
         agreement = 100 * float(np.mean([a == b for a, b in zip(found, truth)]))
         allowed = AGREEMENT[segment.precision]
         if strict and kind == 'trained' and not agreement >= allowed:
@@ -421,6 +430,8 @@ def _network_alone(run: Callable[[Tensor], Any], x: Tensor, device: torch.device
 
 
 def _stream_fps(segment: Segmenter, frames: list[np.ndarray], count: int) -> float:
+    for _ in segment.stream(frames[i % len(frames)] for i in range(4)):
+        pass  # what a second frame under way needs is made
     began = perf_counter()
     done = sum(1 for _ in segment.stream(frames[i % len(frames)] for i in range(count)))
     return done / (perf_counter() - began)
@@ -500,9 +511,12 @@ def _miou(card: Card) -> float | None:
     return None
 
 
-def _memory(device: torch.device) -> float:
-    """MB: peak that torch held on a GPU, or the process's resident set."""
+def _memory(device: torch.device, *, start: bool = False) -> float:
+    """MB: peak that torch held on a GPU since `start`, or the process's resident set."""
     if device.type == 'cuda':
+        if start:
+            torch.cuda.reset_peak_memory_stats(device)
+            return torch.cuda.memory_allocated(device) / 1e6
         return torch.cuda.max_memory_allocated(device) / 1e6
     return segmenter.resident_mb()
 

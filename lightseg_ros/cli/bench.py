@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int | None:
         names = args.networks or bench.NETWORKS
         contenders = [bench.parse_contender(c) for c in args.contenders]
         result = bench.bench(names, [parse_size(r) for r in args.resolutions], contenders, device=args.device,
-                             threads=args.threads, rounds=args.rounds)
+                             threads=args.threads, rounds=args.rounds, out=args.out)
         print('\n'.join(bench.means(result)))
         if args.startup:
             first = contenders[0]
