@@ -4,12 +4,14 @@
 from collections.abc import Callable, Sequence
 import copy
 import csv
+import fcntl
 import logging
 import math
 import operator
 import os
 from pathlib import Path
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -121,7 +123,10 @@ class Trainer:
         self.model: nn.Module = self.network
         self._place(layouts[0])
         if cuda and len(layouts) > 1 and self.world == 1:  # several processes must agree on one
-            self._place(min(layouts, key=self._seconds_in))
+            # One process of train-all at a time, so that they don't slow each other's down.
+            with open(Path(tempfile.gettempdir()) / f'lightseg-{os.getuid()}.lock', 'w') as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._place(min(layouts, key=self._seconds_in))
         if self.mode == 'compile':
             self.model = torch.compile(self.network, dynamic=False)  # type: ignore[assignment]
         if self.world > 1:
@@ -237,8 +242,12 @@ class Trainer:
         with torch.cuda.graph(graph):
             loss = self.forward_backward(static, crop)
         self.network.load_state_dict(before)  # the warm-up moved the statistics of the norms
+        # A graph writes into its own gradients; another crop's has others.
+        gradients_of = [(p, p.grad) for p in self.network.parameters()]
 
         def replay(drawn: Draw) -> Tensor:
+            for p, gradient in gradients_of:
+                p.grad = gradient
             for to, source in zip(static, drawn):
                 if to is not None and source is not None:
                     to.copy_(source)

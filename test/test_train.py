@@ -133,6 +133,7 @@ def test_training_learns_and_leaves_a_card(scenes, tmp_path, device):
     assert card.metrics['val']['miou'] == scored[-1]
     assert cv2.imread(str(tmp_path / 'curve.png')).std() > 5
     # The file on disk scores what its card says.
+    pytest.importorskip('rosbags', reason='rosbags is not installed, which lightseg evaluate needs')
     assert main(['evaluate', '--model', str(path), '--data', 'folder', '--data-root', str(scenes), '--split',
                  'val', '--device', device, '--json', str(tmp_path / 'val.json')]) == 0
     measured = json.loads((tmp_path / 'val.json').read_text())
@@ -354,22 +355,27 @@ def test_the_first_part_has_zooms_of_its_own(scenes, tmp_path, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 @pytest.mark.parametrize('network', ['laanet', 'fbsnet', 'elanet', 'lrnnet', 'affnet'])
-def test_the_graph_does_what_the_eager_step_does(scenes, network):
-    """Largest relative difference of loss and weights after five steps, float32."""
+def test_the_graph_does_what_the_eager_step_does(scenes, network, monkeypatch):
+    """
+    Losses and gradients of two batches in turns, at the same weights, float32.
+
+    Gradients of the two batches differ by more than their own size, so a replay of the wrong one shows; after
+    steps of learning rounding alone would tell the two apart.
+    """
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     results = []
-    torch.backends.cudnn.allow_tf32 = False
     for mode in ('eager', 'graph'):
         trainer = train.Trainer(replace(TINY, network=network), data.load('folder', 'train', scenes),
                                 device='cuda', mode=mode)
         drawn = trainer.draw(0, (64, 64))
         halves = [drawn.map(operator.itemgetter(half)) for half in (slice(0, 4), slice(4, 8))]
-        losses = [float(trainer.train_step(halves[i % 2], (64, 64), i)) for i in range(5)]
-        results.append((torch.tensor(losses), torch.cat([p.detach().flatten().cpu()
-                                                         for p in trainer.network.parameters()])))
-    (loss, parameters), (loss2, parameters2) = results
-    error = float((parameters - parameters2).norm() / parameters.norm())
-    print(network, 'losses', (loss - loss2).abs().max(), 'weights', error)
-    assert torch.allclose(loss, loss2, rtol=0.02) and error < 0.02
+        step = trainer._prepare(halves[0], (64, 64))
+        results.append([(float(step(halves[i % 2])), torch.cat(
+            [p.grad.flatten() for p in trainer.network.parameters()]).cpu()) for i in range(4)])
+    for (loss, gradient), (loss2, gradient2) in zip(*results):
+        print(network, loss, loss2, float((gradient - gradient2).norm() / gradient.norm()))
+        assert loss2 == pytest.approx(loss, rel=1e-3)
+        assert (gradient - gradient2).norm() < 0.25 * gradient.norm()
 
 
 def test_recipes_are_the_papers():

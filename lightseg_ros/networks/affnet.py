@@ -13,7 +13,7 @@ change "at the 6th" bottleneck is read as the 7th: the 6th would cost 0.13 M mor
 import torch
 from torch import nn, Tensor
 
-from .layers import check_choice, conv, Down, global_mean, initialise, resize, size
+from .layers import check_choice, conv, Down, global_mean, initialise, resize, size, upsample
 
 FUSIONS = ('concat+ewa', 'ewa', 'ewa+concat', 'concat')
 
@@ -204,4 +204,4 @@ class AFFNet(nn.Module):
         f2 = self.stage16(f1)
         f3 = self.stage32(f2)
         y = self.fusion([f1, f2, f3, self.context(f3)])
-        return resize(self.classifier(y), x)
+        return upsample(self.classifier(y), x)

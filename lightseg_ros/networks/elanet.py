@@ -13,7 +13,7 @@ are not published: 4 five times, then 8 six times, of which the released list is
 import torch
 from torch import nn, Tensor
 
-from .layers import BNPReLU, check_stages, conv, ConvBNPReLU, global_mean, initialise, resize
+from .layers import BNPReLU, check_stages, conv, ConvBNPReLU, global_mean, initialise, resize, upsample
 
 
 class CCA(nn.Module):
@@ -147,7 +147,7 @@ class ELANet(nn.Module):
         c0 = self.down8(self.norm4(torch.cat([b, b0], 1)))
         c = self.norm8(torch.cat([c0, self.stage8(c0)], 1))
         y = self.fusion(a, b, c)
-        return resize(self.classifier(self.dropout(y)), x)
+        return upsample(self.classifier(self.dropout(y)), x)
 
 
 def elanet_released(num_classes: int, *,

@@ -23,6 +23,7 @@ from .layers import (
     initialise,
     resize,
     Shuffle,
+    upsample,
 )
 
 INTERACTIONS = ('cross', 'one_way', 'none')
@@ -165,4 +166,4 @@ class LAANet(nn.Module):
         f8 = self.stage8(f4)
         y = self.affu4(f4, self.adpp(f8))
         y = self.affu2(f2, y)
-        return resize(self.classifier(y), x)
+        return upsample(self.classifier(y), x)

@@ -111,6 +111,17 @@ def resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=size(like), mode='bilinear', align_corners=False)
 
 
+def upsample(logits: Tensor, like: Tensor) -> Tensor:
+    """
+    Resize logits to `like`, in float32 while training in mixed precision.
+
+    CUDA adds up the gradient of a resize in the type of its input: in bfloat16, eight times upsampled, 2.6 %
+    of it are lost.
+    """
+    mixed = logits.requires_grad and logits.dtype in (torch.bfloat16, torch.float16)
+    return resize(logits.float() if mixed else logits, like)
+
+
 def crop(x: Tensor, like: Tensor) -> Tensor:
     """Leave out rows at the bottom and columns on the right that `like` does not have."""
     h, w = size(like)

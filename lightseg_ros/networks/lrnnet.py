@@ -14,7 +14,7 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 
-from .layers import check_choice, conv, Down, initialise, resize, Shuffle, size
+from .layers import check_choice, conv, Down, initialise, Shuffle, size, upsample
 
 SCALES = ((), (8,), (8, 4), (8, 4, 2), (16,), (4,))
 KEYS = ('svn', 'max', 'avg', 'full')
@@ -188,4 +188,4 @@ class LRNNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         f8 = self.stage8(self.stage4(self.stage2(x)))
-        return resize(self.classifier(self.svn(f8)), x)
+        return upsample(self.classifier(self.svn(f8)), x)
