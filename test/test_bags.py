@@ -6,14 +6,17 @@ import tracemalloc
 import cv2
 import numpy as np
 import pytest
-from rosbags.rosbag1 import Writer as Writer1
-from rosbags.rosbag2 import CompressionMode, StoragePlugin
-from rosbags.rosbag2 import Writer as Writer2
-from rosbags.rosbag2.enums import CompressionFormat
 
-from lightseg_ros import bags, images, labels
-from lightseg_ros.bags import Bag, BagError, NS
-from lightseg_ros.cli import main
+pytest.importorskip('rosbags', reason='rosbags is not installed')
+
+from rosbags.rosbag1 import Writer as Writer1  # noqa: E402
+from rosbags.rosbag2 import CompressionMode, StoragePlugin  # noqa: E402
+from rosbags.rosbag2 import Writer as Writer2  # noqa: E402
+from rosbags.rosbag2.enums import CompressionFormat  # noqa: E402
+
+from lightseg_ros import bags, images, labels  # noqa: E402
+from lightseg_ros.bags import Bag, BagError, NS  # noqa: E402
+from lightseg_ros.cli import main  # noqa: E402
 
 IMAGE, LABEL = '/camera/image_raw', '/camera/label'
 

@@ -7,9 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from lightseg_ros import bags, labels, recordings
-from lightseg_ros.bags import NS
-from lightseg_ros.recordings import Frame, Skip, Truth
+pytest.importorskip('rosbags', reason='rosbags is not installed')
+
+from lightseg_ros import bags, labels, recordings  # noqa: E402
+from lightseg_ros.bags import NS  # noqa: E402
+from lightseg_ros.recordings import Frame, Skip, Truth  # noqa: E402
 
 CAMVID = labels.load('camvid')
 IMAGE, LABEL = '/camera/image_raw', '/camera/label'

@@ -8,12 +8,14 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lightseg_ros import bags, data, images, recordings, weights
-from lightseg_ros import replay as replays
-from lightseg_ros.bags import Bag, NS
-from lightseg_ros.cli import main
-from lightseg_ros.recordings import Truth
-from lightseg_ros.replay import Model, ReplayError
+pytest.importorskip('rosbags', reason='rosbags is not installed')
+
+from lightseg_ros import bags, data, images, recordings, weights  # noqa: E402
+from lightseg_ros import replay as replays  # noqa: E402
+from lightseg_ros.bags import Bag, NS  # noqa: E402
+from lightseg_ros.cli import main  # noqa: E402
+from lightseg_ros.recordings import Truth  # noqa: E402
+from lightseg_ros.replay import Model, ReplayError  # noqa: E402
 
 IMAGE, LABEL = '/camera/image_raw', '/camera/label'
 TRUTH = Truth(topic=LABEL)

@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from lightseg_ros import bags
-from lightseg_ros.sources import Calibration, open_source, SourceError
+pytest.importorskip('rosbags', reason='rosbags is not installed')
+
+from lightseg_ros import bags  # noqa: E402
+from lightseg_ros.sources import Calibration, open_source, SourceError  # noqa: E402
 
 
 @pytest.fixture
