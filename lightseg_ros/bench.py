@@ -195,14 +195,20 @@ def plot(paths: Sequence[Path], out: Path) -> Path:
     for i, kind in enumerate(kinds):
         chosen = [r for r in rows if (r['device'], r['resolution'], r['backend'], r['precision']) == kind]
         axes.scatter([r['fps'] for r in chosen], [r['miou'] for r in chosen], alpha=0.6, color=f'C{i}',
-                     s=[r['parameters'] / 2000 for r in chosen], label=', '.join(kind))
-        for r in chosen:
-            axes.annotate(r['network'], (r['fps'], r['miou']), ha='center', va='center', fontsize=8)
+                     s=[r['parameters'] / 3000 for r in chosen], label=', '.join(kind))
+    for name, miou in sorted({(r['network'], r['miou']) for r in rows}):
+        speeds = [r['fps'] for r in rows if (r['network'], r['miou']) == (name, miou)]
+        axes.plot(speeds, [miou] * len(speeds), color='0.8', zorder=0)
+        axes.annotate(name, (min(speeds), miou), (-18, 0), textcoords='offset points', ha='right',
+                      va='center')
+    # Room for the names beside the slowest.
+    axes.set_xlim(0.6 * min(r['fps'] for r in rows), 1.5 * max(r['fps'] for r in rows))
     axes.set_xscale('log')
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis('{x:g}')
     axes.set_xlabel('frames a second, uint8 frame to uint8 labels (median)')
     axes.set_ylabel('mIoU, % (as the weights name it)')
+    axes.margins(y=0.1)
     legend = axes.legend(loc='best', fontsize=8)
     for handle in legend.legend_handles:
         handle.set_sizes([60])  # type: ignore[union-attr]
