@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
+pytest.importorskip('rosbags', reason='rosbags is not installed')
 
 from lightseg_ros import bags  # noqa: E402
 from lightseg_ros import replay as offline  # noqa: E402
