@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 FORMAT = 'lightseg-bench-1'
 NETWORKS = ('laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet')
 # Share of pixels with the reference's label, in percent, that a precision must reach with trained weights.
-AGREEMENT = {'float32': 99.99, 'float16': 99.8, 'bfloat16': 99.0}
+AGREEMENT = {'float32': 99.99, 'float16': 99.8, 'bfloat16': 98.5}
 
 
 class BenchError(ValueError):
