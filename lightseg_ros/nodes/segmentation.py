@@ -111,7 +111,7 @@ class SegmentationNode(Node):
 
     The executor only puts the newest image into a mailbox; a worker thread decodes, segments and publishes.
     A frame that fails is counted, logged and forgotten. Of several cameras, CUDA runs what has come as one
-    batch; a processor gains nothing from that and takes one frame after the other, which is sooner done.
+    batch; a processor takes one frame after the other, so that the first one's label need not wait.
     """
 
     def __init__(self) -> None:
