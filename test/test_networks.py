@@ -305,6 +305,13 @@ def test_shuffles():
     x = torch.arange(8.).view(1, 8, 1, 1)
     assert layers.Shuffle(2)(x).flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
     assert layers.Shuffle(0)(x).flatten().tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+    # While training, channels-last stays channels-last.
+    image = torch.randn(2, 8, 3, 5)
+    for groups in (0, 2):
+        shuffle = layers.Shuffle(groups)
+        last = shuffle(image.contiguous(memory_format=torch.channels_last))
+        assert last.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(last, shuffle(image)) and torch.equal(last, shuffle.eval()(image))
 
 
 def test_downsamplers_agree_on_odd_sizes():

@@ -95,6 +95,9 @@ class Shuffle(nn.Module):
         self.shape = (groups, -1) if groups else (-1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and not x.is_contiguous():  # channels-last stays so; below it would end
+            last = x.permute(0, 2, 3, 1).unflatten(3, self.shape).transpose(3, 4).flatten(3, 4)
+            return last.permute(0, 3, 1, 2)
         return x.unflatten(1, self.shape).transpose(1, 2).flatten(1, 2)
 
     def extra_repr(self) -> str:
