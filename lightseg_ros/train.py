@@ -373,8 +373,9 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
 
     # In seconds where these end the run: steps of the schedule would not be those that were done.
     length, unit = (round(recipe.budget_s), 's') if recipe.budget_s else (total, 'step')
-    bar = tqdm(total=length, unit=unit, desc=recipe.network, dynamic_ncols=True, disable=not first,
-               mininterval=0.5 if sys.stderr.isatty() else 30)
+    reached = min(length, round(length * position(trainer.step, before) / total))
+    bar = tqdm(total=length, initial=reached, unit=unit, desc=recipe.network, dynamic_ncols=True,
+               disable=not first, mininterval=0.5 if sys.stderr.isatty() else 30)
     share = recipe.batch // trainer.world
     drawn, saved = None, opened
     while True:

@@ -294,7 +294,8 @@ def test_the_quick_gradient_of_a_dilated_depthwise_convolution_is_torch_s(kernel
     torch.manual_seed(0)
     found = []
     for quick in (False, True):
-def test_the_quick_gradient_of_dilated_depthwise_convolutions_is_torch_s(kernel, dilation, padding, layout):
+        module = torch.nn.Conv2d(6, 6, kernel, padding=padding, dilation=dilation, groups=6, bias=False)
+        module = module.double()
         module.weight.data = torch.randn(6, 1, *kernel, generator=torch.Generator().manual_seed(1)).double()
         if quick:
             gradients.quicken(module)
