@@ -48,6 +48,8 @@ class Recipe:
     class_weights: bool = _number(True, 'weigh classes by 1 / ln(1.10 + frequency) in ce and ohem')
     smoothing: float = _number(0.0, 'label smoothing of ce')
     init: str = _number('', 'weights file to start from instead of random weights; its classes may be others')
+    auxiliary: float = _number(0.0, 'weight of the loss of a second classifier, of the deepest features, '
+                                    'that only training knows')
     teachers: tuple[str, ...] = _number((), 'weights files whose mean prediction is learned too')
     distill: float = _number(1.0, 'weight of that loss')
     optimizer: str = _number('adamw', 'adamw, adam (decay as L2) or sgd (momentum 0.9, decay as L2)')

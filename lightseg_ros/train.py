@@ -64,6 +64,35 @@ def validate(network: nn.Module, images: Tensor, labels: Tensor, normalise: Norm
     return matrix
 
 
+class _Learner(nn.Module):
+    """
+    What is trained: a network and, if asked for, a second classifier, of its deepest features.
+
+    (N, 3, H, W) -> the network's logits (N, K, H, W), and those of the second one (N, K, h, w) or None.
+    """
+
+    deep: Tensor | None = None
+
+    def __init__(self, network: nn.Module, num_classes: int, auxiliary: bool):
+        super().__init__()
+        self.network = network
+        self.head: nn.Conv2d | None = None
+        if auxiliary:
+            # AFFNet goes down to 1/32, the others to 1/8.
+            stage = network.get_submodule('context' if hasattr(network, 'context') else 'stage8')
+            stage.register_forward_hook(lambda module, x, y: setattr(self, 'deep', y))
+            with torch.no_grad():
+                network.eval()(next(network.parameters()).new_zeros(1, 3, 64, 64))
+            network.train()
+            assert self.deep is not None
+            self.head = nn.Conv2d(self.deep.shape[1], num_classes, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = self.network(x)
+        deep, self.deep = self.deep, None
+        return logits, None if self.head is None or deep is None else self.head(deep)
+
+
 class Trainer:
     """
     A network, its data on the device and everything that a step needs; `step` is the whole state of time.
@@ -120,7 +149,8 @@ class Trainer:
         if not cuda:
             gradients.quicken(self.network)
         layouts = gradients.right_layouts(self.device, recipe.precision)
-        self.model: nn.Module = self.network
+        self.learner = _Learner(self.network, self.num_classes, bool(recipe.auxiliary)).to(self.device)
+        self.model: nn.Module = self.learner
         self._place(layouts[0])
         if cuda and len(layouts) > 1 and self.world == 1:  # several processes must agree on one
             # One process of train-all at a time, so that they don't slow each other's down.
@@ -128,15 +158,15 @@ class Trainer:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._place(min(layouts, key=self._seconds_in))
         if self.mode == 'compile':
-            self.model = torch.compile(self.network, dynamic=False)  # type: ignore[assignment]
+            self.model = torch.compile(self.learner, dynamic=False)  # type: ignore[assignment]
         if self.world > 1:
-            self.model = nn.parallel.DistributedDataParallel(self.network)
+            self.model = nn.parallel.DistributedDataParallel(self.learner)
         self.averaged = copy.deepcopy(self.network).eval() if recipe.ema else self.network
         mine, new = self.averaged.state_dict(), self.network.state_dict()
         real = [k for k, v in new.items() if v.is_floating_point()]
         self._real = [mine[k] for k in real], [new[k] for k in real]
         self._whole = [mine[k] for k in new if k not in real], [new[k] for k in new if k not in real]
-        self.optimizer = _optimizer(self.network, recipe, self.device)
+        self.optimizer = _optimizer(self.learner, recipe, self.device)
         self._steps: dict[tuple[int, int], Callable[[Draw], Tensor]] = {}
 
     def draw(self, epoch: int, crop: tuple[int, int], *, first: bool = False) -> Draw:
@@ -157,10 +187,13 @@ class Trainer:
         """Compute the gradients of a batch; returns its loss. Device work alone: a graph can hold it."""
         x, y = data.augment(self.images, self.ids, draw, crop=crop, mean=self.fill)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == 'bfloat16'):
-            logits = self.model(self.normalise(x))
+            logits, deep = self.model(self.normalise(x))
             with torch.no_grad():
                 taught = [teacher(x).float().softmax(1) for teacher in self.teachers]
         loss = self.loss(logits, y)
+        if deep is not None:
+            small = nn.functional.interpolate(y.unsqueeze(1).float(), deep.shape[2:], mode='nearest-exact')
+            loss = loss + self.recipe.auxiliary * self.loss(deep, small.squeeze(1).long())
         if taught:
             target = torch.stack(taught).mean(0)
             loss = loss + self.recipe.distill * losses.distillation(logits, y, target)
@@ -175,7 +208,7 @@ class Trainer:
             group['lr'] = learning_rate(self.step, position, self.total, self.recipe)
         loss = self._steps[crop](draw)
         if self.recipe.clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+            nn.utils.clip_grad_norm_(self.learner.parameters(), self.recipe.clip)
         self.optimizer.step()
         self.step += 1
         if self.averaged is not self.network:
@@ -187,13 +220,13 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return all that a resumed run needs."""
-        return {'recipe': self.recipe.plain(), 'step': self.step, 'network': self.network.state_dict(),
+        return {'recipe': self.recipe.plain(), 'step': self.step, 'learner': self.learner.state_dict(),
                 'average': self.averaged.state_dict() if self.recipe.ema else None,
                 'optimizer': self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.step = state['step']
-        self.network.load_state_dict(state['network'])
+        self.learner.load_state_dict(state['learner'])
         if self.recipe.ema:
             self.averaged.load_state_dict(state['average'])
         self.optimizer.load_state_dict(state['optimizer'])
@@ -223,7 +256,7 @@ class Trainer:
     def _prepare(self, draw: Draw, crop: tuple[int, int]) -> Callable[[Draw], Tensor]:
         """Return `forward_backward` for a crop, eager or as a CUDA graph that does the same in one launch."""
         def eager(drawn: Draw) -> Tensor:
-            self.network.zero_grad(set_to_none=True)
+            self.learner.zero_grad(set_to_none=True)
             return self.forward_backward(drawn, crop)
 
         if self.device.type != 'cuda' or self.mode == 'eager':
@@ -237,13 +270,13 @@ class Trainer:
                 eager(static)
         torch.cuda.current_stream().wait_stream(side)
         # Gradients that are None while capturing are written by each replay, not added to.
-        self.network.zero_grad(set_to_none=True)
+        self.learner.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             loss = self.forward_backward(static, crop)
         self.network.load_state_dict(before)  # the warm-up moved the statistics of the norms
         # A graph writes into its own gradients; another crop's has others.
-        gradients_of = [(p, p.grad) for p in self.network.parameters()]
+        gradients_of = [(p, p.grad) for p in self.learner.parameters()]
 
         def replay(drawn: Draw) -> Tensor:
             for p, gradient in gradients_of:
@@ -275,7 +308,7 @@ class Trainer:
         torch.cuda.synchronize()
         seconds = time.monotonic() - began
         self.network.load_state_dict(before)
-        self.network.zero_grad(set_to_none=True)
+        self.learner.zero_grad(set_to_none=True)
         log.info('%s: %.1f images/s in %s', self.recipe.network, 10 * len(draw.chosen) / seconds, layout)
         return seconds
 

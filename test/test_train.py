@@ -165,7 +165,7 @@ def test_a_killed_run_resumes_to_the_same_weights(scenes, tmp_path):
 
 def test_a_time_limit_ends_a_run_cleanly(scenes, tmp_path):
     dataset = data.load('folder', 'train', scenes)
-    recipe = replace(TINY, epochs=8)
+    recipe = replace(TINY, epochs=8, auxiliary=0.4)  # the second classifier resumes too
     whole = train.train(recipe, dataset, tmp_path / 'whole', device='cpu')
     path, steps = None, []
     while not path:
@@ -267,6 +267,22 @@ def test_teachers_are_learned_from(scenes, tmp_path):
     weights.save(foreign, train.networks.build('laanet', 11), card)
     with pytest.raises(train.TrainError, match='needs the classes of scenes: sky, floor, box'):
         train.Trainer(replace(TINY, teachers=(str(foreign),)), dataset, device='cpu')
+
+
+@pytest.mark.parametrize('network', ['laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet'])
+def test_a_second_classifier_learns_the_deepest_features(scenes, network):
+    dataset = data.load('folder', 'train', scenes)
+    losses = []
+    for weight in (0.0, 0.4, 0.8):
+        trainer = train.Trainer(replace(TINY, network=network, auxiliary=weight), dataset, device='cpu')
+        drawn = trainer.draw(0, (64, 64)).map(lambda t: t[:4])
+        losses.append(float(trainer.forward_backward(drawn, (64, 64))))
+    # The network is the same in all three, so the loss is a straight line over the weight.
+    assert losses[1] - losses[0] > 0.1 and losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], 1e-3)
+    head = trainer.learner.head
+    assert head.weight.shape == (3, 128, 1, 1)
+    assert float(head.weight.grad.norm()) > 0
+    assert set(trainer.network.state_dict()) == set(train.networks.build(network, 3).state_dict())
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
