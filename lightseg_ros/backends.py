@@ -11,6 +11,7 @@ import atexit
 from collections.abc import Callable
 import copy
 from dataclasses import dataclass
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -123,13 +124,22 @@ class Plan:
     target: str = 'CPU'
 
 
-def digest(network: nn.Module) -> str:
-    """Hexadecimal SHA-256 of the weights of a network and of its structure."""
-    sha = hashlib.sha256(repr(network).encode())
-    for name, tensor in network.state_dict().items():
+def digest(core: Core) -> str:
+    """Hexadecimal SHA-256 of all that a converted model holds: weights, mean and std, structure, our code."""
+    sha = hashlib.sha256(f'{core!r} {torch.__version__}'.encode() + _code())
+    for name, tensor in [*core.named_buffers(), *core.named_parameters()]:
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+@functools.cache
+def _code() -> bytes:
+    """SHA-256 of the modules that a converted model comes from: the next version's may compute otherwise."""
+    here = Path(__file__).parent
+    files = [*sorted((here / 'networks').glob('*.py')),
+             *(here / f'{name}.py' for name in ('backends', 'export', 'folding'))]
+    return hashlib.sha256(b''.join(f.read_bytes() for f in files if f.is_file())).digest()
 
 
 def choose(backend: str, target: str = 'CPU') -> tuple[str, str]:

@@ -4,6 +4,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -161,12 +162,20 @@ class Bag:
         return [reader]
 
     def _repaired(self, path: Path) -> Path:
-        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix='lightseg_'))
-        copy = Path(folder) / path.name
-        shutil.copyfile(path, copy)
-        kept, size = _reindex(copy), path.stat().st_size
-        self.notes.append(f'{path.name}: cut short, {kept} of its {size} bytes are whole records')
-        return copy
+        found = path.stat()
+        folder, kept = _indexed_copy(path, found.st_size, found.st_mtime_ns)
+        self._stack.callback(lambda: folder)  # as long as this bag is open
+        self.notes.append(f'{path.name}: cut short, {kept} of its {found.st_size} bytes are whole records')
+        return Path(folder.name) / path.name
+
+
+@functools.lru_cache(maxsize=2)
+def _indexed_copy(path: Path, size: int, mtime_ns: int) -> tuple[tempfile.TemporaryDirectory, int]:
+    """Copy an mcap file that was cut short and index it, once a process: every task of a replay opens it."""
+    folder = tempfile.TemporaryDirectory(prefix='lightseg_')
+    copy = Path(folder.name) / path.name
+    shutil.copyfile(path, copy)
+    return folder, _reindex(copy)
 
 
 def header(stamp_ns: int, frame_id: str = '') -> Any:

@@ -241,7 +241,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def to_device(dataset: DataSet, device: str | torch.device, size: tuple[int, int] | None = None) \
         -> tuple[Tensor, Tensor]:
     """
-    Read a whole data set: images (N, 3, H, W) uint8 RGB and labels (N, H, W) uint8 on the device.
+    Read a whole data set: images (N, 3, H, W) uint8 RGB and labels (N, H, W) uint8, void 255, on the device.
 
     `size`: (height, width) that every pair is resized to; without it all must have one size. CamVid's 468
     training images are 243 MB, Cityscapes' 2975 are 18.7 GB (4.7 GB at 512x1024).
@@ -266,7 +266,7 @@ def to_device(dataset: DataSet, device: str | torch.device, size: tuple[int, int
                 raise DataError(f'{dataset.pairs[i].image} is {ids.shape[1]}x{ids.shape[0]}, the first image '
                                 f'{width}x{height}; training wants one size: choose it with --size')
             images[i] = torch.from_numpy(image).permute(2, 0, 1)
-            labels[i] = torch.from_numpy(ids)
+            labels[i] = torch.from_numpy(np.where(ids == dataset.labels.ignore_id, np.uint8(255), ids))
     return images, labels
 
 

@@ -24,7 +24,8 @@ from .kernels import blend, brush, label, resize
 
 log = logging.getLogger(__name__)
 
-# Kinds of frames whose graphs are kept; a new one takes the place of the one used longest ago.
+# Kinds of frames whose graphs are kept, or four for each size of a batch that has come, where that is more; a
+# new one takes the place of the one used longest ago.
 MAX_GRAPHS = 8
 
 
@@ -202,7 +203,7 @@ class Engine:
         log.info('%s for %s made in %.1f s', 'graph' if self.graph else 'buffers', kind,
                  perf_counter() - began)
         slots.append(slot)
-        while len(self._slots) > MAX_GRAPHS:
+        while len(self._slots) > max(MAX_GRAPHS, 4 * max(k.batch for k in self._slots)):
             oldest = next(k for k, v in self._slots.items() if not any(s.busy for s in v))
             # Its memory may only be used anew when nothing on the GPU can touch it any more.
             torch.cuda.synchronize(self.device)

@@ -69,6 +69,9 @@ class Health:
                 level, summary = WARN, 'no image received yet: is the topic right, and the publisher on?'
             elif now - self._last_failed < self._window_s:
                 level, summary = ERROR, f'frames fail: {self.last_error}'
+            elif fps_in and not fps_out and now - self._in[0] > 0.8 * self._window_s:
+                level = ERROR
+                summary = f'frames come in, and for {self._window_s:g} s none has gone out'
             elif not fps_in:
                 level, summary = STALE, f'no image in the last {self._window_s:g} s'
             values = {

@@ -60,7 +60,7 @@ class ConfusionMatrix:
 
 class LatencyStats:
     """
-    Milliseconds of the last `capacity` frames (None: of all), with the count and maximum of all frames.
+    Milliseconds of the last `capacity` frames (None: of all), with the count of all frames.
 
     Nothing is thrown away as an outlier before the maximum.
     """
@@ -68,18 +68,15 @@ class LatencyStats:
     def __init__(self, capacity: int | None = None):
         self._values: deque[float] = deque(maxlen=capacity)
         self.count = 0
-        self.max = 0.0
 
     def add(self, ms: float) -> None:
         self._values.append(ms)
         self.count += 1
-        self.max = max(self.max, ms)
 
     def merge(self, other: 'LatencyStats') -> None:
         """Add another's frames."""
         self._values.extend(other._values)
         self.count += other.count
-        self.max = max(self.max, other.max)
 
     def summary(self) -> dict[str, float]:
         """`count`, and `mean`, `p50`, `p95`, `p99`, `max` in ms (0 where there is no frame yet)."""
@@ -88,4 +85,4 @@ class LatencyStats:
             return {'count': 0, 'mean': 0.0, 'p50': 0.0, 'p95': 0.0, 'p99': 0.0, 'max': 0.0}
         p50, p95, p99 = np.percentile(values, (50, 95, 99))
         return {'count': self.count, 'mean': float(values.mean()), 'p50': float(p50), 'p95': float(p95),
-                'p99': float(p99), 'max': self.max}
+                'p99': float(p99), 'max': float(values.max())}

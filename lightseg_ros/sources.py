@@ -248,7 +248,10 @@ def _bag(path: Path, topic: str, rate: float, warn: Warn) -> Source:
                     try:
                         msg = recorded.read()
                         if recorded.topic == info_topic:
-                            calibration = _calibration(msg)
+                            try:
+                                calibration = _calibration(msg)
+                            except (AttributeError, TypeError, ValueError, IndexError) as e:
+                                warn(f'{path}: {info_topic} is left out, it holds no CameraInfo: {e}')
                             continue
                         rgb = np.ascontiguousarray(images.decode(msg))
                     except (BagError, ImageError) as e:

@@ -126,6 +126,8 @@ class Trainer:
         self.num_classes = len(dataset.labels)
 
         self.images, self.ids = data.to_device(dataset, self.device, size)
+        self.data = {'name': dataset.name, 'split': dataset.split, 'images': len(dataset),
+                     'size': list(self.images.shape[2:]), 'classes': list(dataset.labels.names)}
         mean, std, frequency = data.statistics(self.images, self.ids, self.num_classes)
         self.mean = [round(v, 4) for v in mean.tolist()]
         self.std = [round(v, 4) for v in std.tolist()] if recipe.divide_std else [1.0, 1.0, 1.0]
@@ -220,7 +222,8 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return all that a resumed run needs."""
-        return {'recipe': self.recipe.plain(), 'step': self.step, 'learner': self.learner.state_dict(),
+        return {'recipe': self.recipe.plain(), 'data': self.data, 'step': self.step,
+                'learner': self.learner.state_dict(),
                 'average': self.averaged.state_dict() if self.recipe.ema else None,
                 'optimizer': self.optimizer.state_dict()}
 
@@ -355,7 +358,7 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
     rows: list[dict[str, Any]] = []
     loss_sum, counted, before = torch.zeros((), device=where), 0, 0.0
     if checkpoint.exists():
-        state = _read_checkpoint(checkpoint, recipe)
+        state = _read_checkpoint(checkpoint, recipe, trainer.data)
         trainer.load_state(state)
         rows, before, counted = state['rows'], state['seconds'], state['counted']
         loss_sum += state['loss_sum']
@@ -552,16 +555,20 @@ def _metrics(matrix: ConfusionMatrix, network: str, dataset: DataSet) -> dict[st
             'command': f'lightseg evaluate --model {network} --data {dataset.name} --split {dataset.split}'}
 
 
-def _read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
+def _read_checkpoint(path: Path, recipe: Recipe, trained_on: dict[str, Any]) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
-        found = state['recipe']
+        found, data_found = state['recipe'], state['data']
     except Exception as e:
         raise TrainError(f'{path} is not a checkpoint that can be read ({e}); delete it to start anew') from e
     differ = [k for k, v in recipe.plain().items() if found.get(k) != v]
     if differ:
         raise TrainError(f'{path} was made with another recipe ({", ".join(differ)} differ); resume with the '
                          'same arguments, or choose another --out')
+    differ = [f'{k} {data_found[k]!r}, not {v!r}' for k, v in trained_on.items() if data_found[k] != v]
+    if differ:
+        raise TrainError(f'{path} was trained on other data ({"; ".join(differ)}); resume with the same, or '
+                         'choose another --out')
     return state
 
 

@@ -4,8 +4,11 @@
 import argparse
 import csv
 from dataclasses import dataclass
+import hashlib
+import io
 import os
 from pathlib import Path
+import signal
 import subprocess
 import sys
 import tarfile
@@ -70,13 +73,16 @@ def run(args: argparse.Namespace) -> int | None:
             with tarfile.open(args.data_root) as tar:
                 tar.extractall(scratch, filter='data')
             args.data_root = scratch
-        failed = train_side_by_side(args, deadline)
-        if args.test:
-            score(args)
+        try:
+            failed = train_side_by_side(args, deadline)
+            if args.test:
+                failed += score(args)
+        finally:  # whatever went wrong, what was trained comes home
+            if args.leave:
+                parts = leave(args.out, args.leave, int(args.part_mib * 2 ** 20))
+                mib = sum(p.stat().st_size for p in parts) / 2 ** 20
+                print(f'{len(parts)} parts in {args.leave}, {mib:.1f} MiB')
     finished = [n for n in args.networks if weights_file(args.out, n)]
-    if args.leave:
-        parts = leave(args.out, args.leave, int(args.part_mib * 2 ** 20))
-        print(f'{len(parts)} parts in {args.leave}, {sum(p.stat().st_size for p in parts) / 2 ** 20:.1f} MiB')
     open_ones = [n for n in args.networks if n not in finished]
     print(f'finished: {", ".join(finished) or "none"}; to be gone on with by the same command: '
           f'{", ".join(open_ones) or "none"}')
@@ -94,10 +100,22 @@ class Process:
 
 
 def train_side_by_side(args: argparse.Namespace, deadline: float) -> list[str]:
-    """Train what is not finished; returns the networks whose training failed."""
+    """Train what is not finished; returns the networks whose training failed. None outlives the call."""
+    running: list[Process] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return _train(args, deadline, running)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in running:
+            process.popen.kill()  # the checkpoint is whole at any moment
+            process.popen.wait()
+            process.log.close()
+
+
+def _train(args: argparse.Namespace, deadline: float, running: list[Process]) -> list[str]:
     waiting = [n for n in args.networks if not weights_file(args.out, n)]
     at_once = args.parallel or len(waiting) or 1
-    running: list[Process] = []
     failed: list[str] = []
     told, said = time.monotonic(), ''
     while waiting or running:
@@ -109,7 +127,7 @@ def train_side_by_side(args: argparse.Namespace, deadline: float) -> list[str]:
         late = time.monotonic() > deadline - args.reserve_s / 2
         for process in list(running):
             if late:
-                process.popen.kill()  # the checkpoint is whole at any moment
+                process.popen.kill()
                 process.popen.wait()
             code = process.popen.poll()
             if code is None:
@@ -183,11 +201,16 @@ def weights_file(out: Path, network: str) -> Path | None:
     return next(iter(sorted((out / network).glob(f'{network}-*.safetensors'))), None)
 
 
-def score(args: argparse.Namespace) -> None:
-    """Score finished weights that have not been yet, into their cards; print the cards as Markdown."""
+def score(args: argparse.Namespace) -> list[str]:
+    """
+    Score finished weights that have not been yet, into their cards; print the cards as Markdown.
+
+    Returns the networks that could not be scored.
+    """
     from .. import weights
     from . import main
     rows: list[str] = []
+    failed: list[str] = []
     for network in args.networks:
         path = weights_file(args.out, network)
         if not path:
@@ -196,13 +219,17 @@ def score(args: argparse.Namespace) -> None:
             main(['evaluate', '--model', str(path), '--data', args.data, '--split', args.test, '--record',
                   '--device', args.device] + (['--data-root', args.data_root] if args.data_root else []))
         card = weights.read_card(path)
-        found = card.metrics[args.test]
+        found = card.metrics.get(args.test)
+        if found is None:
+            failed.append(network)  # evaluate has said why
+            continue
         iou = ' | '.join(f'{found["iou"].get(name, float("nan")):.1f}' for name in card.labels.names)
         if not rows:
             rows = [f'| network | recipe | epochs | {args.test} mIoU | {" | ".join(card.labels.names)} |',
                     '|---' * (4 + len(card.labels)) + '|']
         rows.append(f'| {network} | {args.recipe} | {card.recipe["epochs"]} | {found["miou"]:.2f} | {iou} |')
     print('\n'.join(rows), flush=True)
+    return failed
 
 
 def leave(out: Path, to: Path, part_bytes: int) -> list[Path]:
@@ -210,7 +237,7 @@ def leave(out: Path, to: Path, part_bytes: int) -> list[Path]:
     Write finished weights, logs and curves, and the checkpoints of unfinished runs, as one archive in parts.
 
     A checkpoint's optimiser moments travel in bfloat16, which makes it a quarter smaller and a resumed run
-    differ by that rounding.
+    differ by that rounding. The archive's last 32 bytes are the SHA-256 of those before.
     """
     import torch
     to.mkdir(parents=True, exist_ok=True)
@@ -233,6 +260,11 @@ def leave(out: Path, to: Path, part_bytes: int) -> list[Path]:
                         torch.save(state, small)
                         small.flush()
                         tar.add(small.name, checkpoint.relative_to(out))
+        whole.seek(0)
+        sha = hashlib.sha256()
+        while piece := whole.read(2 ** 20):
+            sha.update(piece)
+        whole.write(sha.digest())
         count = -(-whole.tell() // part_bytes)
         whole.seek(0)
         parts = [to / PART.format(i + 1, count) for i in range(count)]
@@ -242,19 +274,40 @@ def leave(out: Path, to: Path, part_bytes: int) -> list[Path]:
 
 
 def unpack(come: Path, out: Path) -> None:
-    """Join the parts that `leave` left and unpack them into the folders of the runs."""
+    """
+    Join the parts that `leave` left and unpack them into the folders of the runs, whole or not at all.
+
+    A run that is further here than there stays as it is. `TravelError` if a part is missing or damaged.
+    """
     found = sorted(p.name for p in come.glob(PART.format('*', '*')))
     count = int(found[0].split('.')[0].split('-of-')[1]) if found else 1
     parts = [come / PART.format(i + 1, count) for i in range(count)]
     if found != sorted(p.name for p in parts):
         raise TravelError(f'{come} holds {", ".join(found) or "no part"}; expected '
                           f'{", ".join(p.name for p in parts)}')
-    with tempfile.TemporaryFile() as whole:
-        for part in parts:
-            whole.write(part.read_bytes())
-        whole.seek(0)
-        try:
-            with tarfile.open(fileobj=whole) as tar:
-                tar.extractall(out, filter='data')
-        except tarfile.TarError as e:
-            raise TravelError(f'the parts in {come} are not a whole archive ({e}): copy them again') from e
+    archive = b''.join(part.read_bytes() for part in parts)
+    if hashlib.sha256(archive[:-32]).digest() != archive[-32:]:
+        raise TravelError(f'the parts in {come}, {len(archive)} bytes, are not what was left: copy them '
+                          'again')
+    with tempfile.TemporaryDirectory(dir=out, prefix='.unpack') as scratch:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(scratch, filter='data')
+        for folder in sorted(Path(scratch).iterdir()):
+            here = out / folder.name
+            if _steps(here) > _steps(folder):
+                print(f'{here} is further than what {come} holds: left as it is')
+                continue
+            here.mkdir(exist_ok=True)
+            for path in folder.iterdir():
+                os.replace(path, here / path.name)
+
+
+def _steps(folder: Path) -> float:
+    """How far a run is: the step of its checkpoint, infinity once it has weights, -1 before."""
+    import torch
+    if weights_file(folder.parent, folder.name):
+        return float('inf')
+    try:
+        return float(torch.load(folder / 'last.pt', map_location='cpu', weights_only=True)['step'])
+    except Exception:  # none, or one that can't be read
+        return -1.0

@@ -72,7 +72,7 @@ class CameraNode(Node):
         self._truth = self.create_publisher(
             Image, '~/ground_truth', QOS, qos_overriding_options=overriding)
         watch(self, p, self._apply)
-        self._error: ValueError | None = None
+        self._error: Exception | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name='camera', daemon=True)
         self._thread.start()
@@ -98,13 +98,11 @@ class CameraNode(Node):
     def _work(self) -> None:
         try:
             count = self._play()
-        except ValueError as e:
-            self._error = e
-            return
-        except RuntimeError:
+        except Exception as e:
+            # SIGTERM shuts the context down at once, maybe under a frame that is going out: no error.
             if self.context.ok():
-                raise
-            return  # SIGTERM shuts the context down at once, maybe under a frame that is going out
+                self._error = e
+            return
         if not self._stop.is_set():
             self._image.wait_for_all_acked(Duration(seconds=2))
             self._truth.wait_for_all_acked(Duration(seconds=2))

@@ -29,6 +29,10 @@ def run(make_node: Callable[[], Node], done: Callable[[Node], bool] = lambda nod
             executor.spin_once(timeout_sec=0.5)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RuntimeError:
+        # SIGTERM shuts the context down at once, maybe under a timer that is publishing: no error.
+        if rclpy.ok():
+            raise
     except ValueError as e:
         print(f'ERROR: {e}', file=sys.stderr)
         return 1

@@ -145,7 +145,7 @@ class Probe(Node):
         self._parts = parts
         self._keep = keep
         self._pending: OrderedDict[int, Seen] = OrderedDict()
-        self._status_name = f'{segmentation.rsplit("/", 1)[-1]}: frames'
+        self._status_name = f'{segmentation.lstrip("/")}: frames'
         self.diagnostics = Diagnostics()
         self.counts = dict.fromkeys(parts + optional, 0)
         topics = {'frame': image_topic, 'truth': truth_topic, 'label': f'{segmentation}/label',

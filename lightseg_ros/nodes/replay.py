@@ -185,18 +185,21 @@ def _play_own(recording: Recording, live: Live, probe: Probe, collected: Collect
                                           disable=quiet or None) as bar:
         # One message beyond the last good one may be where a damaged bag breaks off.
         for index, message in enumerate(islice(bag.messages(recording.topic), len(recording.times))):
-            raw, stamp_ns = message.cdr(), message.stamp_ns()
             due = began + (message.time_ns - first) / NS / live.rate
             while (left := due - monotonic()) > 0:
                 tick()
                 probe.wait(tick, min(left, CLOCK_PERIOD_S) if clock else left, *processes)
             tick()
-            if not live.use_sim_time:
-                stamp_ns = probe.get_clock().now().nanoseconds
-                raw = _stamped(raw, stamp_ns)
+            bar.update()
+            try:
+                raw, stamp_ns = message.cdr(), message.stamp_ns()
+                if not live.use_sim_time:
+                    stamp_ns = probe.get_clock().now().nanoseconds
+                    raw = _stamped(raw, stamp_ns)
+            except (bags.BagError, struct.error, IndexError):
+                continue  # too broken to be sent; counted when the bag is read for its scores
             collected.played(stamp_ns, index)
             probe.play_raw(raw)
-            bar.update()
 
 
 def _play_ros2(recording: Recording, live: Live, probe: Probe, collected: Collected, kind: type,

@@ -15,7 +15,6 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
@@ -122,8 +121,8 @@ class SegmentationNode(Node):
                                          backend=p.backend, precision=p.precision, threads=p.threads)
         names = p.cameras.split() or ['']
         self._batch = len(names) if self._segmenter.device.type == 'cuda' else 1
-        for batch in range(1, self._batch + 1):
-            self._segmenter.warm_up(batch=batch)
+        self._prepared: set[tuple[int, int]] = set()
+        self._prepare(480, 640)
         self._mailbox: Latest[Image | CompressedImage] = Latest()
         overriding = QoSOverridingOptions.with_default_policies()
         self._cameras: dict[str, Camera] = {}
@@ -176,6 +175,12 @@ class SegmentationNode(Node):
                 batch, frames = frames[:self._batch], frames[self._batch:]
                 self._segment(batch)
 
+    def _prepare(self, height: int, width: int) -> None:
+        """Make at once what frames of a size need, however many come together, and not one by one later."""
+        for batch in range(1, self._batch + 1):
+            self._segmenter.warm_up(height, width, batch)
+        self._prepared.add((height, width))
+
     def _failed(self, camera: Camera, error: Exception) -> None:
         # A signal shuts the context down under us; a frame lost to that did not fail.
         if self.context.ok():
@@ -186,6 +191,9 @@ class SegmentationNode(Node):
     def _segment(self, frames: list[Frame]) -> None:
         p = self._settings
         try:
+            size = frames[0].pixels.shape[:2]
+            if self._segmenter.device.type == 'cuda' and size not in self._prepared:
+                self._prepare(*size)
             overlay = p.publish_overlay and any(_wanted(frame.camera.overlay) for frame in frames)
             confidence = p.publish_confidence and any(_wanted(frame.camera.confidence) for frame in frames)
             predictions = self._segmenter([frame.pixels for frame in frames], overlay=overlay,
@@ -213,9 +221,9 @@ class SegmentationNode(Node):
         done = perf_counter()
         stage_ms = {**frame.stage_ms, **prediction.stage_ms, 'publish': 1e3 * (done - segmented),
                     'total': 1e3 * (done - frame.began)}
-        stamp = Time.from_msg(header.stamp, clock_type=self.get_clock().clock_type)
-        if stamp.nanoseconds:
-            stage_ms['age'] = (self.get_clock().now() - stamp).nanoseconds / 1e6
+        # By hand: a camera whose clock is broken may send what rclpy's Time refuses.
+        if (stamp_ns := header.stamp.sec * 10 ** 9 + header.stamp.nanosec) > 0:
+            stage_ms['age'] = (self.get_clock().now().nanoseconds - stamp_ns) / 1e6
         camera.health.frame_processed(stage_ms)
 
     def _apply(self, new: SegmentationParameters) -> None:
