@@ -36,7 +36,7 @@ clean:
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' || { \
 	  echo 'ERROR: needs CPython 3.10 to 3.14 with venv (Debian, Ubuntu: apt install python3-venv); this is' \
 	  "$$($(PYTHON) --version); name another with PYTHON=..."; exit 1; }
-	@echo 'Making .venv: about 1 GB of packages, a few minutes'
+	@echo 'Making .venv from PyPI: ROS 2, torch, OpenVINO and others; some minutes'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -37,6 +37,7 @@ OTHERS = {
     'use_respawn': ('false', 'start the segmentation node again when it dies', ['true', 'false']),
     'camera': ('none', "also start a camera node on this source: 'synthetic', a folder of images, a video, "
                "a bag, a device such as /dev/video0; 'none': you have a camera", None),
+    'camera_topic': ('', 'image topic that the camera node plays of a bag which has several', None),
 }
 
 
@@ -64,7 +65,8 @@ def nodes(context: LaunchContext) -> list[Node]:
         remappings=[(f'{camera}/image{kind}'.lstrip('/'), topic + kind) for camera, topic in topics.items()
                     for kind in ('', '/compressed')], **common)]
     if value['camera'] != 'none':
-        source = {'source': ParameterValue(value['camera'], value_type=str), 'loop': True}
+        source = {'source': ParameterValue(value['camera'], value_type=str), 'loop': True,
+                  'topic': ParameterValue(value['camera_topic'], value_type=str)}
         transport = {name: given[name] for name in ('image_transport',) if name in given}
         started += [Node(
             executable='camera_node', name=f'camera_{camera}'.rstrip('_'),

@@ -154,7 +154,7 @@ class Bag:
         if path.suffix == '.mcap' and path.is_file() and not _ends(path):
             path = self._repaired(path)
         try:
-            reader = Reader1(path) if path.suffix == '.bag' else Reader2(path)
+            reader = Reader1(path) if path.suffix == '.bag' and path.is_file() else Reader2(path)
             reader.open()
         except Exception as e:  # every storage format has its own errors
             raise BagError(f'{self.path} does not open as a bag: {_text(e)}') from e

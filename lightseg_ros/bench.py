@@ -183,7 +183,7 @@ def plot(paths: Sequence[Path], out: Path) -> Path:
     """
     import matplotlib
     matplotlib.use('Agg')
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
     rows = []
     for path in paths:
         result = _read(path)
@@ -199,20 +199,20 @@ def plot(paths: Sequence[Path], out: Path) -> Path:
     for name, miou in sorted({(r['network'], r['miou']) for r in rows}):
         speeds = [r['fps'] for r in rows if (r['network'], r['miou']) == (name, miou)]
         axes.plot(speeds, [miou] * len(speeds), color='0.8', zorder=0)
-        axes.annotate(name, (min(speeds), miou), (-18, 0), textcoords='offset points', ha='right',
-                      va='center')
-    # Room for the names beside the slowest.
-    axes.set_xlim(0.6 * min(r['fps'] for r in rows), 1.5 * max(r['fps'] for r in rows))
+        # Above its slowest disc: beside it, another's may lie.
+        axes.annotate(name, (min(speeds), miou), (0, 16), textcoords='offset points', ha='center')
+    axes.set_xlim(0.7 * min(r['fps'] for r in rows), 1.4 * max(r['fps'] for r in rows))
     axes.set_xscale('log')
-    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis('{x:g}')
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.xaxis.set_major_formatter('{x:g}')
     axes.set_xlabel('frames a second, uint8 frame to uint8 labels (median)')
     axes.set_ylabel('mIoU, % (as the weights name it)')
-    axes.margins(y=0.1)
+    axes.margins(y=0.15)
     legend = axes.legend(loc='best', fontsize=8)
     for handle in legend.legend_handles:
         handle.set_sizes([60])  # type: ignore[union-attr]
-    axes.set_title('area: parameters')
+    axes.set_title('accuracy against speed; a disc is as large as the network has parameters')
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     pyplot.close(figure)

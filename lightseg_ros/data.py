@@ -53,9 +53,16 @@ class DataSet:
     labels: LabelSet
     source: str = ''
     license: str = ''
+    folder: str = ''  # the name of its own, of a data set of one's own
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def command(self, network: str) -> str:
+        """Spell the command that scores a network's weights on this split."""
+        own = self.folder and f'folder --data-root {self.folder}'
+        model = f'{network}-{self.name}.safetensors' if own else network
+        return f'lightseg evaluate --model {model} --data {own or self.name} --split {self.split}'
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Read a pair: (H, W, 3) uint8 RGB, and (H, W) uint8 class ids with `labels.ignore_id` as void."""
@@ -152,7 +159,7 @@ def folder(split: str, root: str | Path | None = None) -> DataSet:
                             '"all" for the files in images itself')
         images, annotations = images / split, annotations / split
     return DataSet(label_set.name, split, tuple(_pairs(images, annotations)), label_set,
-                   _packed(root).removeprefix('; '))
+                   _packed(root).removeprefix('; '), folder=root.resolve().name)
 
 
 DATASETS: dict[str, Callable[..., DataSet]] = {

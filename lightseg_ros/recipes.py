@@ -36,7 +36,7 @@ class Recipe:
     budget_s: float = _number(0.0, 'end the schedule after this many seconds of training (all resumed runs '
                                    'together) unless the epochs end it before; 0: no such end')
     batch: int = _number(8, 'images a step, over all processes together')
-    crop: tuple[int, int] = _number((360, 480), 'height and width of the crops')
+    crop: tuple[int, int] = _number((360, 480), 'size of the crops')
     first_crop: tuple[int, int] = _number((240, 320), 'crops of the first part of the run')
     first_scale: tuple[float, ...] = _number((), 'zoom of that first part; none: as in the rest')
     first_share: float = _number(0.0, 'how much of the run that first part is, 0 to 1')

@@ -219,10 +219,10 @@ def describe(model: Model, options: dict[str, Any]) -> dict[str, Any]:
                      'system': f'{platform.system()} {platform.machine()}'}}
 
 
-def record(model: Model, dataset: str, split: str, result: dict[str, Any]) -> str:
+def record(model: Model, dataset: DataSet, result: dict[str, Any]) -> str:
     """Write what was measured on a split into the card of the model's weights file; says so in a line."""
     network, card = weights.load(model.path)
-    command = f'lightseg evaluate --model {card.network} --data {dataset} --split {split}'
+    split, command = dataset.split, dataset.command(card.network)
     if model.resolution:
         command += f' --resolution {model.resolution}'
     measured = {'miou': round(result['miou'], 2), 'command': command,

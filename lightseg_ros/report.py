@@ -95,7 +95,9 @@ def _paired_text(name: str, first: str, p: dict[str, Any]) -> str:
     if not p['frames']:
         return f'{name} and {first} share no scored frame'
     return (f'{name} minus {first}: {p["mean"]:+.2f} points of mIoU a frame, 95 % interval {p["low"]:+.2f} '
-            f'to {p["high"]:+.2f}, over {p["frames"]} frames ({p["better"]} better, {p["worse"]} worse)')
+            f'to {p["high"]:+.2f}, over {p["frames"]} frames ({p["better"]} better, {p["worse"]} worse): '
+            + ('no clear difference' if p['low'] < 0 < p['high'] else 'the mean over frames')
+            + '; the table pools the pixels of all frames')
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:

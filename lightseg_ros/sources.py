@@ -234,8 +234,10 @@ def _bag(path: Path, topic: str, rate: float, warn: Warn) -> Source:
         with bags.Bag(path) as bag:
             found = bag.image_topic(topic or None)
     except BagError as e:
-        hint = ' (topic:=NAME of the camera node)' if 'image topic' in str(e) else ''
-        raise SourceError(f'{e}{hint}') from e
+        text = str(e).replace(
+            'Name one with --image-topic', 'Name one: parameter topic of the camera node, camera_topic of '
+            'the launch file, --image-topic of lightseg demo')
+        raise SourceError(text) from e
     if not found.count:
         raise SourceError(f'{path}: topic {found.name} has no messages')
     info_topic = found.name.removesuffix('/compressed').rsplit('/', 1)[0] + '/camera_info'

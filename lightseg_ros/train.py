@@ -336,23 +336,25 @@ class Trainer:
 def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: DataSet | None = None,
           validate_every: int = 5, device: str = 'auto', mode: str = 'auto',
           size: tuple[int, int] | None = None, resume: bool = False,
-          time_limit_s: float = math.inf, checkpoint_every_s: float = 60.0) -> Path | None:
+          time_limit_s: float = math.inf, checkpoint_every_s: float = 60.0,
+          stop: Callable[[], bool] = lambda: False) -> Path | None:
     """
     Train and write `<out>/<network>-<dataset>.safetensors`; returns its path.
 
     `out` also gets `last.pt` (the checkpoint, each `checkpoint_every_s`, atomically), `log.csv` and
-    `curve.png`. With `resume` a checkpoint there is gone on from, to the same result up to rounding. None if
-    `time_limit_s` ended the run early: resume it. `size`: (height, width) that all images are resized to.
-    Under torchrun all processes call this, and `out` lies where all of them read it; the first one writes.
-    `TrainError` where a checkpoint belongs to another recipe or exists and `resume` is not set.
+    `curve.png`. With `resume` a checkpoint there is gone on from, to the same result up to rounding (and to
+    dropout, which only ablations have). None if `time_limit_s`, or `stop`, which is asked before every step,
+    ended the run early: resume it. `size`: (height, width) that all images are resized to. Under torchrun all
+    processes call this, and `out` lies where all of them read it; the first one writes. `TrainError` where a
+    checkpoint belongs to another recipe or other data, or exists and `resume` is not set.
     """
     began = time.monotonic()
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / 'last.pt'
     if checkpoint.exists() and not resume:
         raise TrainError(f'{checkpoint} exists; go on with --resume, or choose another --out')
     trainer = Trainer(recipe, dataset, device=device, mode=mode, size=size)
+    out.mkdir(parents=True, exist_ok=True)
     where, total, steps, first = trainer.device, trainer.total, trainer.steps, trainer.rank == 0
     held = data.to_device(validation, where, size) if validation and first else None
     rows: list[dict[str, Any]] = []
@@ -423,13 +425,13 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
             if counted:
                 end_epoch(epoch, at, seconds)
             break
-        if spent > time_limit_s:
+        if spent > time_limit_s or stop():
             save(seconds)
             if rows and first:
                 _plot(out / 'curve.png', rows, recipe)
             bar.close()
-            log.warning('%s: stopped in epoch %d at the time limit; go on with --resume', recipe.network,
-                        epoch + 1)
+            log.warning('%s: stopped in epoch %d, %s; go on with --resume', recipe.network, epoch + 1,
+                        'at the time limit' if spent > time_limit_s else 'as asked')
             _leave(trainer)
             return None
         if drawn is None or i == 0:
@@ -551,8 +553,7 @@ def _optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torc
 
 def _metrics(matrix: ConfusionMatrix, network: str, dataset: DataSet) -> dict[str, Any]:
     iou = {name: round(float(v), 2) for name, v in zip(dataset.labels.names, matrix.iou()) if v == v}
-    return {'miou': round(matrix.miou(), 2), 'iou': iou,
-            'command': f'lightseg evaluate --model {network} --data {dataset.name} --split {dataset.split}'}
+    return {'miou': round(matrix.miou(), 2), 'iou': iou, 'command': dataset.command(network)}
 
 
 def _read_checkpoint(path: Path, recipe: Recipe, trained_on: dict[str, Any]) -> dict[str, Any]:

@@ -151,7 +151,11 @@ def test_converted_models_are_found_again(tiny, cache):
 def test_other_weights_have_another_key(tiny):
     other = copy.deepcopy(tiny)
     other.classifier.bias.data += 1
-    assert backends.digest(tiny) == backends.digest(copy.deepcopy(tiny)) != backends.digest(other)
+    key = backends.digest(Core(tiny, MEAN, STD))
+    assert key == backends.digest(Core(copy.deepcopy(tiny), MEAN, STD))
+    # A converted model holds the normalisation too: a card that was corrected must not find the old one.
+    others = [Core(other, MEAN, STD), Core(tiny, STD, STD), Core(tiny, MEAN, MEAN)]
+    assert len({key, *map(backends.digest, others)}) == 4
 
 
 def test_cache_appears_whole(cache):

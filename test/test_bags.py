@@ -310,6 +310,26 @@ def test_from_folder_refuses(tmp_path):
         bags.from_folder(folder, tmp_path / 'bag', truth=other, labels=labels.load('camvid'))
 
 
+def test_a_folder_may_end_in_bag(tmp_path):
+    """As `ros2 bag record -o drive.bag` makes it; a file of that name is one of ROS 1."""
+    write(tmp_path / 'drive.bag', pixels := frames(), storage='sqlite3')
+    with Bag(tmp_path / 'drive.bag') as bag:
+        same(decoded(bag), pixels)
+
+
+def test_a_cut_file_is_indexed_once_a_process(tmp_path, monkeypatch):
+    write(tmp_path / 'whole.mcap', frames(50), other=100_000)
+    cut = tmp_path / 'cut.mcap'
+    cut.write_bytes((tmp_path / 'whole.mcap').read_bytes()[:-5000])
+    made = []
+    real = bags._reindex
+    monkeypatch.setattr(bags, '_reindex', lambda path: made.append(path) or real(path))
+    for _ in range(3):
+        with Bag(cut) as bag:
+            assert 'cut short' in bag.notes[0] and decoded(bag)
+    assert len(made) == 1
+
+
 def test_digest(tmp_path):
     write(tmp_path / 'a', frames(1))
     first = bags.digest(tmp_path / 'a')

@@ -24,6 +24,17 @@ def write_pair(image: Path, label: Path, ids: np.ndarray, seed: int = 0) -> None
     assert cv2.imwrite(str(image), pixels) and cv2.imwrite(str(label), ids)
 
 
+def test_void_is_255_on_the_device_whatever_the_files_have(tmp_path):
+    write_pair(tmp_path / 'images/x.png', tmp_path / 'labels/x.png', np.where(blocks() == 255, 100, blocks()))
+    (tmp_path / 'labels.yaml').write_text(yaml.safe_dump({
+        'name': 'orchard', 'ignore_id': 100, 'classes': [
+            {'id': i, 'name': n, 'color': [i, i, i]} for i, n in enumerate(('grass', 'tree', 'sky'))]}))
+    dataset = data.load('folder', 'all', tmp_path)
+    assert data.to_device(dataset, 'cpu')[1].unique().tolist() == [0, 1, 2, 255]
+    assert dataset.command('laanet') == ('lightseg evaluate --model laanet-orchard.safetensors --data folder '
+                                         f'--data-root {tmp_path.name} --split all')
+
+
 def blocks(height: int = 96, width: int = 128) -> np.ndarray:
     """Label image with classes 0, 1, 2 and void as vertical bands."""
     ids = np.repeat(np.array([0, 1, 2, 255], np.uint8), width // 4)

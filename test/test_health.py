@@ -20,6 +20,18 @@ def test_levels():
     assert status.level == STALE and status.values['last error'] == 'encoding jp2 is unknown'
 
 
+def test_a_node_that_puts_nothing_out_is_an_error():
+    health = Health(window_s=0.2)
+    end = time.monotonic() + 0.4
+    while time.monotonic() < end:
+        health.frame_received()
+        time.sleep(0.01)
+    status = health.status(0, {})
+    assert status.level == ERROR and 'none has gone out' in status.summary
+    health.frame_processed({'network': 10.0})
+    assert health.status(0, {}).level == OK
+
+
 def test_values():
     health = Health()
     for ms in (10.0, 20.0, 30.0):

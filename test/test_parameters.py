@@ -100,9 +100,11 @@ def test_an_unknown_name_is_reported_with_the_nearest_known():
     code = ('import rclpy, sys; sys.path.insert(0, "test"); from test_parameters import *; rclpy.init(); '
             'declare(rclpy.create_node("n"), Values)')
     out = subprocess.run([sys.executable, '-c', code, '--ros-args', '-p', 'widht:=3', '-p', 'zzz:=1',
-                          '-p', 'use_sim_time:=false', '-p', 'qos_overrides./image.publisher.depth:=2'],
+                          '-p', 'use_sim_time:=false', '-p', 'image_topic:=/x',
+                          '-p', 'qos_overrides./image.publisher.depth:=2'],
                          capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1])
     assert out.returncode == 0, out.stderr
     assert "unknown parameter 'widht' is ignored; did you mean 'width'?" in out.stderr
     assert "unknown parameter 'zzz' is ignored; this node has rate, width" in out.stderr
-    assert out.stderr.count('unknown parameter') == 2
+    assert "'image_topic' is ignored; topics are remapped: -r image:=" in out.stderr
+    assert out.stderr.count('unknown parameter') == 3

@@ -159,6 +159,12 @@ def test_bad_frames_are_counted_and_forgotten(tester):
     assert tester.status[-1].level == b'\x02'
     good = images.encode(picture(), 'rgb8', tester.header(), Image())
     assert tester.send(good).width == 160
+    # A camera whose clock is broken: its frames are as good as others.
+    before = tester.values()
+    good.header.stamp.sec = -5
+    assert tester.send(good).width == 160
+    tester.spin(lambda: int(dict_of(tester.status[-1])['processed']) > int(before['processed']))
+    assert int(dict_of(tester.status[-1])['failed']) == int(before['failed'])
     log = tester.process.log.read_text()
     assert 'jp2' in log and "unknown parameter 'overlay_alfa'" in log and "'overlay_alpha'" in log
 

@@ -178,6 +178,9 @@ def test_a_time_limit_ends_a_run_cleanly(scenes, tmp_path):
         train.train(recipe, dataset, tmp_path / 'parts', device='cpu')
     with pytest.raises(train.TrainError, match=r'another recipe \(lr, seed differ\)'):
         train.train(replace(recipe, lr=1.0, seed=2), dataset, tmp_path / 'parts', device='cpu', resume=True)
+    other = replace(dataset, split='val')
+    with pytest.raises(train.TrainError, match="other data .split 'train', not 'val'"):
+        train.train(recipe, other, tmp_path / 'parts', device='cpu', resume=True)
     (tmp_path / 'parts/last.pt').write_bytes(b'PK no checkpoint')
     with pytest.raises(train.TrainError, match='not a checkpoint that can be read'):
         train.train(TINY, dataset, tmp_path / 'parts', device='cpu', resume=True)
@@ -494,11 +497,50 @@ def test_all_networks_go_on_from_what_was_left(scenes, tmp_path, capsys):
     for network in ('laanet', 'affnet'):
         card = weights.read_card(back / network / f'{network}-scenes.safetensors')
         assert f'| {network} | best | 6 | {card.metrics["val"]["miou"]:.2f} |' in out
-    # Finished runs are left as weights, without their checkpoints.
-    assert main(train_all(archive, '--out', str(back), '--leave', str(left), epochs=6)) == 0
+    # What is behind does not take the place of what is further.
+    assert main(train_all(archive, '--from', str(left), '--out', str(back), epochs=6)) == 0
+    assert 'is further than what' in capsys.readouterr().out
+    # Finished runs are left as weights, without their checkpoints, even if they can't be scored.
+    assert main(train_all(archive, '--out', str(back), '--leave', str(left), '--test', 'tset', epochs=6)) == 1
     assert sum(p.stat().st_size for p in left.iterdir()) < 12e6
-    parts = sorted(left.iterdir())
-    parts[-1].rename(tmp_path / 'lost')
-    parts[0].write_bytes(b'')
-    assert main(train_all(archive, '--from', str(left), '--out', str(tmp_path / 'new'), epochs=6)) == 1
-    assert 'ERROR' in capsys.readouterr().err
+    first, *_, last = sorted(left.iterdir())
+    whole = first.read_bytes()
+    for spoil, text in ((lambda: first.write_bytes(whole[:-512]), 'are not what was left'),
+                        (lambda: last.unlink(), 'expected 1-of-')):
+        spoil()
+        assert main(train_all(archive, '--from', str(left), '--out', str(tmp_path / 'new'), epochs=6)) == 1
+        assert text in capsys.readouterr().err and not list((tmp_path / 'new').iterdir())
+
+
+def test_a_run_that_is_interrupted_saves_itself(scenes, tmp_path):
+    process = subprocess.Popen(
+        command(*arguments(scenes, tmp_path, replace(TINY, epochs=100_000), '--checkpoint-every', '1')),
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (tmp_path / 'last.pt').exists() and process.poll() is None:
+        time.sleep(0.05)
+    before = torch.load(tmp_path / 'last.pt', weights_only=True)['step']
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 130 and 'go on with --resume' in output and 'Traceback' not in output
+    assert torch.load(tmp_path / 'last.pt', weights_only=True)['step'] > before
+
+
+def test_no_training_outlives_train_all(scenes, tmp_path):
+    process = subprocess.Popen(
+        command(*train_all(scenes, '--out', str(tmp_path), '--', epochs=100_000)), env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    logs = [tmp_path / network / 'log.csv' for network in ('laanet', 'affnet')]
+    while not all(log.exists() for log in logs) and process.poll() is None:
+        time.sleep(0.1)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    mine = [p for p in Path('/proc').glob('[0-9]*/cmdline') if str(tmp_path).encode() in _content(p)]
+    assert not mine
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended meanwhile
+        return b''

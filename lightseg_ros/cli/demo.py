@@ -11,6 +11,7 @@ HELP = ('Run a camera node and a segmentation node as separate processes on a re
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--input', default='synthetic',
                         help="'synthetic' (built-in street), a folder of images, a video, a bag, a device")
+    parser.add_argument('--image-topic', default='', help='of a bag that has several')
     parser.add_argument('--model', default='laanet', help='packaged network, or the path of a weights file')
     parser.add_argument('--resolution', default='', help='WxH that the network sees; empty: of the weights')
     parser.add_argument('--device', default='auto', help='auto, cpu or cuda')
@@ -21,5 +22,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..nodes.demo import demo
-    return demo(args.input, args.model, args.out, resolution=args.resolution, device=args.device,
-                rate=args.rate, seconds=args.seconds)
+    return demo(args.input, args.model, args.out, image_topic=args.image_topic, resolution=args.resolution,
+                device=args.device, rate=args.rate, seconds=args.seconds)

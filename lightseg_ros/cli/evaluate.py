@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        'and weights must lie at the same paths there')
     group.add_argument('--frames-per-task', type=int, default=200, help='how fine work is cut for workers')
     group = parser.add_argument_group('data set')
-    group.add_argument('--data', help='data set to score instead of bags: camvid')
+    group.add_argument('--data', help='data set to score instead of bags: camvid, cityscapes, or folder '
+                       '(your own)')
     group.add_argument('--data-root', help='its folder; default: where the data set is looked for')
     group.add_argument('--split', default='test', help='its split')
     group.add_argument('--record', action='store_true',
@@ -83,6 +84,13 @@ def truth_from(args: argparse.Namespace) -> 'Truth':
                  args.frame_rate)
 
 
+def check_outputs(args: argparse.Namespace) -> None:
+    """Make the folders that results go to, before hours of work; an OSError names one that can't be made."""
+    for folder in (args.report, args.json and args.json.parent):
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+
+
 def write(result: dict, scores: 'Scores', args: argparse.Namespace) -> None:
     """Print a result, and write it where it was asked for."""
     from .. import report
@@ -108,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ('batch', 'workers', 'frames_per_task'):
         if getattr(args, name) < 1:
             raise replay.ReplayError(f'{name} is {getattr(args, name)}; expected 1 or more')
+    check_outputs(args)
     model = model_from(args)
     if args.data:
         dataset = data.load(args.data, args.split, args.data_root)
@@ -120,5 +129,5 @@ def run(args: argparse.Namespace) -> int:
     result = replay.describe(model, vars(args)) | {'sources': sources} | scores.result()
     write(result, scores, args)
     if args.record:
-        print(replay.record(model, args.data, args.split, result))
+        print(replay.record(model, dataset, result))
     return exit_code(result)

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import replay
     from ..nodes import replay as live_replay
     live = live_replay.Live(args.rate, args.node, args.use_sim_time, args.player, args.deadline)
+    evaluate.check_outputs(args)
     model = evaluate.model_from(args)
     scores, sources, account = live_replay.replay(
         args.bag, model, live, image_topic=args.image_topic, truth=evaluate.truth_from(args))

@@ -4,6 +4,9 @@
 import argparse
 import dataclasses
 import json
+import os
+import signal
+import threading
 import time
 from typing import Any
 
@@ -76,12 +79,29 @@ def run(args: argparse.Namespace) -> int | None:
     began = time.monotonic()
     from .. import data, train
     validation = data.load(args.data, args.validate, args.data_root) if args.validate else None
-    path = train.train(
-        recipe(args, args.model), data.load(args.data, args.split, args.data_root),
-        args.out or f'runs/{args.model}-{args.data}', validation=validation,
-        validate_every=args.validate_every, device=args.device, mode=args.mode, size=args.size,
-        resume=args.resume, checkpoint_every_s=args.checkpoint_every,
-        time_limit_s=args.time_limit - (time.monotonic() - began))
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        """Let the step end and save; a second Ctrl-C ends at once."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupted.set()
+
+    before = signal.getsignal(signal.SIGINT)
+    # Processes of torchrun would stop at different steps, and wait for each other.
+    if 'WORLD_SIZE' not in os.environ and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        path = train.train(
+            recipe(args, args.model), data.load(args.data, args.split, args.data_root),
+            args.out or f'runs/{args.model}-{args.data}', validation=validation,
+            validate_every=args.validate_every, device=args.device, mode=args.mode, size=args.size,
+            resume=args.resume, checkpoint_every_s=args.checkpoint_every,
+            time_limit_s=args.time_limit - (time.monotonic() - began), stop=interrupted.is_set)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+    if interrupted.is_set() and not path:
+        raise KeyboardInterrupt
     if path:
         print(path)
     return None

@@ -25,7 +25,7 @@ PART = '{}-of-{}.runs.tar'
 
 
 class TravelError(ValueError):
-    """Parts of an archive that are not whole; the text says which."""
+    """Networks that are not known, or parts of an archive that are not whole; the text says which."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +65,9 @@ def run(args: argparse.Namespace) -> int | None:
         note = data.pack(args.data, args.data_root, splits, args.pack, int(args.max_mib * 2 ** 20))
         print(f'{args.pack}: {args.pack.stat().st_size / 2 ** 20:.1f} MiB, {note}')
         return None
+    from .. import networks
+    if strangers := [n for n in args.networks if n not in networks.NETWORKS]:
+        raise TravelError(f'unknown networks {", ".join(strangers)}; known: {", ".join(networks.NETWORKS)}')
     args.out.mkdir(parents=True, exist_ok=True)
     if args.come:
         unpack(args.come, args.out)

@@ -50,8 +50,8 @@ class Album:
         return cv2.resize(rgb, (self._width, height), interpolation=cv2.INTER_AREA)
 
 
-def demo(source: str, model: str, out: Path, *, resolution: str = '', device: str = 'auto',
-         rate: float = 15.0, seconds: float = 30.0) -> int:
+def demo(source: str, model: str, out: Path, *, image_topic: str = '', resolution: str = '',
+         device: str = 'auto', rate: float = 15.0, seconds: float = 30.0) -> int:
     """
     Run the demo and write `demo.webm`, `contact_sheet.png`, `summary.json` and the nodes' logs to `out`.
 
@@ -81,7 +81,8 @@ def demo(source: str, model: str, out: Path, *, resolution: str = '', device: st
 
     segmentation = NodeProcess('segmentation', out / 'segmentation.log', {
         'weights': str(path), 'resolution': resolution, 'device': device})
-    camera = NodeProcess('camera', out / 'camera.log', {'source': source, 'rate': rate, 'loop': True})
+    camera = NodeProcess('camera', out / 'camera.log', {
+        'source': source, 'topic': image_topic, 'rate': rate, 'loop': True})
     with nodes(camera, segmentation) as processes:
         probe = Probe(on_complete, ('frame', 'label', 'overlay'), optional=('truth',))
         print('starting the nodes', flush=True)

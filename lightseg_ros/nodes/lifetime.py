@@ -18,11 +18,12 @@ def run(make_node: Callable[[], Node], done: Callable[[Node], bool] = lambda nod
     A ValueError while the node is made (all our errors are ones) is a line on stderr and exit code 1.
     """
     rclpy.init(args=args)
+    # Not rclpy.spin_once(node), which adds and removes the node, and wakes up for each, at every message.
+    # Made before the node: a signal that shuts the context down meanwhile would leave half an executor.
+    executor = SingleThreadedExecutor()
     node = None
     try:
         node = make_node()
-        # Not rclpy.spin_once(node), which adds and removes the node, and wakes up for each, at every message.
-        executor = SingleThreadedExecutor()
         executor.add_node(node)
         # A timeout, since `done` may change without an event, and since a signal must never hang the spin.
         while rclpy.ok() and not done(node):

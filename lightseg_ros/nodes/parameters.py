@@ -25,6 +25,10 @@ T = TypeVar('T')
 FOREIGN = ('use_sim_time', 'start_type_description_service', 'qos_overrides.')
 
 
+# Arguments of the launch file that are no parameters.
+TOPICS = ('image_topic', 'camera_topic')
+
+
 class ParameterError(ValueError):
     """A parameter with a value that the node cannot take; the text names it and what it takes."""
 
@@ -60,7 +64,8 @@ def declare(node: Node, cls: type[T]) -> T:
             value = type(field.default)(value)
         if type(value) is not type(field.default):
             raise ParameterError(f'parameter {field.name!r} is {value!r} ({type(value).__name__}); expected '
-                                 f'{type(field.default).__name__}, such as {field.default!r}')
+                                 f'{type(field.default).__name__}, such as {field.default!r}: '
+                                 + field.metadata['description'])
         try:
             node.declare_parameter(field.name, value, _descriptor(field), ignore_override=True)
         except ParameterException as e:
@@ -69,6 +74,10 @@ def declare(node: Node, cls: type[T]) -> T:
     names = [field.name for field in fields]
     for name in given:
         if name not in names and not name.startswith(FOREIGN):
+            if name in TOPICS:
+                node.get_logger().warning(f'unknown parameter {name!r} is ignored; topics are remapped: '
+                                          '-r image:=/your/topic')
+                continue
             near = difflib.get_close_matches(name, names, 1)
             node.get_logger().warning(
                 f'unknown parameter {name!r} is ignored'

@@ -233,6 +233,11 @@ class SegmentationNode(Node):
     def _publish_diagnostics(self) -> None:
         msg = DiagnosticArray()
         msg.header.stamp = self.get_clock().now().to_msg()
+        topic = next(iter(self._cameras.values())).label.topic_name
+        if self.count_publishers(topic) > 1:
+            self.get_logger().warning(
+                f'{topic} has another publisher: is this node running twice? Give each a name or a namespace',
+                throttle_duration_sec=60.0)
         more = {'model': self._segmenter.card.network, **self._segmenter.resources()}
         for name, camera in self._cameras.items():
             status = camera.health.status(self._mailbox.dropped[name], more)
