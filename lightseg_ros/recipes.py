@@ -91,11 +91,12 @@ class Recipe:
 
 
 # What a few CPU cores can do in an hour or two: most epochs on whole images at about half their size, a
-# quarter of the pixels, the rest at full size. Rate, decay and no average as they were best on CamVid's val
+# quarter of the pixels, the rest at full size. Rate, decay, second classifier, no average: best on CamVid val
 # (docs/training.md): in so few steps an average lags behind weights that the schedule brings to rest.
 CPU: dict[str, Any] = {
     'epochs': 64, 'batch': 4, 'first_crop': (180, 240), 'first_scale': (0.45, 0.8), 'first_share': 0.7,
-    'scale': (0.6, 1.6), 'color': 0.25, 'lr': 6e-3, 'weight_decay': 5e-2, 'ema': 0.0}
+    'scale': (0.6, 1.6), 'color': 0.25, 'lr': 6e-3, 'weight_decay': 5e-2, 'ema': 0.0,
+    'auxiliary': 0.4}
 
 # What FBSNet, ELANet and the DABNet family share on CamVid: mean subtraction alone, scales from a set, no
 # colour, Adam with L2 decay on everything, the last weights. The papers of LAANet and AFFNet give no numbers
