@@ -149,7 +149,7 @@ def test_errors_of_bags_name_the_parameter(tmp_path, picture):
     with bags.Writer(path) as writer:
         for topic in ('/a', '/b'):
             writer.write(topic, bags.image(picture, 'rgb8', bags.header(1)), 1)
-    with pytest.raises(SourceError, match='several image topics.*topic:=NAME'):
+    with pytest.raises(SourceError, match='several image topics.*camera_topic of the launch'):
         open_source(str(path))
     assert len(list(open_source(str(path), topic='/b').frames())) == 1
     (tmp_path / 'broken.mcap').write_bytes(b'nothing')
