@@ -478,9 +478,11 @@ def test_all_networks_go_on_from_what_was_left(scenes, tmp_path, capsys):
     archive, there, left = tmp_path / 'scenes.tar', tmp_path / 'there', tmp_path / 'left'
     assert main(['train-all', '--pack', str(archive), '--data', 'folder', '--data-root', str(scenes),
                  '--split', 'train', '--test', 'val']) == 0
-    half = arguments(scenes, there / 'laanet', replace(TINY, epochs=6), '--time-limit', '0.4')
+    half = arguments(scenes, there / 'laanet', replace(TINY, epochs=6), '--resume', '--time-limit')
+    seconds = 0.4  # longer where getting ready takes longer
     while not (there / 'laanet/log.csv').exists():
-        assert main([*half, '--resume']) == 0
+        assert main([*half, f'{seconds}']) == 0
+        seconds *= 1.3
     steps = torch.load(there / 'laanet/last.pt', weights_only=True)['step']
     assert 2 <= steps < 12
     # No time is left, so nothing is trained and everything is left.
@@ -501,7 +503,8 @@ def test_all_networks_go_on_from_what_was_left(scenes, tmp_path, capsys):
     assert main(train_all(archive, '--from', str(left), '--out', str(back), epochs=6)) == 0
     assert 'is further than what' in capsys.readouterr().out
     # Finished runs are left as weights, without their checkpoints, even if they can't be scored.
-    assert main(train_all(archive, '--out', str(back), '--leave', str(left), '--test', 'tset', epochs=6)) == 1
+    assert main(train_all(archive, '--out', str(back), '--leave', str(left), '--test', 'tset',
+                          '--part-mib', '4', epochs=6)) == 1
     assert sum(p.stat().st_size for p in left.iterdir()) < 12e6
     first, *_, last = sorted(left.iterdir())
     whole = first.read_bytes()
@@ -527,8 +530,8 @@ def test_a_run_that_is_interrupted_saves_itself(scenes, tmp_path):
 
 def test_no_training_outlives_train_all(scenes, tmp_path):
     process = subprocess.Popen(
-        command(*train_all(scenes, '--out', str(tmp_path), '--', epochs=100_000)), env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        command(*train_all(scenes, '--out', str(tmp_path), epochs=100_000), '--checkpoint-every', '1'),
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     logs = [tmp_path / network / 'log.csv' for network in ('laanet', 'affnet')]
     while not all(log.exists() for log in logs) and process.poll() is None:
         time.sleep(0.1)
