@@ -209,7 +209,7 @@ def plot(paths: Sequence[Path], out: Path) -> Path:
     axes.set_xlabel('frames a second, uint8 frame to uint8 labels (median)')
     axes.set_ylabel('mIoU, % (as the weights name it)')
     axes.margins(y=0.15)
-    legend = axes.legend(loc='best', fontsize=8)
+    legend = figure.legend(loc='outside lower center', ncols=2, fontsize=8)
     for handle in legend.legend_handles:
         handle.set_sizes([60])  # type: ignore[union-attr]
     axes.set_title('accuracy against speed; a disc is as large as the network has parameters')
