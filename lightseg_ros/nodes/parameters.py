@@ -25,10 +25,6 @@ T = TypeVar('T')
 FOREIGN = ('use_sim_time', 'start_type_description_service', 'qos_overrides.')
 
 
-# Arguments of the launch file that are no parameters.
-TOPICS = ('image_topic', 'camera_topic')
-
-
 class ParameterError(ValueError):
     """A parameter with a value that the node cannot take; the text names it and what it takes."""
 
@@ -74,7 +70,7 @@ def declare(node: Node, cls: type[T]) -> T:
     names = [field.name for field in fields]
     for name in given:
         if name not in names and not name.startswith(FOREIGN):
-            if name in TOPICS:
+            if name == 'image_topic':  # what the launch file calls it
                 node.get_logger().warning(f'unknown parameter {name!r} is ignored; topics are remapped: '
                                           '-r image:=/your/topic')
                 continue
