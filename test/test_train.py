@@ -288,10 +288,11 @@ def test_a_second_classifier_learns_the_deepest_features(scenes, network):
     assert set(trainer.network.state_dict()) == set(train.networks.build(network, 3).state_dict())
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
-def test_the_quick_gradient_of_prelu_is_prelu_s(dtype):
+def test_the_quick_gradient_of_prelu_is_prelu_s(dtype, layout):
     torch.manual_seed(0)
-    inputs, upper = (torch.randn(3, 5, 7, 9).to(dtype) for _ in range(2))
+    inputs, upper = (torch.randn(3, 5, 7, 9).to(dtype).contiguous(memory_format=layout) for _ in range(2))
     inputs[0, 0, 0] = 0
     found = []
     for quick in (False, True):
@@ -299,7 +300,7 @@ def test_the_quick_gradient_of_prelu_is_prelu_s(dtype):
         module[0].weight.data.uniform_(-0.5, 1.5, generator=torch.Generator().manual_seed(1))
         if quick:
             gradients.quicken(module)
-        x = inputs.clone().requires_grad_()
+        x = inputs.clone().requires_grad_()  # keeps the layout
         y = module(x)
         found.append((y.detach(), *torch.autograd.grad(y, (x, module[0].weight), upper)))
     for plain, quick in zip(*found):
