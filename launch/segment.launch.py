@@ -30,6 +30,9 @@ PARAMETERS = {
 OTHERS = {
     'image_topic': ('image', 'image topic, with {camera} for the name of each of several; compressed images '
                     'come on it with /compressed added', None),
+    'depth_topic': ('', 'depth image, registered to the image, with {camera} as above; with it, labelled '
+                    'points are published', None),
+    'camera_info_topic': ('', 'camera_info of the depth; empty: camera_info beside it', None),
     'params_file': (str(SHARE / 'config' / 'segmentation.yaml'), "YAML of the node's parameters", None),
     'namespace': ('', 'namespace of the nodes', None),
     'use_sim_time': ('false', 'take the time from /clock', ['true', 'false']),
@@ -41,13 +44,23 @@ OTHERS = {
 }
 
 
-def topic_of(camera: str, topic: str) -> str:
-    """Return the image topic of a camera; `camera` is empty where there is only one."""
+def topic_of(camera: str, topic: str, kind: str = 'image') -> str:
+    """Return the topic of that kind of a camera; `camera` is empty where there is only one."""
     if not camera:
         return topic
-    if '{camera}' not in topic and topic != 'image':
-        raise ValueError(f'image_topic is {topic!r}; expected {{camera}} in it, since there are several')
-    return topic.replace('{camera}', camera) if '{camera}' in topic else f'{camera}/image'
+    if '{camera}' not in topic and topic != kind:
+        raise ValueError(f'{kind}_topic is {topic!r}; expected {{camera}} in it, since there are several')
+    return topic.replace('{camera}', camera) if '{camera}' in topic else f'{camera}/{kind}'
+
+
+def depth_topics(camera: str, value: dict[str, str]) -> list[tuple[str, str]]:
+    """Return the remappings of a camera's depth and camera_info; none where no depth is wanted."""
+    depth = value['depth_topic']
+    if not depth:
+        return []
+    beside = value['camera_info_topic'] or '/'.join([*depth.split('/')[:-1], 'camera_info'])
+    return [('depth', topic_of(camera, depth, 'depth')),
+            ('camera_info', topic_of(camera, beside, 'camera_info'))]
 
 
 def nodes(context: LaunchContext) -> list[Node]:
@@ -56,23 +69,29 @@ def nodes(context: LaunchContext) -> list[Node]:
     given = {name: ParameterValue(value[name], value_type=str) for name in PARAMETERS if value[name]}
     use_sim_time = {'use_sim_time': value['use_sim_time'] == 'true'}
     topics = {camera: topic_of(camera, value['image_topic']) for camera in value['cameras'].split() or ['']}
+    depths = {camera: depth_topics(camera, value) for camera in topics}
+    points = {'publish_points': True} if value['depth_topic'] else {}
     common = {
         'package': 'lightseg_ros', 'namespace': value['namespace'], 'output': 'screen', 'emulate_tty': True,
         'arguments': ['--ros-args', '--log-level', value['log_level']]}
     started = [Node(
         executable='segmentation_node', name='segmentation', respawn=value['use_respawn'] == 'true',
-        respawn_delay=2.0, parameters=[value['params_file'], {**given, **use_sim_time}],
-        remappings=[(f'{camera}/image{kind}'.lstrip('/'), topic + kind) for camera, topic in topics.items()
-                    for kind in ('', '/compressed')], **common)]
+        respawn_delay=2.0, parameters=[value['params_file'], {**given, **points, **use_sim_time}],
+        remappings=[*((f'{camera}/image{kind}'.lstrip('/'), topic + kind) for camera, topic in topics.items()
+                      for kind in ('', '/compressed')),
+                    *((f'{camera}/{kind}'.lstrip('/'), topic) for camera, pairs in depths.items()
+                      for kind, topic in pairs)], **common)]
     if value['camera'] != 'none':
         source = {'source': ParameterValue(value['camera'], value_type=str), 'loop': True,
                   'topic': ParameterValue(value['camera_topic'], value_type=str)}
+        if value['camera'] == 'synthetic' and points:
+            source['depth'] = True
         transport = {name: given[name] for name in ('image_transport',) if name in given}
         started += [Node(
             executable='camera_node', name=f'camera_{camera}'.rstrip('_'),
             parameters=[{**source, **transport, **use_sim_time}],
             remappings=[('image', topic), ('image/compressed', f'{topic}/compressed'),
-                        *([('camera_info', f'{camera}/camera_info')] if camera else [])],
+                        *(depths[camera] or ([('camera_info', f'{camera}/camera_info')] if camera else []))],
             **common) for camera, topic in topics.items()]
     return started
 

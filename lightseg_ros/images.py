@@ -39,6 +39,8 @@ YUV422 = {
 }
 YUV420 = {'nv12': cv2.COLOR_YUV2RGB_NV12, 'nv21': cv2.COLOR_YUV2RGB_NV21}
 SUPPORTED = (*PACKED, *BAYER, *YUV422, *YUV420)
+# Depth (REP 118): encoding -> kind of number, its bytes, metres of one.
+DEPTH = {'16UC1': ('u', 2, 1e-3), 'mono16': ('u', 2, 1e-3), '32FC1': ('f', 4, 1.0)}
 
 
 def decode(msg: Any) -> np.ndarray:
@@ -73,6 +75,24 @@ def decode(msg: Any) -> np.ndarray:
     return _cv_bridge(msg)
 
 
+def decode_depth(msg: Any) -> np.ndarray:
+    """
+    Decode a depth Image message (REP 118) to (H, W) float32 metres along the optical axis.
+
+    NaN where nothing was measured: 0 or less, not finite. 16UC1 and mono16 are millimetres, 32FC1 metres.
+    `ImageError` as in `decode`.
+    """
+    if msg.encoding not in DEPTH:
+        raise ImageError(f'depth in {msg.encoding!r}; expected {", ".join(DEPTH)}')
+    if msg.height < 1 or msg.width < 1:
+        raise ImageError(f'depth of {msg.width}x{msg.height}; expected at least one pixel each way')
+    kind, size, metres = DEPTH[msg.encoding]
+    depth = _rows(msg, msg.height, msg.width, 1, size, kind=kind)[..., 0].astype(np.float32)
+    depth *= metres
+    depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
+    return depth
+
+
 def encode(array: np.ndarray, encoding: str, header: Any, msg: Any) -> Any:
     """
     Fill an empty Image or CompressedImage message of rclpy or rosbags, and return it.
@@ -103,8 +123,8 @@ def encode(array: np.ndarray, encoding: str, header: Any, msg: Any) -> Any:
 
 
 def _rows(msg: Any, height: int, width: int, channels: int, size: int = 1, start: int = 0,
-          step: int | None = None) -> np.ndarray:
-    """View rows of the message's data, (height, width, channels) uint8 or uint16, from byte `start` on."""
+          step: int | None = None, kind: str = 'u') -> np.ndarray:
+    """View rows of the message's data, (height, width, channels) of numbers, from byte `start` on."""
     step = msg.step if step is None else step
     row = width * channels * size
     if step < row:
@@ -115,7 +135,7 @@ def _rows(msg: Any, height: int, width: int, channels: int, size: int = 1, start
     if len(msg.data) < needed:
         raise ImageError(f'{msg.encoding} of {msg.width}x{msg.height} with step {msg.step} holds '
                          f'{len(msg.data)} bytes; expected at least {needed}')
-    dtype = ('>' if msg.is_bigendian else '<') + f'u{size}'
+    dtype = ('>' if msg.is_bigendian else '<') + f'{kind}{size}'
     return np.ndarray((height, width, channels), dtype, msg.data, start, (step, channels * size, size))
 
 

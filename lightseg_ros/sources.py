@@ -50,13 +50,15 @@ class Frame:
     A frame: rgb (H, W, 3) uint8.
 
     `stamp_ns`: when it was taken, for what was recorded in time. `truth`: (H, W) uint8, CamVid class ids, 255
-    void, where it is known. `calibration`: where it is known.
+    void, where it is known. `calibration`: where it is known. `depth`: (H, W) float32 metres, 0 where nothing
+    is, where it is known and was asked for.
     """
 
     rgb: np.ndarray
     stamp_ns: int | None = None
     truth: np.ndarray | None = None
     calibration: Calibration | None = None
+    depth: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Source:
 
 
 def open_source(name: str, *, topic: str = '', rate: float = 0.0, width: int = 0, height: int = 0,
-                seed: int = 0, warn: Warn = log.warning) -> Source:
+                seed: int = 0, depth: bool = False, warn: Warn = log.warning) -> Source:
     """
     Open a source by its name; `SourceError` if there is nothing to see.
 
@@ -83,13 +85,16 @@ def open_source(name: str, *, topic: str = '', rate: float = 0.0, width: int = 0
     if it lies beside it); an image; a video; a bag, with `topic` where it has several image topics;
     '/dev/video0' or its number. `rate`: frames a second; 0: the source's own, for a folder 10, for the street
     15. `width`, `height`: what frames are resized to; 0: their own size, or with the other one given, what
-    keeps the shape. `seed`: of the street. `warn`: is told of each frame that is left out.
+    keeps the shape. `seed`: of the street; `depth`: with its depth, which no other source has. `warn`: is
+    told of each frame that is left out.
     """
     if not name:
         raise SourceError("no source; expected 'synthetic', a folder of images, a video, a bag or a device")
     path = Path(name).expanduser()
     if name == 'synthetic':
-        return _street(rate or STREET_RATE, width, height, seed)
+        return _street(rate or STREET_RATE, width, height, seed, depth)
+    if depth:
+        raise SourceError(f"source {name!r} has no depth; only 'synthetic' has")
     if name.isdecimal() or name.startswith('/dev/'):
         source = _device(name, rate, width, height)
     elif not path.exists():
@@ -106,13 +111,13 @@ def open_source(name: str, *, topic: str = '', rate: float = 0.0, width: int = 0
     return replace(source, frames=lambda: (_resized(f, width, height) for f in source.frames()))
 
 
-def _street(rate: float, width: int, height: int, seed: int) -> Source:
+def _street(rate: float, width: int, height: int, seed: int, depth: bool) -> Source:
     own_width, own_height = STREET_SIZE
     if not (width or height):
         width, height = STREET_SIZE
     width, height = width or height * own_width // own_height, height or width * own_height // own_width
     try:
-        street = Street(width, height, seed)
+        street = Street(width, height, seed, with_depth=depth)
     except ValueError as e:
         raise SourceError(str(e)) from e
     calibration = Calibration(street.matrix, np.eye(3), np.hstack([street.matrix, np.zeros((3, 1))]),
@@ -122,7 +127,7 @@ def _street(rate: float, width: int, height: int, seed: int) -> Source:
         index = 0
         while True:
             rgb, ids = street.render(index / rate)
-            yield Frame(rgb, round(index * 1e9 / rate), ids, calibration)
+            yield Frame(rgb, round(index * 1e9 / rate), ids, calibration, street.depth)
             index += 1
 
     return Source(f'synthetic street {width}x{height}, seed {seed}', frames, rate)

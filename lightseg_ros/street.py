@@ -1,11 +1,11 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-A synthetic British street, seen from a car that drives down it, with its exact label image.
+A synthetic British street, seen from a car that drives down it, with its exact label image and depth.
 
-A frame warps the textures of `painting` through a pinhole camera, far to near, and writes colour and class
-id with the same mask. Where something is seen through (twigs, railings), its outline as a whole has its id,
-as in CamVid's annotations.
+A frame warps the textures of `painting` through a pinhole camera, far to near, and writes colour, class id
+and distance with the same mask. Where something is seen through (twigs, railings), its outline as a whole has
+its id, as in CamVid's annotations.
 
 World: x to the right of our lane's centre, y up from the road, z along the street, in metres. The street
 repeats every `PERIOD` metres. Traffic keeps left.
@@ -87,9 +87,11 @@ class Street:
     The street as a camera: `render(t)` gives the frame at t seconds, the same for the same size and seed.
 
     `matrix`: (3, 3) pinhole intrinsics in pixels; there is no distortion. ValueError for a size out of range.
+    With `with_depth`, `depth` is (H, W) float32, metres along the optical axis in the frame drawn last, 0 for
+    what is infinitely far; else None.
     """
 
-    def __init__(self, width: int = 640, height: int = 480, seed: int = 0):
+    def __init__(self, width: int = 640, height: int = 480, seed: int = 0, *, with_depth: bool = False):
         if not (64 <= width <= 4096 and 64 <= height <= 4096):
             raise ValueError(f'a street of {width}x{height} pixels; expected 64 to 4096 each way')
         self.width, self.height = width, height
@@ -119,6 +121,7 @@ class Street:
         self._y = CAMERA_HEIGHT
         self._yaw = self._pitch = 1.0, 0.0
         self._rgba, self._ids = self._sky, self._sky_ids
+        self.depth = np.zeros((height, width), np.float32) if with_depth else None
 
     # ------------------------------------------------------------------------------------------ the scene
 
@@ -234,6 +237,8 @@ class Street:
         up = self._margin + round(self._focal * math.tan(pitch))
         view = np.s_[up:up + self.height, left:left + self.width]
         self._rgba, self._ids = self._sky[view].copy(), self._sky_ids[view].copy()
+        if self.depth is not None:
+            self.depth = np.zeros_like(self.depth)
         self._draw_ground()
         for z, house in self._far_to_near([(self._ahead(h.front), h) for h in self._houses]):
             side, x = house.side, house.front.x
@@ -274,11 +279,15 @@ class Street:
 
     def _project(self, x: float, y: float, z: float) -> tuple[float, float]:
         """Pixel (u, v) of a point, z counted from the camera."""
+        x, y, z = self._turned(x, y, z)
+        return self._cx + self._focal * x / z, self._cy + self._focal * y / z
+
+    def _turned(self, x: float, y: float, z: float) -> Point:
+        """Return a point, z counted from the camera, along the camera's axes: right, down, forward."""
         x, y = x - self._x, self._y - y
         (cos, sin), (cos_pitch, sin_pitch) = self._yaw, self._pitch
         x, z = x * cos - z * sin, x * sin + z * cos
-        y, z = y * cos_pitch + z * sin_pitch, z * cos_pitch - y * sin_pitch
-        return self._cx + self._focal * x / z, self._cy + self._focal * y / z
+        return x, y * cos_pitch + z * sin_pitch, z * cos_pitch - y * sin_pitch
 
     @staticmethod
     def _haze(z: float) -> float:
@@ -320,6 +329,10 @@ class Street:
             haze = self._haze(middle)
             if haze > 0.02:
                 cv2.convertScaleAbs(area, area, 1 - haze, haze * HAZE)
+            if self.depth is not None:  # of the plane below us: `_turned`, solved for z
+                cos, sin = self._pitch
+                rows = (np.arange(top, bottom) - self._cy) / self._focal * cos - sin
+                self.depth[top:bottom] = (self._y / rows)[:, None]
             bottom = top
 
     def _wall(self, wall: Wall, z: float) -> None:
@@ -426,6 +439,7 @@ class Street:
             _, mask = cv2.threshold(cover, 127, 255, cv2.THRESH_BINARY)
             cv2.copyTo(new, mask, area)
             cv2.copyTo(self._class_of[texture.class_id][:size[1], :size[0]], mask, area_ids)
+            self._measure(corners, mask, left, top)
         else:
             rest = cv2.cvtColor(cv2.bitwise_not(cover), cv2.COLOR_GRAY2RGBA)
             if haze > 0.02:
@@ -433,7 +447,9 @@ class Street:
             cv2.add(cv2.multiply(area, rest, None, 1 / 255), new, area)
             new_ids = cv2.warpPerspective(ids, matrix, size, None, cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
                                           cv2.BORDER_CONSTANT, NOTHING)
-            cv2.copyTo(new_ids, cv2.bitwise_not(cv2.inRange(new_ids, NOTHING, NOTHING)), area_ids)
+            mask = cv2.bitwise_not(cv2.inRange(new_ids, NOTHING, NOTHING))
+            cv2.copyTo(new_ids, mask, area_ids)
+            self._measure(corners, mask, left, top)
 
     def _flat(self, corners: tuple[Point, ...], tone: float) -> None:
         """Fill a polygon of a post with a grey."""
@@ -442,6 +458,26 @@ class Street:
             points = np.round(points * 16).astype(np.int32)
             cv2.fillConvexPoly(self._rgba, points, (tone, tone, tone, 255), cv2.LINE_8, 4)
             cv2.fillConvexPoly(self._ids, points, POLE, cv2.LINE_8, 4)
+            box = self._box([(u / 16, v / 16) for u, v in points])
+            if self.depth is not None and box is not None:
+                left, top, right, bottom = box
+                mask = np.zeros((bottom - top, right - left), np.uint8)
+                cv2.fillConvexPoly(mask, points - 16 * np.array((left, top)), 255, cv2.LINE_8, 4)
+                self._measure(corners, mask, left, top)
+
+    def _measure(self, corners: tuple[Point, ...], mask: np.ndarray, left: int, top: int) -> None:
+        """Write the distance of a plane's pixels: its inverse is linear in the pixel."""
+        if self.depth is None:
+            return
+        at = np.array([self._turned(*c) for c in corners])
+        near, far = at[:, 2].min(), at[:, 2].max()
+        pixels = np.column_stack((self._cx + self._focal * at[:, 0] / at[:, 2],
+                                  self._cy + self._focal * at[:, 1] / at[:, 2], np.ones(len(at))))
+        (du, dv, one), *_ = np.linalg.lstsq(pixels, 1 / at[:, 2], rcond=None)
+        h, w = mask.shape
+        inverse = du * np.arange(left, left + w) + (dv * np.arange(top, top + h) + one)[:, None]
+        cv2.copyTo((1 / inverse.clip(1 / far, 1 / near)).astype(np.float32), mask,
+                   self.depth[top:top + h, left:left + w])
 
     def _shadow(self, x0: float, x1: float, z0: float, z1: float) -> None:
         """Darken the ground under something; the ids stay."""

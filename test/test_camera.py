@@ -18,7 +18,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 from lightseg_ros import images  # noqa: E402
 
 TOPICS = {'image': Image, 'image/compressed': CompressedImage, 'camera_info': CameraInfo,
-          'camera/ground_truth': Image}
+          'camera/ground_truth': Image, 'depth': Image}
 
 
 class Camera:
@@ -92,15 +92,15 @@ def headers(messages):
 
 def test_the_street_comes_with_truth_and_camera_info_under_one_header(camera):
     began_ns = time_ns()
-    c = camera(width=160, height=120, rate=20, frame_id='front', encoding='bgr8')
+    c = camera(width=160, height=120, rate=20, frame_id='front', encoding='bgr8', depth=True)
     assert c.spin(lambda: len(c.seen['camera/ground_truth']) > 10), c.log.read_text()
     c.spin(seconds=0.2)
-    # Three publishers find their subscribers one after the other, and depth 1 may skip a frame of each.
-    image, info, truth = (dict(zip(headers(c.seen[t]), c.seen[t]))
-                          for t in ('image', 'camera_info', 'camera/ground_truth'))
-    whole = [h for h in image if h in info and h in truth]
+    # The publishers find their subscribers one after the other, and depth 1 may skip a frame of each.
+    image, info, truth, depth = (dict(zip(headers(c.seen[t]), c.seen[t]))
+                                 for t in ('image', 'camera_info', 'camera/ground_truth', 'depth'))
+    whole = [h for h in image if h in info and h in truth and h in depth]
     assert len(whole) > 5
-    image, info, truth = ([m[h] for h in whole] for m in (image, info, truth))
+    image, info, truth, depth = ([m[h] for h in whole] for m in (image, info, truth, depth))
     gaps = np.diff([Time.from_msg(m.header.stamp).nanoseconds for m in image]) / 1e6
     assert 45 < np.median(gaps) < 105, gaps
     assert image[0].header.frame_id == 'front' and image[0].encoding == 'bgr8'
@@ -111,9 +111,11 @@ def test_the_street_comes_with_truth_and_camera_info_under_one_header(camera):
     assert info[0].distortion_model == 'plumb_bob' and len(info[0].d) == 5
     # The very frames of the renderer: colours in the right order, labels of this image and no other.
     from lightseg_ros.street import Street
-    street = Street(160, 120)
+    street = Street(160, 120, with_depth=True)
     rendered = (street.render(i / 20) for i in range(200))
     ids = next(ids for rgb, ids in rendered if np.array_equal(rgb, images.decode(image[0])))
+    metres = np.where((street.depth > 0) & (street.depth < 65.5), street.depth, np.nan)
+    np.testing.assert_allclose(images.decode_depth(depth[0]), metres, atol=6e-4)
     np.testing.assert_array_equal(np.frombuffer(truth[0].data, np.uint8).reshape(120, 160), ids)
 
 

@@ -17,6 +17,7 @@ MAY = {
     'street': {'painting'}, 'sources': {'bags', 'images', 'labels', 'street'},
     'health': {'metrics'}, 'bags': {'images', 'labels'}, 'recordings': {'bags', 'images', 'labels'},
     'scores': {'labels', 'metrics'}, 'report': {'scores'},
+    'points': set(),
     'networks': set(), 'losses': set(), 'gradients': set(), 'weights': {'networks', 'labels'},
     'folding': {'networks'},
     'segmenter': {'weights', 'labels', 'networks', 'backends', 'kernels', 'engine', 'folding'},
@@ -24,7 +25,7 @@ MAY = {
 }
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.
 LIGHT = ('labels', 'images', 'latest', 'health', 'metrics', 'painting', 'street', 'sources',
-         'bags', 'recordings', 'scores', 'report')
+         'bags', 'recordings', 'scores', 'report', 'points')
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:

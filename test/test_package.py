@@ -136,7 +136,7 @@ def test_launch_file(installed, monkeypatch):
     arguments = {e.name: e for e in description.entities if isinstance(e, DeclareLaunchArgument)}
     assert {'model', 'resolution', 'weights', 'device', 'backend', 'precision', 'cameras', 'image_topic',
             'image_transport', 'params_file', 'namespace', 'use_sim_time', 'log_level', 'use_respawn',
-            'camera'} <= set(arguments)
+            'camera', 'depth_topic', 'camera_info_topic'} <= set(arguments)
     assert all(a.description for a in arguments.values())
     context = launch.LaunchContext()
     context.launch_configurations.update(dict.fromkeys(arguments, ''), use_sim_time='false', log_level='info',
@@ -150,5 +150,12 @@ def test_launch_file(installed, monkeypatch):
     assert [n.node_executable for n in module.nodes(context)] == ['segmentation_node', *2 * ['camera_node']]
     assert module.topic_of('', '/a') == '/a' and module.topic_of('left', 'image') == 'left/image'
     assert module.topic_of('left', '/{camera}/image_raw') == '/left/image_raw'
+    assert module.depth_topics('', {'depth_topic': ''}) == []
+    assert module.depth_topics('', {'depth_topic': '/cam/depth/image_raw', 'camera_info_topic': ''}) == [
+        ('depth', '/cam/depth/image_raw'), ('camera_info', '/cam/depth/camera_info')]
+    of_each = {'depth_topic': '/{camera}/d', 'camera_info_topic': '/{camera}/i'}
+    assert module.depth_topics('left', of_each) == [('depth', '/left/d'), ('camera_info', '/left/i')]
+    assert module.depth_topics('left', {'depth_topic': 'depth', 'camera_info_topic': ''}) == [
+        ('depth', 'left/depth'), ('camera_info', 'left/camera_info')]
     with pytest.raises(ValueError, match="image_topic is '/a'; expected {camera} in it"):
         module.topic_of('left', '/a')

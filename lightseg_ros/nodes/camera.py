@@ -7,6 +7,7 @@ import threading
 from time import monotonic
 
 import cv2
+import numpy as np
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
@@ -47,15 +48,18 @@ class CameraParameters:
     image_transport: str = parameter(
         'raw', 'raw publishes image, compressed (JPEG) image/compressed.', choices=tuple(OUTPUTS),
         read_only=True)
+    depth: bool = parameter(
+        False, 'Publish depth, in millimetres, too; the synthetic street alone has it.', read_only=True)
     seed: int = parameter(0, 'Which synthetic street.', limits=(0, 2 ** 31), read_only=True)
 
 
 class CameraNode(Node):
     """
-    Publishes `image` (or `image/compressed`), `camera_info`, and where the source knows it `~/ground_truth`.
+    Publishes `image` (or `image/compressed`) and `camera_info`; where the source knows it, `~/ground_truth`.
 
-    All three have the same header, stamped when the frame goes out. A thread reads, waits and publishes, so
-    that a slow source does not hold up the executor. After a pause frames go on at their rate, in no burst.
+    If it was asked for also `depth`. All have the same header, stamped when the frame goes out. A thread
+    reads, waits and publishes, so that a slow source does not hold up the executor. After a pause frames go
+    on at their rate, in no burst.
     """
 
     def __init__(self) -> None:
@@ -63,7 +67,7 @@ class CameraNode(Node):
         self._settings = p = declare(self, CameraParameters)
         log = self.get_logger()
         self._source = open_source(p.source, topic=p.topic, rate=p.rate, width=p.width, height=p.height,
-                                   seed=p.seed, warn=lambda text: log.warning(text))
+                                   seed=p.seed, depth=p.depth, warn=lambda text: log.warning(text))
         kind, topic = OUTPUTS[p.image_transport]
         overriding = QoSOverridingOptions.with_default_policies()
         self._image = self.create_publisher(kind, topic, QOS, qos_overriding_options=overriding)
@@ -71,6 +75,8 @@ class CameraNode(Node):
             CameraInfo, 'camera_info', QOS, qos_overriding_options=overriding)
         self._truth = self.create_publisher(
             Image, '~/ground_truth', QOS, qos_overriding_options=overriding)
+        self._depth = self.create_publisher(Image, 'depth', QOS, qos_overriding_options=overriding) \
+            if p.depth else None
         watch(self, p, self._apply)
         self._error: Exception | None = None
         self._stop = threading.Event()
@@ -146,6 +152,9 @@ class CameraNode(Node):
         # The image last: who waits for it has the rest by then.
         if frame.truth is not None and self._truth.get_subscription_count():
             self._truth.publish(images.encode(frame.truth, 'mono8', header, Image()))
+        if self._depth and frame.depth is not None:  # what 16 bits can't hold is too far to be measured
+            millimetres = (1e3 * np.where(frame.depth < 65.5, frame.depth, 0)).round().astype(np.uint16)
+            self._depth.publish(images.encode(millimetres, '16UC1', header, Image()))
         height, width = frame.rgb.shape[:2]
         info = CameraInfo(header=header, height=height, width=width)  # all zeros: not calibrated
         if frame.calibration is not None:

@@ -1,7 +1,8 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The segmentation node: camera images in; label, overlay, confidence and diagnostics out."""
+"""The segmentation node: camera images in; label, overlay, confidence, points and diagnostics out."""
 from dataclasses import dataclass, field
+from functools import partial
 import json
 import re
 import sys
@@ -23,6 +24,7 @@ from ..health import Health
 from ..latest import Latest
 from .lifetime import run
 from .parameters import declare, parameter, watch
+from .points import Labelled, Points
 
 try:
     from vision_msgs.msg import LabelInfo, VisionClass
@@ -72,6 +74,12 @@ class SegmentationParameters:
         0.5, 'Share of the class colour in the overlay.', limits=(0.0, 1.0))
     publish_overlay: bool = parameter(True, 'Publish ~/overlay while somebody subscribes.')
     publish_confidence: bool = parameter(True, 'Publish ~/confidence while somebody subscribes.')
+    publish_points: bool = parameter(
+        False, 'Subscribe to depth, registered to the image, and to camera_info; publish ~/points while '
+        'somebody subscribes.', read_only=True)
+    depth_tolerance: float = parameter(
+        0.02, 'Seconds that the stamps of an image and of its depth may differ by.', limits=(0.0, 10.0),
+        read_only=True)
     diagnostics_rate: float = parameter(
         1.0, 'Messages a second on /diagnostics.', limits=(0.1, 100.0), read_only=True)
 
@@ -90,6 +98,7 @@ class Camera:
     label: Publisher
     overlay: Publisher
     confidence: Publisher
+    points: Points | None
     health: Health = field(default_factory=Health)
 
 
@@ -108,9 +117,10 @@ class SegmentationNode(Node):
     """
     Subscribes to `image` (or `image/compressed`), publishes `~/label`, `~/overlay`, `~/confidence`.
 
-    The executor only puts the newest image into a mailbox; a worker thread decodes, segments and publishes.
-    A frame that fails is counted, logged and forgotten. Of several cameras, CUDA runs what has come as one
-    batch; a processor takes one frame after the other, so that the first one's label need not wait.
+    With `depth` and `camera_info` also `~/points`. The executor only puts the newest image into a mailbox; a
+    worker thread decodes, segments and publishes. A frame that fails is counted, logged and forgotten. Of
+    several cameras, CUDA runs what has come as one batch; a processor takes one frame after the other, so
+    that the first one's label need not wait.
     """
 
     def __init__(self) -> None:
@@ -123,7 +133,8 @@ class SegmentationNode(Node):
         self._batch = len(names) if self._segmenter.device.type == 'cuda' else 1
         self._prepared: set[tuple[int, int]] = set()
         self._prepare(480, 640)
-        self._mailbox: Latest[Image | CompressedImage] = Latest()
+        # None from a camera's points: depth has come that its labels waited for.
+        self._mailbox: Latest[Image | CompressedImage | None] = Latest()
         overriding = QoSOverridingOptions.with_default_policies()
         self._cameras: dict[str, Camera] = {}
         for name in names:
@@ -131,7 +142,10 @@ class SegmentationNode(Node):
                 self.create_publisher(Image, f'~/{_inside(name)}{kind}', RESULT_QOS,
                                       qos_overriding_options=overriding)
                 for kind in ('label', 'overlay', 'confidence'))
-            self._cameras[name] = Camera(name, label, overlay, confidence)
+            points = Points(self, _inside(name), self._segmenter.labels.palette(), p.depth_tolerance,
+                            partial(self._mailbox.put, None, f'{name}/depth')) \
+                if p.publish_points else None
+            self._cameras[name] = Camera(name, label, overlay, confidence, points)
         self._label_info = self._publish_label_info()
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # Steady time: with use_sim_time and a paused bag the diagnostics must not stop.
@@ -144,8 +158,10 @@ class SegmentationNode(Node):
         images_of = [self.create_subscription(
             kind, _inside(name) + topic, lambda msg, camera=camera: self._on_image(camera, msg), SENSOR_QOS,
             qos_overriding_options=overriding) for name, camera in self._cameras.items()]
-        self.get_logger().info(f'{self._segmenter.describe()}; waiting for '
-                               f'{", ".join(subscription.topic_name for subscription in images_of)}')
+        topics = [subscription.topic_name for subscription in images_of]
+        topics += [topic for camera in self._cameras.values() if camera.points
+                   for topic in camera.points.topics()]
+        self.get_logger().info(f'{self._segmenter.describe()}; waiting for {", ".join(topics)}')
 
     def destroy_node(self) -> None:
         """Let the worker finish its frame, then take down publishers and subscription."""
@@ -164,7 +180,11 @@ class SegmentationNode(Node):
         while not self._mailbox.closed:
             frames: list[Frame] = []
             for name, msg in self._mailbox.take().items():
-                camera, began = self._cameras[name], perf_counter()
+                camera, began = self._cameras[name.removesuffix('/depth')], perf_counter()
+                if msg is None:
+                    assert camera.points
+                    camera.points.match()
+                    continue
                 try:
                     pixels = images.decode(msg)
                     stage_ms = {'decode': 1e3 * (perf_counter() - began)}
@@ -195,7 +215,8 @@ class SegmentationNode(Node):
             if self._segmenter.device.type == 'cuda' and size not in self._prepared:
                 self._prepare(*size)
             overlay = p.publish_overlay and any(_wanted(frame.camera.overlay) for frame in frames)
-            confidence = p.publish_confidence and any(_wanted(frame.camera.confidence) for frame in frames)
+            confidence = any(p.publish_confidence and _wanted(frame.camera.confidence)
+                             or frame.camera.points and frame.camera.points.wanted() for frame in frames)
             predictions = self._segmenter([frame.pixels for frame in frames], overlay=overlay,
                                           confidence=confidence)
         except Exception as e:
@@ -212,11 +233,12 @@ class SegmentationNode(Node):
                 self._failed(frame.camera, e)
 
     def _publish(self, frame: Frame, prediction: segmenter.Prediction) -> None:
-        segmented, camera, header = perf_counter(), frame.camera, frame.msg.header
+        p, segmented, camera, header = self._settings, perf_counter(), frame.camera, frame.msg.header
         camera.label.publish(images.encode(prediction.labels, 'mono8', header, Image()))
-        for publisher, array, encoding in ((camera.overlay, prediction.overlay, 'rgb8'),
-                                           (camera.confidence, prediction.confidence, 'mono8')):
-            if array is not None and _wanted(publisher):
+        for publisher, array, encoding, on in (
+                (camera.overlay, prediction.overlay, 'rgb8', p.publish_overlay),
+                (camera.confidence, prediction.confidence, 'mono8', p.publish_confidence)):
+            if array is not None and on and _wanted(publisher):
                 publisher.publish(images.encode(array, encoding, header, Image()))
         done = perf_counter()
         stage_ms = {**frame.stage_ms, **prediction.stage_ms, 'publish': 1e3 * (done - segmented),
@@ -225,6 +247,8 @@ class SegmentationNode(Node):
         if (stamp_ns := header.stamp.sec * 10 ** 9 + header.stamp.nanosec) > 0:
             stage_ms['age'] = (self.get_clock().now().nanoseconds - stamp_ns) / 1e6
         camera.health.frame_processed(stage_ms)
+        if camera.points and prediction.confidence is not None and camera.points.wanted():
+            camera.points.add(Labelled(header, prediction.labels, prediction.confidence))
 
     def _apply(self, new: SegmentationParameters) -> None:
         self._segmenter.overlay_alpha = new.overlay_alpha
@@ -240,7 +264,8 @@ class SegmentationNode(Node):
                 throttle_duration_sec=60.0)
         more = {'model': self._segmenter.card.network, **self._segmenter.resources()}
         for name, camera in self._cameras.items():
-            status = camera.health.status(self._mailbox.dropped[name], more)
+            of_points = camera.points.values() if camera.points else {}
+            status = camera.health.status(self._mailbox.dropped[name], of_points | more)
             msg.status.append(DiagnosticStatus(
                 level=bytes([status.level]), message=status.summary, hardware_id=str(self._segmenter.device),
                 name=f'{self.get_fully_qualified_name()[1:]}: {name} frames'.replace('  ', ' '),
