@@ -155,3 +155,11 @@ def test_errors_of_bags_name_the_parameter(tmp_path, picture):
     (tmp_path / 'broken.mcap').write_bytes(b'nothing')
     with pytest.raises(SourceError, match='does not open as a bag'):
         open_source(str(tmp_path / 'broken.mcap'))
+
+
+def test_depth_is_the_street_s_alone(tmp_path):
+    with pytest.raises(SourceError, match="has no depth; only 'synthetic' has"):
+        open_source(str(tmp_path), depth=True)
+    frame = next(iter(open_source('synthetic', depth=True).frames()))
+    assert frame.depth.shape == frame.rgb.shape[:2] and frame.depth.max() > 30
+    assert next(iter(open_source('synthetic').frames())).depth is None
