@@ -4,19 +4,21 @@ INPUT ?= synthetic
 MODEL ?= laanet
 RESOLUTION ?=
 SECONDS ?= 30
+TOPIC ?=
 BIN := .venv/bin
 
 .PHONY: help demo test check bench clean
 
 help:
-	@echo 'make demo [INPUT=folder|video|bag|/dev/video0] [MODEL=laanet] [RESOLUTION=WxH] [SECONDS=30]'
+	@echo 'make demo [INPUT=folder|video|bag|/dev/video0] [MODEL=laanet] [RESOLUTION=WxH] [SECONDS=30] [TOPIC=image topic of a bag]'
 	@echo 'make test     tests'
 	@echo 'make check    ruff and mypy'
 	@echo 'make bench    speed tables for this machine'
 	@echo 'make clean    remove what the others made, .venv too'
 
 demo: .venv/run
-	$(BIN)/lightseg demo --input '$(INPUT)' --model '$(MODEL)' --resolution '$(RESOLUTION)' --seconds $(SECONDS)
+	$(BIN)/lightseg demo --input '$(INPUT)' --model '$(MODEL)' --resolution '$(RESOLUTION)' --seconds $(SECONDS) \
+	  --image-topic '$(TOPIC)'
 
 test: .venv/dev
 	$(BIN)/python -m pytest --durations=15
