@@ -21,6 +21,7 @@ from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 from std_msgs.msg import Header, String  # noqa: E402
 
 from lightseg_ros import images, labels, segmenter  # noqa: E402
+from lightseg_ros.nodes import segmentation  # noqa: E402
 from lightseg_ros.nodes.probe import NodeProcess, nodes  # noqa: E402
 
 RELIABLE = QoSProfile(depth=20, reliability=QoSReliabilityPolicy.RELIABLE)
@@ -230,9 +231,57 @@ def test_parameters_are_live_and_validated_or_read_only(tester):
     assert (images.decode(overlay) == palette[images.decode(label)[..., 0]]).all()
     tester.node.destroy_subscription(subscription)
     assert not set_parameter(tester, 'overlay_alpha', double(1.5)).successful
-    text = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value='cpu')
-    assert not set_parameter(tester, 'device', text).successful
+    assert not set_parameter(tester, 'device', text('cpu')).successful
     assert set_parameter(tester, 'overlay_alpha', double(0.5)).successful
+
+
+def text(value):
+    return ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=str(value))
+
+
+def test_another_network_while_it_runs(tester, reference, random_weights, tmp_path):
+    """Weights with other classes, and back; what fails is refused with a reason and changes nothing."""
+    import torch
+
+    from lightseg_ros import networks, weights
+    two = labels.LabelSet('two', ('floor', 'rest'), ((1, 2, 3), (250, 0, 0)))
+    torch.manual_seed(1)
+    weights.save(tmp_path / 'two.safetensors', networks.build('affnet', 2), weights.Card(
+        'affnet', two, (100.0,) * 3, (60.0,) * 3, (128, 96)))
+    frame, classes = picture(), []
+    if segmentation.LabelInfo is None:
+        tester.node.create_subscription(String, '/segmentation/label_info_json', lambda m: classes.append(
+            labels.LabelSet.from_dict(json.loads(m.data)).names), LATCHED)
+    else:
+        tester.node.create_subscription(
+            segmentation.LabelInfo, '/segmentation/label_info',
+            lambda m: classes.append(tuple(c.class_name for c in m.class_map)), LATCHED)
+    tester.spin(lambda: classes)
+
+    def seen():
+        label = tester.send(images.encode(frame, 'rgb8', tester.header(), Image()))
+        return images.decode(label)[..., 0]
+
+    assert set_parameter(tester, 'weights', text(tmp_path / 'two.safetensors')).successful
+    other = segmenter.load(tmp_path / 'two.safetensors', resolution='128x96')
+    assert (seen() == other([frame])[0].labels).mean() > 0.999
+    tester.spin(lambda: classes[-1] == two.names)
+    assert tester.values()['model'] == 'affnet'
+    for name, value, words in (('weights', tmp_path / 'none.safetensors', 'none.safetensors'),
+                               ('resolution', '12x', "resolution is '12x'; expected WIDTHxHEIGHT"),
+                               ('model', 'elanet', "wins over 'model'")):
+        refused = set_parameter(tester, name, text(value))
+        assert not refused.successful and words in refused.reason
+        assert name == 'model' or 'affnet goes on' in refused.reason
+    assert (seen() == other([frame])[0].labels).mean() > 0.999
+
+    assert set_parameter(tester, 'weights', text(random_weights)).successful
+    assert (seen() == reference([frame])[0].labels).mean() > 0.999
+    assert set_parameter(tester, 'resolution', text('64x64')).successful
+    small = segmenter.load(random_weights, resolution='64x64')
+    assert (seen() == small([frame])[0].labels).mean() > 0.999
+    assert set_parameter(tester, 'resolution', text('128x96')).successful
+    tester.spin(lambda: classes[-1] == labels.load('camvid').names)
 
 
 def test_classes_are_latched(tester):

@@ -24,11 +24,12 @@ KEPT = 30
 
 @dataclass
 class Labelled:
-    """The labels and confidence of an image, (H, W) uint8, with its header."""
+    """The labels and confidence of an image, (H, W) uint8, with its header; palette (256, 3) uint8 RGB."""
 
     header: Header
     labels: np.ndarray
     confidence: np.ndarray
+    palette: np.ndarray
 
 
 class Points:
@@ -40,9 +41,8 @@ class Points:
     when depth has come; `match` does the work, in the caller's thread, as `add` does.
     """
 
-    def __init__(self, node: Node, prefix: str, palette: np.ndarray, tolerance_s: float,
-                 wake: Callable[[], None]):
-        self._node, self._palette, self._wake = node, palette, wake
+    def __init__(self, node: Node, prefix: str, tolerance_s: float, wake: Callable[[], None]):
+        self._node, self._wake = node, wake
         self._tolerance_ns = round(1e9 * tolerance_s)
         self._kept: deque[Image] = deque(maxlen=KEPT)
         self._info: CameraInfo | None = None
@@ -97,7 +97,7 @@ class Points:
                     'the image', once=True)
             depth = images.decode_depth(near)
             camera = points.pinhole(self._info, *depth.shape)
-            cloud = points.cloud(depth, camera, labelled.labels, labelled.confidence, self._palette)
+            cloud = points.cloud(depth, camera, labelled.labels, labelled.confidence, labelled.palette)
             self._publisher.publish(points.encode(cloud, near.header, PointCloud2(), PointField))
             self._published += 1
         except Exception as e:  # bad depth, whatever is wrong with it, must not end the node

@@ -39,29 +39,30 @@ LATCHED_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
 INPUTS = {'raw': (Image, 'image'), 'compressed': (CompressedImage, 'image/compressed')}
 
 
+# Parameters that make another segmenter; on a running node the old one works until the new one can.
+OF_THE_SEGMENTER = ('model', 'weights', 'resolution', 'resize_mode', 'backend', 'precision')
+
+
 @dataclass(frozen=True)
 class SegmentationParameters:
     """Parameters of the node; `config/segmentation.yaml` holds the same, which a test checks."""
 
-    model: str = parameter(
-        'laanet', 'Network whose packaged weights are run, see "lightseg info".', read_only=True)
-    weights: str = parameter(
-        '', 'Path of a weights file; empty takes the packaged one of the model.', read_only=True)
+    model: str = parameter('laanet', 'Network whose packaged weights are run, see "lightseg info".')
+    weights: str = parameter('', 'Path of a weights file; empty takes the packaged one of the model.')
     resolution: str = parameter(
         '', 'Size that the network sees: WIDTHxHEIGHT in pixels, "native" for that of the image, empty for '
-        'the one that the weights were trained at.', read_only=True)
+        'the one that the weights were trained at.')
     resize_mode: str = parameter(
         'fit', 'fit: keep the aspect ratio within the resolution; stretch: take the resolution as it is.',
-        choices=segmenter.RESIZE_MODES, read_only=True)
+        choices=segmenter.RESIZE_MODES)
     device: str = parameter(
         'auto', 'auto (CUDA where there is one), cpu, cuda, cuda:N, or openvino:GPU for Intel graphics.',
         read_only=True)
     backend: str = parameter(
         'auto', 'What runs the network on a processor; auto takes openvino where it is installed.',
-        choices=segmenter.BACKENDS, read_only=True)
+        choices=segmenter.BACKENDS)
     precision: str = parameter(
-        'auto', 'auto is float32 on a processor and float16 on a GPU.', choices=segmenter.PRECISIONS,
-        read_only=True)
+        'auto', 'auto is float32 on a processor and float16 on a GPU.', choices=segmenter.PRECISIONS)
     threads: int = parameter(
         0, 'Threads of the processor; 0 takes one for each core.', limits=(0, 1024), read_only=True)
     cameras: str = parameter(
@@ -120,19 +121,20 @@ class SegmentationNode(Node):
     With `depth` and `camera_info` also `~/points`. The executor only puts the newest image into a mailbox; a
     worker thread decodes, segments and publishes. A frame that fails is counted, logged and forgotten. Of
     several cameras, CUDA runs what has come as one batch; a processor takes one frame after the other, so
-    that the first one's label need not wait.
+    that the first one's label need not wait. Parameters choose another network while it runs: it is loaded
+    and warmed up while frames wait, and if that fails the parameter is refused and nothing changes.
     """
 
     def __init__(self) -> None:
         super().__init__('segmentation')
         self._settings = p = declare(self, SegmentationParameters)
-        self._segmenter = segmenter.load(p.weights or p.model, p.device, p.resolution,
-                                         resize_mode=p.resize_mode, overlay_alpha=p.overlay_alpha,
-                                         backend=p.backend, precision=p.precision, threads=p.threads)
         names = p.cameras.split() or ['']
-        self._batch = len(names) if self._segmenter.device.type == 'cuda' else 1
+        self._size = 480, 640  # of the last frame, or the likeliest one's
         self._prepared: set[tuple[int, int]] = set()
-        self._prepare(480, 640)
+        self._batch = len(names)
+        self._segmenter = self._load(p)
+        # Held while frames are segmented, and while another segmenter is made: CUDA captures graphs alone.
+        self._segmenting = threading.Lock()
         # None from a camera's points: depth has come that its labels waited for.
         self._mailbox: Latest[Image | CompressedImage | None] = Latest()
         overriding = QoSOverridingOptions.with_default_policies()
@@ -142,11 +144,12 @@ class SegmentationNode(Node):
                 self.create_publisher(Image, f'~/{_inside(name)}{kind}', RESULT_QOS,
                                       qos_overriding_options=overriding)
                 for kind in ('label', 'overlay', 'confidence'))
-            points = Points(self, _inside(name), self._segmenter.labels.palette(), p.depth_tolerance,
-                            partial(self._mailbox.put, None, f'{name}/depth')) \
-                if p.publish_points else None
+            points = Points(self, _inside(name), p.depth_tolerance, partial(
+                self._mailbox.put, None, f'{name}/depth')) if p.publish_points else None
             self._cameras[name] = Camera(name, label, overlay, confidence, points)
-        self._label_info = self._publish_label_info()
+        kind, topic = (String, '~/label_info_json') if LabelInfo is None else (LabelInfo, '~/label_info')
+        self._label_info = self.create_publisher(kind, topic, LATCHED_QOS)
+        self._publish_label_info()
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # Steady time: with use_sim_time and a paused bag the diagnostics must not stop.
         self.create_timer(1 / p.diagnostics_rate, self._publish_diagnostics,
@@ -192,14 +195,28 @@ class SegmentationNode(Node):
                 except Exception as e:  # one bad frame, whatever is wrong with it, must not end the node
                     self._failed(camera, e)
             while frames:
-                batch, frames = frames[:self._batch], frames[self._batch:]
-                self._segment(batch)
+                with self._segmenting:
+                    together = self._together(self._segmenter)
+                    batch, frames = frames[:together], frames[together:]
+                    self._segment(batch)
 
-    def _prepare(self, height: int, width: int) -> None:
+    def _together(self, of: segmenter.Segmenter) -> int:
+        """Return how many frames of several cameras are run as one batch."""
+        return self._batch if of.device.type == 'cuda' else 1
+
+    def _load(self, p: SegmentationParameters) -> segmenter.Segmenter:
+        loaded = segmenter.load(p.weights or p.model, p.device, p.resolution, resize_mode=p.resize_mode,
+                                overlay_alpha=p.overlay_alpha, backend=p.backend, precision=p.precision,
+                                threads=p.threads)
+        self._prepare(loaded, self._size)
+        self._prepared = {self._size}
+        return loaded
+
+    def _prepare(self, what: segmenter.Segmenter, size: tuple[int, int]) -> None:
         """Make at once what frames of a size need, however many come together, and not one by one later."""
-        for batch in range(1, self._batch + 1):
-            self._segmenter.warm_up(height, width, batch)
-        self._prepared.add((height, width))
+        for batch in range(1, self._together(what) + 1):
+            what.warm_up(*size, batch)
+        self._prepared.add(size)
 
     def _failed(self, camera: Camera, error: Exception) -> None:
         # A signal shuts the context down under us; a frame lost to that did not fail.
@@ -211,9 +228,9 @@ class SegmentationNode(Node):
     def _segment(self, frames: list[Frame]) -> None:
         p = self._settings
         try:
-            size = frames[0].pixels.shape[:2]
+            self._size = size = frames[0].pixels.shape[:2]
             if self._segmenter.device.type == 'cuda' and size not in self._prepared:
-                self._prepare(*size)
+                self._prepare(self._segmenter, size)
             overlay = p.publish_overlay and any(_wanted(frame.camera.overlay) for frame in frames)
             confidence = any(p.publish_confidence and _wanted(frame.camera.confidence)
                              or frame.camera.points and frame.camera.points.wanted() for frame in frames)
@@ -248,9 +265,22 @@ class SegmentationNode(Node):
             stage_ms['age'] = (self.get_clock().now().nanoseconds - stamp_ns) / 1e6
         camera.health.frame_processed(stage_ms)
         if camera.points and prediction.confidence is not None and camera.points.wanted():
-            camera.points.add(Labelled(header, prediction.labels, prediction.confidence))
+            camera.points.add(Labelled(header, prediction.labels, prediction.confidence,
+                                       self._segmenter.labels.palette()))
 
     def _apply(self, new: SegmentationParameters) -> None:
+        old = self._settings
+        if any(getattr(new, name) != getattr(old, name) for name in OF_THE_SEGMENTER):
+            if new.weights and new.weights == old.weights and new.model != old.model:
+                raise ValueError(f"parameter 'weights' is {new.weights!r} and wins over 'model'; set it to "
+                                 "'' first, or in the same request")
+            with self._segmenting:
+                try:
+                    self._segmenter = self._load(new)
+                except Exception as e:  # whatever is wrong with it, the old one goes on
+                    raise ValueError(f'{e}; {self._segmenter.card.network} goes on') from e
+            self._publish_label_info()
+            self.get_logger().info(f'now {self._segmenter.describe()}')
         self._segmenter.overlay_alpha = new.overlay_alpha
         self._settings = new
 
@@ -272,19 +302,16 @@ class SegmentationNode(Node):
                 values=[KeyValue(key=k, value=v) for k, v in status.values.items()]))
         self._diagnostics.publish(msg)
 
-    def _publish_label_info(self) -> Publisher:
+    def _publish_label_info(self) -> None:
         """Latch the classes: vision_msgs/LabelInfo, or the label set as JSON where that is missing."""
         label_set = self._segmenter.labels
         if LabelInfo is None:
-            publisher = self.create_publisher(String, '~/label_info_json', LATCHED_QOS)
-            publisher.publish(String(data=json.dumps(label_set.to_dict())))
-            return publisher
-        publisher = self.create_publisher(LabelInfo, '~/label_info', LATCHED_QOS)
+            self._label_info.publish(String(data=json.dumps(label_set.to_dict())))
+            return
         msg = LabelInfo(class_map=[VisionClass(class_id=i, class_name=name)
                                    for i, name in enumerate(label_set.names)])
         msg.header.stamp = self.get_clock().now().to_msg()
-        publisher.publish(msg)
-        return publisher
+        self._label_info.publish(msg)
 
 
 def _inside(camera: str) -> str:
