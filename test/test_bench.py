@@ -128,4 +128,5 @@ def test_the_node_is_measured_through_dds(model):
     assert 0 < row['latency_ms']['p50'] < 2000
     assert row['Mean Playback Frame Rate (fps)'] == pytest.approx(5, rel=0.3)
     assert 1 <= row['highest_rate_hz'] <= 2 and row['processor_percent'] > 0
+    assert row['memory_mb'] > 100 and abs(row['memory_growth_mb']) < row['memory_mb']
     assert row['stages']['network'] > 0

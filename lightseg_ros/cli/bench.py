@@ -11,8 +11,8 @@ HELP = ('Measure the networks beside plain torch, after comparing their labels; 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('networks', nargs='*', metavar='NETWORK',
                         help='packaged networks or paths of weights files; none: all five, laanet with --ros')
-    parser.add_argument('--resolutions', nargs='+', default=['480x360'], metavar='WxH',
-                        help='of frames and network')
+    parser.add_argument('--resolutions', nargs='+', metavar='WxH',
+                        help='of frames and network, 480x360 if not given; with --ros of images')
     parser.add_argument('--contenders', nargs='+', default=['auto:auto'], metavar='BACKEND:PRECISION',
                         help='openvino, onnxruntime, torch, torch-compile; float32, bfloat16, float16, int8')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--rounds', type=int, default=10, help='how often the contenders take turns')
     parser.add_argument('--startup', action='store_true', help='measure process start to first label as well')
     parser.add_argument('--ros', action='store_true', help='measure the segmentation node through DDS')
-    parser.add_argument('--seconds', type=float, default=5.0, help='of each measurement with --ros')
+    parser.add_argument('--rates', nargs='+', type=float, default=[10.0, 30.0, 60.0], metavar='HZ',
+                        help='of images with --ros')
+    parser.add_argument('--seconds', type=float, default=5.0,
+                        help='of each measurement with --ros; some hundreds with one rate are a soak test')
     parser.add_argument('--plot', nargs='+', type=Path, metavar='RESULT.json',
                         help='draw accuracy against speed against parameters, to --out')
     parser.add_argument('--table', nargs='+', type=Path, metavar='RESULT.json',
@@ -38,15 +41,16 @@ def run(args: argparse.Namespace) -> int | None:
     if args.plot:
         print(bench.plot(args.plot, args.out or Path('out/bench.png')))
         return None
+    from ..segmenter import parse_size
+    sizes = [parse_size(r) for r in args.resolutions or ()]
+    contenders = [bench.parse_contender(c) for c in args.contenders]
     if args.ros:
-        from ..nodes.bench import bench_ros
-        result = bench_ros((args.networks or ['laanet'])[0], device=args.device, seconds=args.seconds,
-                           contender=bench.parse_contender(args.contenders[0]), threads=args.threads)
+        from ..nodes.bench import bench_ros, SIZES
+        result = bench_ros((args.networks or ['laanet'])[0], device=args.device, contender=contenders[0],
+                           threads=args.threads, seconds=args.seconds, sizes=sizes or SIZES, rates=args.rates)
     else:
-        from ..segmenter import parse_size
         names = args.networks or bench.NETWORKS
-        contenders = [bench.parse_contender(c) for c in args.contenders]
-        result = bench.bench(names, [parse_size(r) for r in args.resolutions], contenders, device=args.device,
+        result = bench.bench(names, sizes or [(480, 360)], contenders, device=args.device,
                              threads=args.threads, rounds=args.rounds, out=args.out)
         print('\n'.join(bench.means(result)))
         if args.startup:

@@ -33,8 +33,9 @@ def bench_ros(model: str, *, device: str = 'auto', contender: Contender = bench.
 
     For every size (width, height), without and with a subscriber to the overlay; then find the highest rate,
     up to `limit_hz`, that loses less than `LOSS`. A latency is the time from a frame's stamp to its label's
-    arrival in this process. Returns a result as `bench.write` takes it, with `ros_rows`; keys that
-    ros2_benchmark has are named as there.
+    arrival in this process. The node's memory is read before and after each rate: `seconds` of 600 and more
+    are a soak test. Returns a result as `bench.write` takes it, with `ros_rows`; keys that ros2_benchmark has
+    are named as there.
     """
     isolate()
     rows: list[dict[str, Any]] = []
@@ -60,7 +61,8 @@ def _bench_node(parameters: dict[str, Any], size: tuple[int, int], overlay: bool
     with tempfile.TemporaryDirectory() as folder:
         node = NodeProcess('segmentation', Path(folder) / 'segmentation.log', parameters)
         with nodes(node):
-            probe = Probe(seen.append, ('label', 'overlay') if overlay else ('label',))
+            probe = Probe(lambda whole: seen.append(_times(whole)),
+                          ('label', 'overlay') if overlay else ('label',))
             try:
                 probe.wait_connected(120.0, node)
                 # The first frames of a size are slow: the network is made ready for it.
@@ -88,7 +90,7 @@ def _run(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], r
     """Play at a rate, give the last frames a second to come back, and count."""
     seen.clear()
     sent: list[int] = []
-    busy, began = _processor_seconds(node), monotonic()
+    busy, memory_mb, began = _processor_seconds(node), _memory_mb(node), monotonic()
     for i in range(max(3, round(rate * seconds))):
         probe.wait(lambda: False, max(0.0, began + i / rate - monotonic()), node)
         sent.append(probe.play(frame))
@@ -104,7 +106,8 @@ def _run(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], r
     playback = (len(sent) - 1) / ((sent[-1] - sent[0]) / 1e9)
     return {
         'rate_hz': rate, 'loss_percent': 100 * (1 - len(seen) / len(sent)), 'latency_ms': summary,
-        'processor_percent': used,
+        'processor_percent': used, 'memory_mb': _memory_mb(node),
+        'memory_growth_mb': _memory_mb(node) - memory_mb,
         'Mean Playback Frame Rate (fps)': playback,
         'Mean Frame Rate (fps)': (len(arrived) - 1) / np.ptp(arrived) if len(arrived) > 1 else 0.0,
         '# of Missed Frames': len(sent) - len(seen), '# of Frames Sent': len(sent),
@@ -114,6 +117,11 @@ def _run(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], r
         'Min. End-to-End Latency (ms)': min((s.latency_ms for s in seen), default=None),
         'Max. Frame-to-Frame Jitter (ms)': float(jitter.max()) if jitter.size else None,
         'Mean Frame-to-Frame Jitter (ms)': float(jitter.mean()) if jitter.size else None}
+
+
+def _times(seen: Seen) -> Seen:
+    """Return it without the images, which would fill the memory in an hour."""
+    return Seen(seen.stamp_ns, latency_ms=seen.latency_ms, arrived_s=seen.arrived_s)
 
 
 def _highest_rate(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], seconds: float,
@@ -143,9 +151,16 @@ def _processor_seconds(node: NodeProcess) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
+def _memory_mb(node: NodeProcess) -> float:
+    """MB of memory that a node's process has in RAM."""
+    pages = int(Path(f'/proc/{node.process.pid}/statm').read_text().split()[1])
+    return pages * os.sysconf('SC_PAGE_SIZE') / 1e6
+
+
 def _line(row: dict[str, Any]) -> str:
     ms = row['latency_ms']
     what = f'{row["size"]:>9}{" with overlay" if row["overlay"] else ""}'
     return (f'{what} at {row["rate_hz"]:g} Hz: latency p50 {ms["p50"]:.1f} p95 {ms["p95"]:.1f} p99 '
             f'{ms["p99"]:.1f} ms (network {row["stages"].get("network", 0):.1f}), lost '
-            f'{row["loss_percent"]:.1f} %, processor {row["processor_percent"]:.0f} %')
+            f'{row["loss_percent"]:.1f} %, processor {row["processor_percent"]:.0f} %, memory '
+            f'{row["memory_mb"]:.0f} MB ({row["memory_growth_mb"]:+.0f})')
