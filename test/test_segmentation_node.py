@@ -284,6 +284,23 @@ def test_another_network_while_it_runs(tester, reference, random_weights, tmp_pa
     tester.spin(lambda: classes[-1] == labels.load('camvid').names)
 
 
+def test_at_rest_it_leaves_images_alone(tester):
+    def boolean(value):
+        return ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=value)
+
+    message = images.encode(picture(), 'rgb8', tester.header(), Image())
+    tester.send(message)
+    assert set_parameter(tester, 'enabled', boolean(False)).successful
+    before = tester.values()
+    for _ in range(5):
+        tester.publisher.publish(message)
+    after = tester.values()
+    assert after['received'] == before['received'] and after['processed'] == before['processed']
+    assert tester.status[-1].level == b'\0' and 'at rest' in tester.status[-1].message
+    assert set_parameter(tester, 'enabled', boolean(True)).successful
+    tester.send(images.encode(picture(), 'rgb8', tester.header(), Image()))
+
+
 def test_classes_are_latched(tester):
     try:
         from vision_msgs.msg import LabelInfo

@@ -1,7 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation node: camera images in; label, overlay, confidence, points and diagnostics out."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 import json
 import re
@@ -20,7 +20,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
 from .. import images, segmenter
-from ..health import Health
+from ..health import Health, OK
 from ..latest import Latest
 from .lifetime import run
 from .parameters import declare, parameter, watch
@@ -71,6 +71,8 @@ class SegmentationParameters:
     image_transport: str = parameter(
         'raw', 'raw subscribes to image, compressed to image/compressed.', choices=tuple(INPUTS),
         read_only=True)
+    enabled: bool = parameter(
+        True, 'Segment what comes; false leaves images alone, so that a robot that waits saves its power.')
     overlay_alpha: float = parameter(
         0.5, 'Share of the class colour in the overlay.', limits=(0.0, 1.0))
     publish_overlay: bool = parameter(True, 'Publish ~/overlay while somebody subscribes.')
@@ -174,6 +176,8 @@ class SegmentationNode(Node):
         super().destroy_node()
 
     def _on_image(self, camera: Camera, msg: Image | CompressedImage) -> None:
+        if not self._settings.enabled:
+            return
         camera.health.frame_received()
         self._mailbox.put(msg, camera.name)
         # Let the worker have the interpreter: else it waits 0.4 ms for the executor to prepare its next wait.
@@ -296,6 +300,8 @@ class SegmentationNode(Node):
         for name, camera in self._cameras.items():
             of_points = camera.points.values() if camera.points else {}
             status = camera.health.status(self._mailbox.dropped[name], of_points | more)
+            if not self._settings.enabled:
+                status = replace(status, level=OK, summary="at rest: parameter 'enabled' is false")
             msg.status.append(DiagnosticStatus(
                 level=bytes([status.level]), message=status.summary, hardware_id=str(self._segmenter.device),
                 name=f'{self.get_fully_qualified_name()[1:]}: {name} frames'.replace('  ', ' '),
