@@ -55,12 +55,11 @@ def topic_of(camera: str, topic: str, kind: str = 'image') -> str:
 
 def depth_topics(camera: str, value: dict[str, str]) -> list[tuple[str, str]]:
     """Return the remappings of a camera's depth and camera_info; none where no depth is wanted."""
-    depth = value['depth_topic']
-    if not depth:
-        return []
-    beside = value['camera_info_topic'] or '/'.join([*depth.split('/')[:-1], 'camera_info'])
-    return [('depth', topic_of(camera, depth, 'depth')),
-            ('camera_info', topic_of(camera, beside, 'camera_info'))]
+    depth, info = value['depth_topic'], value['camera_info_topic']
+    if depth and not info:
+        info = '/'.join([*depth.split('/')[:-1], 'camera_info'])
+    return [(kind, topic_of(camera, topic, kind)) for kind, topic in (('depth', depth), ('camera_info', info))
+            if topic]
 
 
 def nodes(context: LaunchContext) -> list[Node]:
@@ -84,14 +83,16 @@ def nodes(context: LaunchContext) -> list[Node]:
     if value['camera'] != 'none':
         source = {'source': ParameterValue(value['camera'], value_type=str), 'loop': True,
                   'topic': ParameterValue(value['camera_topic'], value_type=str)}
-        if value['camera'] == 'synthetic' and points:
+        own_depth = value['camera'] == 'synthetic' and bool(points)
+        if own_depth:
             source['depth'] = True
         transport = {name: given[name] for name in ('image_transport',) if name in given}
         started += [Node(
             executable='camera_node', name=f'camera_{camera}'.rstrip('_'),
             parameters=[{**source, **transport, **use_sim_time}],
             remappings=[('image', topic), ('image/compressed', f'{topic}/compressed'),
-                        *(depths[camera] or ([('camera_info', f'{camera}/camera_info')] if camera else []))],
+                        *(depths[camera] if own_depth else
+                          [('camera_info', f'{camera}/camera_info')] if camera else [])],
             **common) for camera, topic in topics.items()]
     return started
 

@@ -239,13 +239,15 @@ def table(paths: Sequence[Path]) -> str:
                 f'{r["agreement"]:.2f} |')
         if result.get('ros_rows'):
             lines += ['| image | overlay | Hz | latency ms p50 / p95 / p99 | network ms | lost % '
-                      '| processor % | highest Hz |', '|---' * 8 + '|']
+                      '| processor % | memory MB | highest Hz |', '|---' * 9 + '|']
         for r in result.get('ros_rows', []):
             ms = r['latency_ms']
+            memory = f'{r["memory_mb"]:.0f} ({r["memory_growth_mb"]:+.0f})' if 'memory_mb' in r else ''
             lines.append(
                 f'| {r["size"]} | {"yes" if r["overlay"] else ""} | {r["rate_hz"]:g} | {ms["p50"]:.1f} / '
                 f'{ms["p95"]:.1f} / {ms["p99"]:.1f} | {r["stages"].get("network", 0):.1f} | '
-                f'{r["loss_percent"]:.1f} | {r["processor_percent"]:.0f} | {r["highest_rate_hz"]:.0f} |')
+                f'{r["loss_percent"]:.1f} | {r["processor_percent"]:.0f} | {memory} | '
+                f'{r["highest_rate_hz"]:.0f} |')
         lines.append('')
     return '\n'.join(lines)
 

@@ -53,6 +53,11 @@ class Health:
             for stage, ms in stage_ms.items():
                 self._stages.setdefault(stage, LatencyStats(self._capacity)).add(ms)
 
+    def stage_took(self, stage: str, ms: float) -> None:
+        """Note what was made of a frame apart from its label."""
+        with self._lock:
+            self._stages.setdefault(stage, LatencyStats(self._capacity)).add(ms)
+
     def frame_failed(self, error: str) -> None:
         with self._lock:
             self.failed += 1

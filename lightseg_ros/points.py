@@ -4,7 +4,7 @@
 Depth, camera model and labels -> a labelled point cloud, as an array and as a PointCloud2 message.
 
 Messages are duck-typed, as in `images`. Depth must be registered to the image that was labelled: seen from
-the same place, in the same directions; its resolution may be another one.
+the same place, in the same directions, and rectified; its resolution may be another one.
 """
 from array import array as byte_array
 from dataclasses import dataclass
@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 # A point, 24 bytes: x right, y down, z forward, in metres; rgb 0x00RRGGBB, the class's colour. Names and
-# types are those of PCL's PointXYZRGBL; confidence, 0 to 255, comes on top.
+# types are as PCL reads a PointXYZRGBL; confidence, 0 to 255, comes on top.
 POINT = np.dtype({'names': ['x', 'y', 'z', 'rgb', 'label', 'confidence'],
                   'formats': ['<f4', '<f4', '<f4', '<u4', '<u4', 'u1'],
                   'offsets': [0, 4, 8, 12, 16, 20], 'itemsize': 24})
 # Numbers of sensor_msgs/PointField. PCL calls rgb a float, though its bits are three bytes.
 FIELD_TYPES = {'x': 7, 'y': 7, 'z': 7, 'rgb': 7, 'label': 6, 'confidence': 2}
+
+ROWS = 8  # that stay in the cache while their points are filled
 
 
 class PointsError(ValueError):
@@ -56,7 +58,7 @@ def pinhole(info: Any, height: int, width: int) -> Pinhole:
                           'the same shape')
     # Binning, if any, is part of how much smaller the image is than the region that it shows.
     sx, sy = width / full_w, height / full_h
-    return Pinhole(m[0, 0] * sx, m[1, 1] * sy, left * sx - 0.5, top * sy - 0.5)
+    return Pinhole(float(m[0, 0] * sx), float(m[1, 1] * sy), float(left * sx - 0.5), float(top * sy - 0.5))
 
 
 def cloud(depth: np.ndarray, camera: Pinhole, labels: np.ndarray, confidence: np.ndarray,
@@ -76,15 +78,21 @@ def cloud(depth: np.ndarray, camera: Pinhole, labels: np.ndarray, confidence: np
         nearest = np.ix_((2 * np.arange(height) + 1) * h // (2 * height),
                          (2 * np.arange(width) + 1) * w // (2 * width))
         labels, confidence = labels[nearest], confidence[nearest]
-    points = np.zeros((height, width), POINT)
-    points['x'] = depth * ((np.arange(width, dtype=np.float32) - camera.cx) / camera.fx)
-    points['y'] = depth * ((np.arange(height, dtype=np.float32) - camera.cy) / camera.fy)[:, None]
-    points['z'] = depth
     colors = palette.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    points['rgb'] = colors[labels]
-    points['label'] = labels
-    points['confidence'] = confidence
-    return points
+    across = (np.arange(width, dtype=np.float32) - camera.cx) / camera.fx
+    down = ((np.arange(height, dtype=np.float32) - camera.cy) / camera.fy)[:, None]
+    numbers = np.empty((height, width, POINT.itemsize // 4), '<f4')
+    whole = numbers.view('<u4')
+    for top in range(0, height, ROWS):
+        rows = slice(top, top + ROWS)
+        z = depth[rows]
+        np.multiply(z, across, out=numbers[rows, :, 0])
+        np.multiply(z, down[rows], out=numbers[rows, :, 1])
+        numbers[rows, :, 2] = z
+        whole[rows, :, 3] = colors[labels[rows]]
+        whole[rows, :, 4] = labels[rows]
+        whole[rows, :, 5] = confidence[rows]  # the first byte; the other three are 0
+    return numbers.view(POINT)[..., 0]
 
 
 def encode(points: np.ndarray, header: Any, msg: Any, field: Any) -> Any:

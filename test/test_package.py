@@ -150,7 +150,7 @@ def test_launch_file(installed, monkeypatch):
     assert [n.node_executable for n in module.nodes(context)] == ['segmentation_node', *2 * ['camera_node']]
     assert module.topic_of('', '/a') == '/a' and module.topic_of('left', 'image') == 'left/image'
     assert module.topic_of('left', '/{camera}/image_raw') == '/left/image_raw'
-    assert module.depth_topics('', {'depth_topic': ''}) == []
+    assert module.depth_topics('', {'depth_topic': '', 'camera_info_topic': ''}) == []
     assert module.depth_topics('', {'depth_topic': '/cam/depth/image_raw', 'camera_info_topic': ''}) == [
         ('depth', '/cam/depth/image_raw'), ('camera_info', '/cam/depth/camera_info')]
     of_each = {'depth_topic': '/{camera}/d', 'camera_info_topic': '/{camera}/i'}

@@ -37,6 +37,9 @@ def bench_ros(model: str, *, device: str = 'auto', contender: Contender = bench.
     are a soak test. Returns a result as `bench.write` takes it, with `ros_rows`; keys that ros2_benchmark has
     are named as there.
     """
+    if not all(rate > 0 for rate in rates):
+        raise bench.BenchError(f'rates are {", ".join(f"{rate:g}" for rate in rates)}; expected more '
+                               'than 0 Hz')
     isolate()
     rows: list[dict[str, Any]] = []
     parameters = {'device': device, 'backend': contender.backend, 'precision': contender.precision,
@@ -90,13 +93,13 @@ def _run(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], r
     """Play at a rate, give the last frames a second to come back, and count."""
     seen.clear()
     sent: list[int] = []
-    busy, memory_mb, began = _processor_seconds(node), _memory_mb(node), monotonic()
+    busy, before_mb, began = _processor_seconds(node), _memory_mb(node), monotonic()
     for i in range(max(3, round(rate * seconds))):
         probe.wait(lambda: False, max(0.0, began + i / rate - monotonic()), node)
         sent.append(probe.play(frame))
     took = monotonic() - began
     probe.wait(lambda: len(seen) == len(sent), 1.0, node)
-    used = 100 * (_processor_seconds(node) - busy) / took
+    used, after_mb = 100 * (_processor_seconds(node) - busy) / took, _memory_mb(node)
     latency = LatencyStats()
     for s in seen:
         latency.add(s.latency_ms)
@@ -106,8 +109,7 @@ def _run(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], r
     playback = (len(sent) - 1) / ((sent[-1] - sent[0]) / 1e9)
     return {
         'rate_hz': rate, 'loss_percent': 100 * (1 - len(seen) / len(sent)), 'latency_ms': summary,
-        'processor_percent': used, 'memory_mb': _memory_mb(node),
-        'memory_growth_mb': _memory_mb(node) - memory_mb,
+        'processor_percent': used, 'memory_mb': after_mb, 'memory_growth_mb': after_mb - before_mb,
         'Mean Playback Frame Rate (fps)': playback,
         'Mean Frame Rate (fps)': (len(arrived) - 1) / np.ptp(arrived) if len(arrived) > 1 else 0.0,
         '# of Missed Frames': len(sent) - len(seen), '# of Frames Sent': len(sent),

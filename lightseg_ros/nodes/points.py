@@ -4,6 +4,8 @@
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+import threading
+from time import monotonic, perf_counter
 
 import numpy as np
 from rclpy.node import Node
@@ -13,13 +15,16 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from .. import images, points
+from ..health import Health
 from ..points import PointsError
 
-# Depth may come in a burst while an image is on its way; labels may be a second behind.
+# Depth may come in a burst while an image is on its way.
 DEPTH_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 INFO_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 POINTS_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
-KEPT = 30
+KEPT_NS = 2 * 10 ** 9  # labels of a slow network may be a second behind their depth
+WAITING = 10  # and depth that is slow to be registered some images behind their labels
+QUIET_S = 5.0
 
 
 @dataclass
@@ -36,19 +41,24 @@ class Points:
     """
     Subscribes to a camera's `depth` and `camera_info`, publishes `points` with the header of the depth.
 
-    An image's labels go with the depth image whose stamp is nearest, if it is within `tolerance_s`; if there
-    is none yet, they wait for the next one, until newer labels come. `wake` is then called from the executor
-    when depth has come; `match` does the work, in the caller's thread, as `add` does.
+    An image's labels go with the depth image whose stamp is nearest, if it is within `tolerance_s`. Which is
+    nearest is known once depth as late as the image, or later, has come; until then labels wait. `wake` is
+    then called from the executor; `match` does the work, in the caller's thread, as `add` does.
     """
 
-    def __init__(self, node: Node, prefix: str, tolerance_s: float, wake: Callable[[], None]):
-        self._node, self._wake = node, wake
+    def __init__(self, node: Node, prefix: str, tolerance_s: float, health: Health,
+                 wake: Callable[[], None]):
+        self._node, self._health, self._wake = node, health, wake
         self._tolerance_ns = round(1e9 * tolerance_s)
-        self._kept: deque[Image] = deque(maxlen=KEPT)
+        self._lock = threading.Lock()  # of the kept depth, which the executor adds to
+        self._kept: deque[Image] = deque()
         self._info: CameraInfo | None = None
-        self._waiting: Labelled | None = None
+        self._waiting: deque[Labelled] = deque()
+        self._used_ns = -1
         self._published = self._alone = self._failed = 0
         self._last_error = ''
+        self._published_s = self._said_s = float('-inf')
+        self._warned_of_frame = False
         overriding = QoSOverridingOptions.with_default_policies()
         self._publisher = node.create_publisher(
             PointCloud2, f'~/{prefix}points', POINTS_QOS, qos_overriding_options=overriding)
@@ -72,55 +82,79 @@ class Points:
 
     def add(self, labelled: Labelled) -> None:
         """Publish these labels as points, now or when their depth comes."""
-        if self._waiting is not None:
+        self._waiting.append(labelled)
+        if len(self._waiting) > WAITING:
+            self._waiting.popleft()
             self._without_depth()
-        self._waiting = labelled
         self.match()
 
     def match(self) -> None:
-        """Publish the labels that wait if their depth is there; a failure is counted and logged."""
-        labelled = self._waiting
-        # Of a copy: the executor may add to it meanwhile.
-        if labelled is None or not (kept := list(self._kept)):
-            return
-        near = min(kept, key=lambda depth: _apart_ns(depth.header, labelled.header))
-        if _apart_ns(near.header, labelled.header) > self._tolerance_ns:
-            return
-        self._waiting = None
-        try:
-            if self._info is None:
-                raise PointsError(f'no message on {self._infos.topic_name} yet')
-            if near.header.frame_id != labelled.header.frame_id:
-                self._node.get_logger().warning(
-                    f'depth is in frame {near.header.frame_id!r}, the image in '
-                    f'{labelled.header.frame_id!r}; points have wrong labels unless depth is registered to '
-                    'the image', once=True)
-            depth = images.decode_depth(near)
-            camera = points.pinhole(self._info, *depth.shape)
-            cloud = points.cloud(depth, camera, labelled.labels, labelled.confidence, labelled.palette)
-            self._publisher.publish(points.encode(cloud, near.header, PointCloud2(), PointField))
-            self._published += 1
-        except Exception as e:  # bad depth, whatever is wrong with it, must not end the node
-            if self._node.context.ok():  # else a signal shut it down under us
-                self._failed += 1
-                self._last_error = str(e)
-                self._node.get_logger().error(f'no points: {e}', throttle_duration_sec=5.0)
+        """Publish the labels whose depth is there; a failure is counted and logged."""
+        while self._waiting:
+            stamp_ns = _ns(self._waiting[0].header)
+            with self._lock:
+                if not self._kept or max(_ns(depth.header) for depth in self._kept) < stamp_ns:
+                    return
+                near = min(self._kept, key=lambda depth: abs(_ns(depth.header) - stamp_ns))
+            labelled, near_ns = self._waiting.popleft(), _ns(near.header)
+            # A cloud goes out once: of two images that share their depth the first one labels it.
+            if abs(near_ns - stamp_ns) > self._tolerance_ns or near_ns == self._used_ns:
+                self._without_depth()
+                continue
+            self._used_ns = near_ns
+            try:
+                self._publish(near, labelled)
+            except Exception as e:  # bad depth, whatever is wrong with it, must not end the node
+                if self._node.context.ok():  # else a signal shut it down under us
+                    self._failed += 1
+                    self._last_error = str(e)
+                    self._say(f'no points: {e}')
+
+    def _publish(self, near: Image, labelled: Labelled) -> None:
+        began = perf_counter()
+        if self._info is None:
+            raise PointsError(f'no message on {self._infos.topic_name} yet')
+        frames = near.header.frame_id, labelled.header.frame_id
+        if frames[0] != frames[1] and not self._warned_of_frame:
+            self._warned_of_frame = True
+            self._node.get_logger().warning(
+                f'{self._depth.topic_name} is in frame {frames[0]!r}, the image in {frames[1]!r}; points '
+                'have wrong labels unless depth is registered to the image')
+        depth = images.decode_depth(near)
+        camera = points.pinhole(self._info, *depth.shape)
+        cloud = points.cloud(depth, camera, labelled.labels, labelled.confidence, labelled.palette)
+        self._publisher.publish(points.encode(cloud, near.header, PointCloud2(), PointField))
+        self._published += 1
+        self._published_s = monotonic()
+        self._health.stage_took('points', 1e3 * (perf_counter() - began))
 
     def _without_depth(self) -> None:
         self._alone += 1
-        self._node.get_logger().warning(
-            f'no points: no depth on {self._depth.topic_name} within {self._tolerance_ns / 1e6:g} ms of the '
-            f'image (of the last {len(self._kept)}); see parameter depth_tolerance',
-            throttle_duration_sec=5.0)
+        # Where depth is slower than the images some labels find none, and all is well.
+        if monotonic() - self._published_s > QUIET_S:
+            self._say(f'no points: no depth on {self._depth.topic_name} within '
+                      f'{self._tolerance_ns / 1e6:g} ms of the image; see parameter depth_tolerance')
+
+    def _say(self, text: str) -> None:
+        # By hand: rclpy's throttle is one for all cameras.
+        if monotonic() - self._said_s > QUIET_S:
+            self._said_s = monotonic()
+            self._node.get_logger().error(text)
 
     def _on_depth(self, msg: Image) -> None:
-        self._kept.append(msg)
-        if self._waiting is not None:
+        wanted = self.wanted()
+        with self._lock:
+            if wanted:
+                self._kept.append(msg)
+            # A clock that was set back, or a bag that began again, empties it too.
+            while self._kept and (not wanted or abs(_ns(msg.header) - _ns(self._kept[0].header)) > KEPT_NS):
+                self._kept.popleft()
+        if self._waiting:
             self._wake()
 
     def _on_info(self, msg: CameraInfo) -> None:
         self._info = msg
 
 
-def _apart_ns(a: Header, b: Header) -> int:
-    return abs((a.stamp.sec - b.stamp.sec) * 10 ** 9 + a.stamp.nanosec - b.stamp.nanosec)
+def _ns(header: Header) -> int:
+    return header.stamp.sec * 10 ** 9 + header.stamp.nanosec

@@ -1,9 +1,11 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation node: camera images in; label, overlay, confidence, points and diagnostics out."""
-from dataclasses import dataclass, field, replace
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 from functools import partial
 import json
+from pathlib import Path
 import re
 import sys
 import threading
@@ -18,6 +20,7 @@ from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
+import torch
 
 from .. import images, segmenter
 from ..health import Health, OK
@@ -36,11 +39,9 @@ SENSOR_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 RESULT_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 LATCHED_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
                          durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+# Of so many image sizes the newest are ready when another network begins.
+SIZES = 4
 INPUTS = {'raw': (Image, 'image'), 'compressed': (CompressedImage, 'image/compressed')}
-
-
-# Parameters that make another segmenter; on a running node the old one works until the new one can.
-OF_THE_SEGMENTER = ('model', 'weights', 'resolution', 'resize_mode', 'backend', 'precision')
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,14 @@ class SegmentationParameters:
         'raw', 'raw subscribes to image, compressed to image/compressed.', choices=tuple(INPUTS),
         read_only=True)
     enabled: bool = parameter(
-        True, 'Segment what comes; false leaves images alone, so that a robot that waits saves its power.')
+        True, 'Segment what comes; false lets the network rest while a robot waits.')
     overlay_alpha: float = parameter(
         0.5, 'Share of the class colour in the overlay.', limits=(0.0, 1.0))
     publish_overlay: bool = parameter(True, 'Publish ~/overlay while somebody subscribes.')
     publish_confidence: bool = parameter(True, 'Publish ~/confidence while somebody subscribes.')
     publish_points: bool = parameter(
-        False, 'Subscribe to depth, registered to the image, and to camera_info; publish ~/points while '
-        'somebody subscribes.', read_only=True)
+        False, 'Subscribe to depth, registered to the rectified image, and to camera_info; publish ~/points '
+        'while somebody subscribes.', read_only=True)
     depth_tolerance: float = parameter(
         0.02, 'Seconds that the stamps of an image and of its depth may differ by.', limits=(0.0, 10.0),
         read_only=True)
@@ -102,7 +103,7 @@ class Camera:
     overlay: Publisher
     confidence: Publisher
     points: Points | None
-    health: Health = field(default_factory=Health)
+    health: Health
 
 
 @dataclass
@@ -131,9 +132,10 @@ class SegmentationNode(Node):
         super().__init__('segmentation')
         self._settings = p = declare(self, SegmentationParameters)
         names = p.cameras.split() or ['']
-        self._size = 480, 640  # of the last frame, or the likeliest one's
+        self._sizes: OrderedDict[tuple[int, int], None] = OrderedDict()  # of the frames that were segmented
         self._prepared: set[tuple[int, int]] = set()
         self._batch = len(names)
+        self._loaded = self._key(p)
         self._segmenter = self._load(p)
         # Held while frames are segmented, and while another segmenter is made: CUDA captures graphs alone.
         self._segmenting = threading.Lock()
@@ -146,9 +148,10 @@ class SegmentationNode(Node):
                 self.create_publisher(Image, f'~/{_inside(name)}{kind}', RESULT_QOS,
                                       qos_overriding_options=overriding)
                 for kind in ('label', 'overlay', 'confidence'))
-            points = Points(self, _inside(name), p.depth_tolerance, partial(
+            health = Health()
+            points = Points(self, _inside(name), p.depth_tolerance, health, partial(
                 self._mailbox.put, None, f'{name}/depth')) if p.publish_points else None
-            self._cameras[name] = Camera(name, label, overlay, confidence, points)
+            self._cameras[name] = Camera(name, label, overlay, confidence, points, health)
         kind, topic = (String, '~/label_info_json') if LabelInfo is None else (LabelInfo, '~/label_info')
         self._label_info = self.create_publisher(kind, topic, LATCHED_QOS)
         self._publish_label_info()
@@ -212,9 +215,17 @@ class SegmentationNode(Node):
         loaded = segmenter.load(p.weights or p.model, p.device, p.resolution, resize_mode=p.resize_mode,
                                 overlay_alpha=p.overlay_alpha, backend=p.backend, precision=p.precision,
                                 threads=p.threads)
-        self._prepare(loaded, self._size)
-        self._prepared = {self._size}
+        sizes = list(self._sizes) or [(480, 640)]
+        for size in sizes:
+            self._prepare(loaded, size)
+        self._prepared = set(sizes)
         return loaded
+
+    @staticmethod
+    def _key(p: SegmentationParameters) -> tuple:
+        """Return what makes one segmenter another; a file that was written anew is another."""
+        written_ns = Path(p.weights).stat().st_mtime_ns if p.weights and Path(p.weights).exists() else 0
+        return (p.weights or p.model, written_ns, p.resolution, p.resize_mode, p.backend, p.precision)
 
     def _prepare(self, what: segmenter.Segmenter, size: tuple[int, int]) -> None:
         """Make at once what frames of a size need, however many come together, and not one by one later."""
@@ -232,7 +243,7 @@ class SegmentationNode(Node):
     def _segment(self, frames: list[Frame]) -> None:
         p = self._settings
         try:
-            self._size = size = frames[0].pixels.shape[:2]
+            size = frames[0].pixels.shape[:2]
             if self._segmenter.device.type == 'cuda' and size not in self._prepared:
                 self._prepare(self._segmenter, size)
             overlay = p.publish_overlay and any(_wanted(frame.camera.overlay) for frame in frames)
@@ -252,6 +263,14 @@ class SegmentationNode(Node):
                 self._publish(frame, prediction)
             except Exception as e:
                 self._failed(frame.camera, e)
+            self._sizes[frame.pixels.shape[:2]] = None
+            self._sizes.move_to_end(frame.pixels.shape[:2])
+            if len(self._sizes) > SIZES:
+                self._sizes.popitem(last=False)
+        for frame, prediction in zip(frames, predictions):  # once every camera has its label
+            if frame.camera.points and prediction.confidence is not None and frame.camera.points.wanted():
+                frame.camera.points.add(Labelled(frame.msg.header, prediction.labels, prediction.confidence,
+                                                 self._segmenter.labels.palette()))
 
     def _publish(self, frame: Frame, prediction: segmenter.Prediction) -> None:
         p, segmented, camera, header = self._settings, perf_counter(), frame.camera, frame.msg.header
@@ -268,23 +287,23 @@ class SegmentationNode(Node):
         if (stamp_ns := header.stamp.sec * 10 ** 9 + header.stamp.nanosec) > 0:
             stage_ms['age'] = (self.get_clock().now().nanoseconds - stamp_ns) / 1e6
         camera.health.frame_processed(stage_ms)
-        if camera.points and prediction.confidence is not None and camera.points.wanted():
-            camera.points.add(Labelled(header, prediction.labels, prediction.confidence,
-                                       self._segmenter.labels.palette()))
 
     def _apply(self, new: SegmentationParameters) -> None:
-        old = self._settings
-        if any(getattr(new, name) != getattr(old, name) for name in OF_THE_SEGMENTER):
-            if new.weights and new.weights == old.weights and new.model != old.model:
-                raise ValueError(f"parameter 'weights' is {new.weights!r} and wins over 'model'; set it to "
-                                 "'' first, or in the same request")
+        key = self._key(new)
+        if key != self._loaded:
             with self._segmenting:
                 try:
                     self._segmenter = self._load(new)
                 except Exception as e:  # whatever is wrong with it, the old one goes on
                     raise ValueError(f'{e}; {self._segmenter.card.network} goes on') from e
-            self._publish_label_info()
+                self._loaded = key
+                self._publish_label_info()
+                if self._segmenter.device.type == 'cuda':
+                    torch.cuda.empty_cache()  # the graphs of the old one
             self.get_logger().info(f'now {self._segmenter.describe()}')
+        elif new.model != self._settings.model and new.weights:
+            self.get_logger().warning(f"model {new.model!r} waits: parameter 'weights' is {new.weights!r}, "
+                                      "which wins until it is ''")
         self._segmenter.overlay_alpha = new.overlay_alpha
         self._settings = new
 
