@@ -57,7 +57,8 @@ class Points:
         self._used_ns = -1
         self._published = self._alone = self._failed = 0
         self._last_error = ''
-        self._published_s = self._said_s = float('-inf')
+        self._published_s: float | None = None
+        self._said_s = float('-inf')
         self._warned_of_frame = False
         overriding = QoSOverridingOptions.with_default_policies()
         self._publisher = node.create_publisher(
@@ -82,6 +83,8 @@ class Points:
 
     def add(self, labelled: Labelled) -> None:
         """Publish these labels as points, now or when their depth comes."""
+        if self._published_s is None:
+            self._published_s = monotonic()  # at the start some go without, and all is well
         self._waiting.append(labelled)
         if len(self._waiting) > WAITING:
             self._waiting.popleft()
@@ -131,7 +134,7 @@ class Points:
     def _without_depth(self) -> None:
         self._alone += 1
         # Where depth is slower than the images some labels find none, and all is well.
-        if monotonic() - self._published_s > QUIET_S:
+        if self._published_s is None or monotonic() - self._published_s > QUIET_S:
             self._say(f'no points: no depth on {self._depth.topic_name} within '
                       f'{self._tolerance_ns / 1e6:g} ms of the image; see parameter depth_tolerance')
 
