@@ -54,7 +54,7 @@ def topic_of(camera: str, topic: str, kind: str = 'image') -> str:
 
 
 def depth_topics(camera: str, value: dict[str, str]) -> list[tuple[str, str]]:
-    """Return the remappings of a camera's depth and camera_info; none where no depth is wanted."""
+    """Return the remappings of a camera's depth and camera_info, of those that were given."""
     depth, info = value['depth_topic'], value['camera_info_topic']
     if depth and not info:
         info = '/'.join([*depth.split('/')[:-1], 'camera_info'])

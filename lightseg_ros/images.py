@@ -112,6 +112,12 @@ def encode(array: np.ndarray, encoding: str, header: Any, msg: Any) -> Any:
         data = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
         msg.height, msg.width = array.shape[:2]
         msg.encoding, msg.is_bigendian, msg.step = encoding, 0, array.shape[1] * channels * size
+    fill(msg, data)
+    return msg
+
+
+def fill(msg: Any, data: np.ndarray) -> None:
+    """Set the data of an empty message of rclpy or rosbags to the bytes of a contiguous array."""
     if isinstance(msg.data, np.ndarray):
         msg.data = data.reshape(-1).view(np.uint8)
     else:
@@ -119,7 +125,6 @@ def encode(array: np.ndarray, encoding: str, header: Any, msg: Any) -> Any:
         filled = byte_array('B')
         filled.frombytes(data.data.cast('B'))
         msg.data = filled
-    return msg
 
 
 def _rows(msg: Any, height: int, width: int, channels: int, size: int = 1, start: int = 0,

@@ -6,11 +6,12 @@ Depth, camera model and labels -> a labelled point cloud, as an array and as a P
 Messages are duck-typed, as in `images`. Depth must be registered to the image that was labelled: seen from
 the same place, in the same directions, and rectified; its resolution may be another one.
 """
-from array import array as byte_array
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from . import images
 
 # A point, 24 bytes: x right, y down, z forward, in metres; rgb 0x00RRGGBB, the class's colour. Names and
 # types are as PCL reads a PointXYZRGBL; confidence, 0 to 255, comes on top.
@@ -103,7 +104,5 @@ def encode(points: np.ndarray, header: Any, msg: Any, field: Any) -> Any:
                   for name, kind in FIELD_TYPES.items()]
     msg.is_bigendian, msg.is_dense = False, False
     msg.point_step, msg.row_step = POINT.itemsize, POINT.itemsize * points.shape[1]
-    filled = byte_array('B')  # rclpy takes an array.array as it is, but would check every element of another
-    filled.frombytes(np.ascontiguousarray(points).view(np.uint8).data.cast('B'))
-    msg.data = filled
+    images.fill(msg, np.ascontiguousarray(points).view(np.uint8))
     return msg

@@ -327,9 +327,9 @@ def _check(frame: np.ndarray) -> None:
         raise SegmenterError(f'a frame is {found}; expected a numpy array (H, W, 3) uint8, RGB, not empty')
 
 
-def resident_mb() -> float:
-    """MB of memory that this process has in RAM."""
-    with open('/proc/self/statm') as f:
+def resident_mb(process: int | str = 'self') -> float:
+    """MB of memory that this process, or the one with that number, has in RAM."""
+    with open(f'/proc/{process}/statm') as f:
         return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 

@@ -458,8 +458,7 @@ class Street:
             points = np.round(points * 16).astype(np.int32)
             cv2.fillConvexPoly(self._rgba, points, (tone, tone, tone, 255), cv2.LINE_8, 4)
             cv2.fillConvexPoly(self._ids, points, POLE, cv2.LINE_8, 4)
-            box = self._box([(u / 16, v / 16) for u, v in points])
-            if self.depth is not None and box is not None:
+            if self.depth is not None and (box := self._box([(u / 16, v / 16) for u, v in points])):
                 left, top, right, bottom = box
                 mask = np.zeros((bottom - top, right - left), np.uint8)
                 cv2.fillConvexPoly(mask, points - 16 * np.array((left, top)), 255, cv2.LINE_8, 4)

@@ -17,7 +17,7 @@ MAY = {
     'street': {'painting'}, 'sources': {'bags', 'images', 'labels', 'street'},
     'health': {'metrics'}, 'bags': {'images', 'labels'}, 'recordings': {'bags', 'images', 'labels'},
     'scores': {'labels', 'metrics'}, 'report': {'scores'},
-    'points': set(),
+    'points': {'images'},
     'networks': set(), 'losses': set(), 'gradients': set(), 'weights': {'networks', 'labels'},
     'folding': {'networks'},
     'segmenter': {'weights', 'labels', 'networks', 'backends', 'kernels', 'engine', 'folding'},

@@ -147,7 +147,7 @@ def test_the_message_reads_back():
     rng = np.random.default_rng(3)
     ids = rng.integers(0, 11, (6, 8), np.uint8)
     cloud = points.cloud(rng.random((6, 8)).astype(np.float32), Pinhole(5, 5, 3, 3), ids, ids, PALETTE)
-    msg = points.encode(cloud, 'h', SimpleNamespace(), lambda **values: values)
+    msg = points.encode(cloud, 'h', SimpleNamespace(data=None), lambda **values: values)
     assert (msg.header, msg.height, msg.width, msg.point_step, msg.row_step) == ('h', 6, 8, 24, 192)
     offsets = {f['name']: f['offset'] for f in msg.fields}
     assert offsets == {'x': 0, 'y': 4, 'z': 8, 'rgb': 12, 'label': 16, 'confidence': 20}
@@ -308,7 +308,7 @@ def test_without_depth_that_is_near_enough_labels_are_counted_and_said(scene):
     values = scene.values()
     alone, published = int(values['labels without depth']), int(values['points published'])
     end, sent = time.monotonic() + 40, 0
-    # It is said once no cloud has come for five seconds.
+    # It is said once ten in a row have found none.
     while 'no points: no depth on /pts/depth within 20 ms of the image' not in scene.process.log.read_text():
         assert time.monotonic() < end
         processed = int(scene.values()['processed'])

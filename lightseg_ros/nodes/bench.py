@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the segmentation node is through DDS: latency at given rates, the highest rate, processor use."""
+"""How fast the segmentation node is through DDS: latency, highest rate, processor use and memory."""
 from collections.abc import Sequence
 import os
 from pathlib import Path
@@ -15,6 +15,7 @@ import rclpy
 from .. import bench
 from ..bench import Contender
 from ..metrics import LatencyStats
+from ..segmenter import resident_mb
 from ..street import Street
 from .probe import Diagnostics, isolate, NodeProcess, nodes, Probe, Seen
 
@@ -93,13 +94,13 @@ def _run(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], r
     """Play at a rate, give the last frames a second to come back, and count."""
     seen.clear()
     sent: list[int] = []
-    busy, before_mb, began = _processor_seconds(node), _memory_mb(node), monotonic()
+    busy, before_mb, began = _processor_seconds(node), resident_mb(node.process.pid), monotonic()
     for i in range(max(3, round(rate * seconds))):
         probe.wait(lambda: False, max(0.0, began + i / rate - monotonic()), node)
         sent.append(probe.play(frame))
     took = monotonic() - began
     probe.wait(lambda: len(seen) == len(sent), 1.0, node)
-    used, after_mb = 100 * (_processor_seconds(node) - busy) / took, _memory_mb(node)
+    used, after_mb = 100 * (_processor_seconds(node) - busy) / took, resident_mb(node.process.pid)
     latency = LatencyStats()
     for s in seen:
         latency.add(s.latency_ms)
@@ -151,12 +152,6 @@ def _processor_seconds(node: NodeProcess) -> float:
     """Seconds of processor time that a node's process has used."""
     fields = Path(f'/proc/{node.process.pid}/stat').read_text().rsplit(')', 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
-
-
-def _memory_mb(node: NodeProcess) -> float:
-    """MB of memory that a node's process has in RAM."""
-    pages = int(Path(f'/proc/{node.process.pid}/statm').read_text().split()[1])
-    return pages * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -24,7 +24,8 @@ INFO_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 POINTS_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 KEPT_NS = 2 * 10 ** 9  # labels of a slow network may be a second behind their depth
 WAITING = 10  # and depth that is slow to be registered some images behind their labels
-QUIET_S = 5.0
+QUIET_S = 5.0  # between two complaints
+IN_A_ROW = 10  # labels without depth that are no matter of a slower depth camera, or of a start
 
 
 @dataclass
@@ -55,9 +56,8 @@ class Points:
         self._info: CameraInfo | None = None
         self._waiting: deque[Labelled] = deque()
         self._used_ns = -1
-        self._published = self._alone = self._failed = 0
+        self._published = self._alone = self._alone_in_a_row = self._failed = 0
         self._last_error = ''
-        self._published_s: float | None = None
         self._said_s = float('-inf')
         self._warned_of_frame = False
         overriding = QoSOverridingOptions.with_default_policies()
@@ -83,8 +83,6 @@ class Points:
 
     def add(self, labelled: Labelled) -> None:
         """Publish these labels as points, now or when their depth comes."""
-        if self._published_s is None:
-            self._published_s = monotonic()  # at the start some go without, and all is well
         self._waiting.append(labelled)
         if len(self._waiting) > WAITING:
             self._waiting.popleft()
@@ -104,7 +102,7 @@ class Points:
             if abs(near_ns - stamp_ns) > self._tolerance_ns or near_ns == self._used_ns:
                 self._without_depth()
                 continue
-            self._used_ns = near_ns
+            self._used_ns, self._alone_in_a_row = near_ns, 0
             try:
                 self._publish(near, labelled)
             except Exception as e:  # bad depth, whatever is wrong with it, must not end the node
@@ -128,13 +126,12 @@ class Points:
         cloud = points.cloud(depth, camera, labelled.labels, labelled.confidence, labelled.palette)
         self._publisher.publish(points.encode(cloud, near.header, PointCloud2(), PointField))
         self._published += 1
-        self._published_s = monotonic()
         self._health.stage_took('points', 1e3 * (perf_counter() - began))
 
     def _without_depth(self) -> None:
         self._alone += 1
-        # Where depth is slower than the images some labels find none, and all is well.
-        if self._published_s is None or monotonic() - self._published_s > QUIET_S:
+        self._alone_in_a_row += 1
+        if self._alone_in_a_row >= IN_A_ROW:
             self._say(f'no points: no depth on {self._depth.topic_name} within '
                       f'{self._tolerance_ns / 1e6:g} ms of the image; see parameter depth_tolerance')
 

@@ -201,11 +201,14 @@ class SegmentationNode(Node):
                     frames.append(Frame(camera, msg, pixels, began, stage_ms))
                 except Exception as e:  # one bad frame, whatever is wrong with it, must not end the node
                     self._failed(camera, e)
+            labelled: list[tuple[Points, Labelled]] = []
             while frames:
                 with self._segmenting:
                     together = self._together(self._segmenter)
                     batch, frames = frames[:together], frames[together:]
-                    self._segment(batch)
+                    labelled += self._segment(batch)
+            for points, one in labelled:  # once every camera has its label
+                points.add(one)
 
     def _together(self, of: segmenter.Segmenter) -> int:
         """Return how many frames of several cameras are run as one batch."""
@@ -240,7 +243,8 @@ class SegmentationNode(Node):
             self.get_logger().error(f'{camera.name} frame failed: {error}'.lstrip(),
                                     throttle_duration_sec=5.0)
 
-    def _segment(self, frames: list[Frame]) -> None:
+    def _segment(self, frames: list[Frame]) -> list[tuple[Points, Labelled]]:
+        """Segment frames as one batch and publish; returns what is to become points."""
         p = self._settings
         try:
             size = frames[0].pixels.shape[:2]
@@ -254,10 +258,10 @@ class SegmentationNode(Node):
         except Exception as e:
             if len(frames) == 1:
                 self._failed(frames[0].camera, e)
-            else:  # which of them it was shows when each is alone
-                for frame in frames:
-                    self._segment([frame])
-            return
+                return []
+            # Which of them it was shows when each is alone.
+            return [one for frame in frames for one in self._segment([frame])]
+        labelled = []
         for frame, prediction in zip(frames, predictions):
             try:
                 self._publish(frame, prediction)
@@ -267,10 +271,11 @@ class SegmentationNode(Node):
             self._sizes.move_to_end(frame.pixels.shape[:2])
             if len(self._sizes) > SIZES:
                 self._sizes.popitem(last=False)
-        for frame, prediction in zip(frames, predictions):  # once every camera has its label
-            if frame.camera.points and prediction.confidence is not None and frame.camera.points.wanted():
-                frame.camera.points.add(Labelled(frame.msg.header, prediction.labels, prediction.confidence,
-                                                 self._segmenter.labels.palette()))
+            points = frame.camera.points
+            if points and prediction.confidence is not None and points.wanted():
+                labelled.append((points, Labelled(frame.msg.header, prediction.labels, prediction.confidence,
+                                                  self._segmenter.labels.palette())))
+        return labelled
 
     def _publish(self, frame: Frame, prediction: segmenter.Prediction) -> None:
         p, segmented, camera, header = self._settings, perf_counter(), frame.camera, frame.msg.header
