@@ -53,9 +53,9 @@ class LabelSet:
             raise LabelError(f'label set {self.name!r}: ignore_id is {self.ignore_id!r}; expected a number '
                              f'from {n} to 255, no class id')
         for group, members in self.groups.items():
-            strangers = [m for m in members if m not in self.names]
-            if strangers:
-                raise LabelError(f'label set {self.name!r}: group {group!r} holds {", ".join(strangers)}, '
+            unknown = [m for m in members if m not in self.names]
+            if unknown:
+                raise LabelError(f'label set {self.name!r}: group {group!r} holds {", ".join(unknown)}, '
                                  f'which is no class; classes: {", ".join(self.names)}')
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from . import bags, images, labels
 from .bags import BagError
 from .images import ImageError
 from .labels import LabelError
-from .street import Street
+from .synthetic.street import Street
 
 log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')

@@ -144,6 +144,19 @@ def find(name: str, dataset: str = 'camvid') -> Path:
                        f'file, or train: lightseg train --model {name} --data camvid')
 
 
+def resolve(model: str | Path) -> Path:
+    """
+    Return the path of a weights file from what a user wrote: a path, or a packaged network's name.
+
+    What ends in '.safetensors' or holds a '/' is a path, in which a leading '~' is expanded; anything else is
+    a name for `find`. The file need not exist; `load` says so.
+    """
+    text = str(model)
+    if text.endswith('.safetensors') or '/' in text:
+        return Path(text).expanduser()
+    return find(text)
+
+
 def digest(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

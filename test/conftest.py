@@ -18,10 +18,10 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 @pytest.fixture(scope='session')
 def camvid() -> Path:
     """Folder of CamVid, or a skip that says how to get it."""
-    from lightseg_ros import data
+    from lightseg_ros import datasets
     try:
-        return data.camvid_root()
-    except data.DataError as e:
+        return datasets.camvid_root()
+    except datasets.DataError as e:
         pytest.skip(str(e))
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightseg_ros import backends, export, folding
-from lightseg_ros.backends import BackendError, Core, Plan
+from lightseg_ros.inference import backends, export, folding
+from lightseg_ros.inference.backends import BackendError, CompileSpec, DeployModel
 
 NETWORKS = ('laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet')
 MEAN, STD = (100.0, 110.0, 120.0), (70.0, 71.0, 72.0)
@@ -72,12 +72,12 @@ def frames(batch=1, height=HEIGHT, width=WIDTH, seed=0):
 
 def plan(network, precision='float32', threads=0):
     key = f'test-{backends.digest(network)[:16]}'
-    return Plan(Core(folding.fold(network), MEAN, STD), key, precision, threads)
+    return CompileSpec(DeployModel(folding.fold(network), MEAN, STD), key, precision, threads)
 
 
 def reference(network, x):
     with torch.inference_mode():
-        return Core(network, MEAN, STD)(x)
+        return DeployModel(network, MEAN, STD)(x)
 
 
 def error(found, expected):
@@ -141,7 +141,7 @@ def test_converted_models_are_found_again(tiny, cache):
     folder, = cache.glob(f'openvino-*-{chosen.key}-1x64x64')
     written = (folder / 'core.xml').stat().st_mtime_ns
     # A core that can't be traced shows that it is not.
-    lame = Plan(Core(nn.Identity(), MEAN, STD), chosen.key)
+    lame = CompileSpec(DeployModel(nn.Identity(), MEAN, STD), chosen.key)
     run = backends.build('openvino', lame, 1, 64, 64)
     x = frames(1, 64, 64)
     assert error(run(x), reference(tiny, x)) < 1e-5
@@ -151,10 +151,10 @@ def test_converted_models_are_found_again(tiny, cache):
 def test_other_weights_have_another_key(tiny):
     other = copy.deepcopy(tiny)
     other.classifier.bias.data += 1
-    key = backends.digest(Core(tiny, MEAN, STD))
-    assert key == backends.digest(Core(copy.deepcopy(tiny), MEAN, STD))
+    key = backends.digest(DeployModel(tiny, MEAN, STD))
+    assert key == backends.digest(DeployModel(copy.deepcopy(tiny), MEAN, STD))
     # A converted model holds the normalisation too: a card that was corrected must not find the old one.
-    others = [Core(other, MEAN, STD), Core(tiny, STD, STD), Core(tiny, MEAN, MEAN)]
+    others = [DeployModel(other, MEAN, STD), DeployModel(tiny, STD, STD), DeployModel(tiny, MEAN, MEAN)]
     assert len({key, *map(backends.digest, others)}) == 4
 
 
@@ -235,4 +235,4 @@ def test_what_cannot_be_done_is_said(tiny, cache):
             backends.build('onnxruntime', plan(tiny, 'bfloat16'), 1, 64, 64)
     if importlib.util.find_spec('openvino'):
         with pytest.raises(BackendError, match='finds no device NPU.7; it has CPU'):
-            backends.build('openvino', Plan(plan(tiny).core, 'k', 'float32', 0, 'NPU.7'), 1, 64, 64)
+            backends.build('openvino', CompileSpec(plan(tiny).core, 'k', 'float32', 0, 'NPU.7'), 1, 64, 64)

@@ -110,7 +110,7 @@ def test_the_street_comes_with_truth_and_camera_info_under_one_header(camera):
     assert info[0].k[0] == info[0].p[0] == 0.9 * 160 and info[0].k[2] == 79.5
     assert info[0].distortion_model == 'plumb_bob' and len(info[0].d) == 5
     # The very frames of the renderer: colours in the right order, labels of this image and no other.
-    from lightseg_ros.street import Street
+    from lightseg_ros.synthetic.street import Street
     street = Street(160, 120, with_depth=True)
     rendered = (street.render(i / 20) for i in range(200))
     ids = next(ids for rgb, ids in rendered if np.array_equal(rgb, images.decode(image[0])))

@@ -13,8 +13,8 @@ import torch
 
 from lightseg_ros import labels, networks, weights
 from lightseg_ros.cli import main
-import lightseg_ros.export as module
-from lightseg_ros.export import export, ExportError, random_weights
+import lightseg_ros.inference.export as module
+from lightseg_ros.inference.export import export, ExportError, random_weights
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')

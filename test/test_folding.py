@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightseg_ros import folding, networks
+from lightseg_ros import networks
+from lightseg_ros.inference import folding
 from lightseg_ros.networks import elanet, fbsnet, layers
 
 CASES = [

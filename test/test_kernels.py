@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightseg_ros import kernels
+from lightseg_ros.inference import kernels
 
 PALETTE = torch.randint(0, 256, (256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ((100.0, 110.0, 120.0), (50.0, 60.0, 70.0)))

@@ -13,13 +13,13 @@ pytest.importorskip('rclpy', reason='rclpy is not installed')
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 
 from lightseg_ros import bags  # noqa: E402
-from lightseg_ros import replay as offline  # noqa: E402
 from lightseg_ros.bags import NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
-from lightseg_ros.nodes import replay as live  # noqa: E402
-from lightseg_ros.nodes.probe import NodeProcess, nodes, ProbeError  # noqa: E402
-from lightseg_ros.recordings import Truth  # noqa: E402
-from lightseg_ros.replay import Model, ReplayError  # noqa: E402
+from lightseg_ros.evaluation import evaluate as offline  # noqa: E402
+from lightseg_ros.evaluation.evaluate import ModelSpec, ReplayError  # noqa: E402
+from lightseg_ros.evaluation.recordings import GroundTruthSource  # noqa: E402
+from lightseg_ros.live import replay as live  # noqa: E402
+from lightseg_ros.live.probe import NodeProcess, nodes, ProbeError  # noqa: E402
 from lightseg_ros.weights import WeightsError  # noqa: E402
 
 COUNT = 15
@@ -79,7 +79,7 @@ def write_bag(path, encoding, bad=()):
 
 @pytest.fixture(scope='module')
 def model(random_weights):
-    return Model(str(random_weights), 'cpu', '96x64', threads=1)
+    return ModelSpec(str(random_weights), 'cpu', '96x64', threads=1)
 
 
 @pytest.fixture(scope='module')
@@ -105,7 +105,7 @@ def check(result, account, path, model):
     assert sum(account[k] for k in fates) == COUNT
     assert account['returned'] == result['counts']['segmented'] >= 1  # how many is the machine's business
     assert account['end_to_end']['count'] == account['returned'] and 0 < account['end_to_end']['p50'] < 5000
-    scores, _ = offline.evaluate_bags([path], model, truth=Truth(topic=LABEL), quiet=True)
+    scores, _ = offline.evaluate_bags([path], model, truth=GroundTruthSource(topic=LABEL), quiet=True)
     expected = {f['index']: f for f in scores.result()['frames']}
     for frame in result['frames']:
         for key in ('stamp_ns', 'miou', 'accuracy', 'shares', 'confidence'):
@@ -116,7 +116,8 @@ def check(result, account, path, model):
 def test_own_node(model, tmp_path):
     """A node is started, gets one frame that it can't read among the others, and is stopped again."""
     path = write_bag(tmp_path / 'bag', 'rgb8', bad=(6,))
-    scores, sources, account = live.replay(path, model, live.Live(deadline_s=0.0), truth=Truth(topic=LABEL),
+    scores, sources, account = live.replay(path, model, live.Live(deadline_s=0.0),
+                                           truth=GroundTruthSource(topic=LABEL),
                                            quiet=True, log=tmp_path / 'node.log')
     result = scores.result()
     check(result, account, path, model)
@@ -146,7 +147,8 @@ def test_ros2_bag_play(model, compressed, running_node, tmp_path, monkeypatch):
     player.chmod(0o755)
     monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
     told = live.Live(node='/segmentation', player='ros2', use_sim_time=True)
-    scores, _, account = live.replay(compressed, model, told, truth=Truth(topic=LABEL), quiet=True)
+    truth = GroundTruthSource(topic=LABEL)
+    scores, _, account = live.replay(compressed, model, told, truth=truth, quiet=True)
     check(scores.result(), account, compressed, model)
 
 
@@ -157,9 +159,10 @@ def test_what_is_refused(model, compressed, tmp_path, monkeypatch):
     with pytest.raises(ReplayError, match='rate is 0; expected more'):
         live.Live(rate=0)
     with pytest.raises(WeightsError, match='no such file'):
-        live.replay(compressed, Model('nothing.safetensors'), live.Live())
+        live.replay(compressed, ModelSpec('nothing.safetensors'), live.Live())
     with pytest.raises(ProbeError, match="ended with exit code 1; it said: .*device is 'nonsense'"):
-        live.replay(compressed, Model(model.name, 'nonsense'), live.Live(), truth=Truth(topic=LABEL))
+        live.replay(compressed, ModelSpec(model.name, 'nonsense'), live.Live(),
+                    truth=GroundTruthSource(topic=LABEL))
 
 
 def test_launch_file(tmp_path, monkeypatch):

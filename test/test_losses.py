@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightseg_ros import losses
+from lightseg_ros.training import losses
 
 DEVICES = ['cpu', pytest.param('cuda', marks=[
     pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')])]

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from lightseg_ros import data, networks, weights
-from lightseg_ros.export import random_weights
+from lightseg_ros import datasets, networks, weights
+from lightseg_ros.inference.export import random_weights
 from lightseg_ros.networks import affnet, elanet, fbsnet, laanet, layers, lrnnet
 
 # Parameters with 19 and 11 classes, and buffers (statistics of the norms).
@@ -224,7 +224,7 @@ def test_initialisation():
 
 
 def real_frames(root, mean, std, size=None, indices=(0, 60, 120, 180)) -> torch.Tensor:
-    frames = data.load('camvid', 'test', root)
+    frames = datasets.load('camvid', 'test', root)
     x = torch.from_numpy(np.stack([frames.read(i)[0] for i in indices])).permute(0, 3, 1, 2).float()
     if size:
         x = F.interpolate(x, size=size, mode='area')

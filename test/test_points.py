@@ -11,9 +11,9 @@ import pytest
 
 from lightseg_ros import images, labels, points
 from lightseg_ros.images import ImageError
-from lightseg_ros.painting import CAR, ROAD
 from lightseg_ros.points import Pinhole, PointsError
-from lightseg_ros.street import CAMERA_HEIGHT, Street
+from lightseg_ros.synthetic.painting import CAR, ROAD
+from lightseg_ros.synthetic.street import CAMERA_HEIGHT, Street
 
 PALETTE = labels.load('camvid').palette()
 
@@ -182,7 +182,7 @@ def scene(ros, random_weights, tmp_path_factory):
     from rclpy.qos import QoSProfile
     from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-    from lightseg_ros.nodes.probe import NodeProcess, nodes
+    from lightseg_ros.live.probe import NodeProcess, nodes
 
     class Scene:
         sent = 0

@@ -9,13 +9,14 @@ import pytest
 
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 
-from lightseg_ros import bags, labels, recordings  # noqa: E402
+from lightseg_ros import bags, labels  # noqa: E402
 from lightseg_ros.bags import NS  # noqa: E402
-from lightseg_ros.recordings import Frame, Skip, Truth  # noqa: E402
+from lightseg_ros.evaluation import recordings  # noqa: E402
+from lightseg_ros.evaluation.recordings import Frame, GroundTruthSource, Skip  # noqa: E402
 
 CAMVID = labels.load('camvid')
 IMAGE, LABEL = '/camera/image_raw', '/camera/label'
-TRUTH = Truth(topic=LABEL)
+TRUTH = GroundTruthSource(topic=LABEL)
 
 
 def pixels(i, height=24, width=32):
@@ -99,7 +100,7 @@ def test_label_topic(tmp_path, order, storage):
                 bag.label(i)
         for i in {'all last': labelled, 'backwards': labelled[::-1]}.get(order, []):
             bag.label(i)
-    recording = recordings.survey(tmp_path / 'bag', truth=TRUTH)
+    recording = recordings.index_bag(tmp_path / 'bag', truth=TRUTH)
     assert recording.topic == IMAGE and recording.counts == {
         'read': 200, 'duplicate_stamps': 0, 'stamps_back': 0, 'without_truth': 67, 'truth_without_frame': 0}
     assert found(read(recording)) == [(i, i, i % 11 if i % 3 else None) for i in range(200)]
@@ -112,7 +113,7 @@ def test_tasks(tmp_path, size):
         for i in range(10):
             bag.frame(i, time=(1 + i // 2) * NS)  # two at a time, so that a time names no frame
             bag.label(i)
-    recording = recordings.survey(tmp_path / 'bag', truth=TRUTH)
+    recording = recordings.index_bag(tmp_path / 'bag', truth=TRUTH)
     tasks = recording.tasks(size)
     assert len(tasks) == -(-10 // size) and found(read(recording, size)) == found(read(recording))
     for task in tasks:
@@ -130,10 +131,11 @@ def test_label_folder(tmp_path):
     for i, late in ((0, 0), (2, 4_000_000)):
         cv2.imwrite(str(tmp_path / 'truth' / f'{1_700_000_000 * NS + i * NS + late}.png'),
                     np.full((24, 32), 11 if i else 5, np.uint8))
-    recording = recordings.survey(tmp_path / 'bag', truth=Truth(folder=tmp_path / 'truth', source_ids=True))
+    truth = GroundTruthSource(folder=tmp_path / 'truth', source_ids=True)
+    recording = recordings.index_bag(tmp_path / 'bag', truth=truth)
     assert found(read(recording)) == [(0, 0, 5), (1, 1, None), (2, 2, 255)]
-    strict = Truth(folder=tmp_path / 'truth', source_ids=True, tolerance_ns=1_000_000)
-    counts = recordings.survey(tmp_path / 'bag', truth=strict).counts
+    strict = GroundTruthSource(folder=tmp_path / 'truth', source_ids=True, tolerance_ns=1_000_000)
+    counts = recordings.index_bag(tmp_path / 'bag', truth=strict).counts
     assert (counts['without_truth'], counts['truth_without_frame']) == (2, 1)
 
 
@@ -142,7 +144,7 @@ def test_png_labels(tmp_path):
         for i in range(2):
             bag.frame(i)
             bag.label(i, array=ids(i) if i else pixels(i), encoding='png')
-    skip, *frames = read(recordings.survey(tmp_path / 'bag', IMAGE, TRUTH))
+    skip, *frames = read(recordings.index_bag(tmp_path / 'bag', IMAGE, TRUTH))
     assert skip.what == 'truth_failed' and 'coloured PNG' in skip.reason
     assert found(frames) == [(0, 0, None), (1, 1, 1)]
 
@@ -158,7 +160,7 @@ def test_labels_of_no_use(tmp_path, array, encoding, text):
     with Maker(tmp_path / 'bag') as bag:
         bag.frame(0)
         bag.label(0, array=array, encoding=encoding)
-    skip, frame = read(recordings.survey(tmp_path / 'bag', IMAGE, TRUTH))
+    skip, frame = read(recordings.index_bag(tmp_path / 'bag', IMAGE, TRUTH))
     assert isinstance(skip, Skip) and skip.what == 'truth_failed' and frame.truth is None
     with pytest.raises(AssertionError, match=text):
         raise AssertionError(skip.reason)
@@ -172,7 +174,7 @@ def test_corrupt_images_in_the_middle(tmp_path):
         msg.height = 99
         bag._write(IMAGE, msg, None)
         bag.frame(3)
-    recording = recordings.survey(tmp_path / 'bag')
+    recording = recordings.index_bag(tmp_path / 'bag')
     items = read(recording)
     assert found(items) == [(0, 0, None), (3, 3, None)]
     first, second = (i for i in items if isinstance(i, Skip))
@@ -190,7 +192,7 @@ def test_odd_stamps(tmp_path):
         for i, stamp in enumerate((5 * NS, 6 * NS, 6 * NS, 3 * NS, 0)):
             bag.frame(i, stamp, pixels(i, 24, 32 + 8 * i))
             bag.label(i, stamp, ids(i, 24, 32 + 8 * i))
-    recording = recordings.survey(tmp_path / 'bag', truth=TRUTH)
+    recording = recordings.index_bag(tmp_path / 'bag', truth=TRUTH)
     assert recording.stamps == [5 * NS, 6 * NS, 6 * NS, 3 * NS, 9 * NS], 'not set: when it was recorded'
     # The label of the last has another recording time, and so is another stamp's.
     assert recording.counts == {'read': 5, 'duplicate_stamps': 1, 'stamps_back': 1, 'without_truth': 1,
@@ -202,7 +204,7 @@ def test_zero_frames(tmp_path):
     with Maker(tmp_path / 'bag') as bag:
         bag.writer._connections[IMAGE] = bag.writer._writer.add_connection(
             IMAGE, 'sensor_msgs/msg/Image', typestore=bags.ROS2)
-    recording = recordings.survey(tmp_path / 'bag')
+    recording = recordings.index_bag(tmp_path / 'bag')
     assert recording.counts['read'] == 0 and recording.tasks(10) == []
 
 
@@ -215,7 +217,7 @@ def test_recorded_out_of_order(tmp_path):
             for i in range(first, first + 5):
                 bag.frame(i, time=(i + 1) * NS)
                 bag.label(i)
-    recording = recordings.survey(folder, truth=TRUTH)
+    recording = recordings.index_bag(folder, truth=TRUTH)
     assert 'no metadata.yaml' in recording.notes[0]
     order = [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
     assert found(read(recording)) == [(k, i, i) for k, i in enumerate(order)]
@@ -231,7 +233,7 @@ def test_cut_short(tmp_path):
             bag.label(i, array=ids(i, 300, 400))
     data = (tmp_path / 'bag.mcap').read_bytes()
     (tmp_path / 'bag.mcap').write_bytes(data[:len(data) * 2 // 3])
-    recording = recordings.survey(tmp_path / 'bag.mcap', truth=TRUTH)
+    recording = recordings.index_bag(tmp_path / 'bag.mcap', truth=TRUTH)
     count = recording.counts['read']
     assert 'cut short' in recording.notes[0] and 4 <= count < 9
     # The last frame's label may be lost.

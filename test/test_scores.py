@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from lightseg_ros import labels, scores
-from lightseg_ros.scores import Consistency, Scores
+from lightseg_ros import labels
+from lightseg_ros.evaluation import scores
+from lightseg_ros.evaluation.scores import Consistency, Scores
 
 CAMVID = labels.load('camvid')
 VOID = 255

@@ -20,9 +20,10 @@ from rclpy.time import Time  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 from std_msgs.msg import Header, String  # noqa: E402
 
-from lightseg_ros import images, labels, segmenter  # noqa: E402
+from lightseg_ros import images, labels  # noqa: E402
+from lightseg_ros.inference import segmenter  # noqa: E402
+from lightseg_ros.live.probe import NodeProcess, nodes  # noqa: E402
 from lightseg_ros.nodes import segmentation  # noqa: E402
-from lightseg_ros.nodes.probe import NodeProcess, nodes  # noqa: E402
 
 RELIABLE = QoSProfile(depth=20, reliability=QoSReliabilityPolicy.RELIABLE)
 DEEP = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)

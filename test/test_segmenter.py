@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightseg_ros import backends, engine, export, folding, kernels, networks, segmenter, weights
-from lightseg_ros.segmenter import Segmenter, SegmenterError
+from lightseg_ros import machine, networks, weights
+from lightseg_ros.inference import backends, cuda, export, folding, kernels, segmenter
+from lightseg_ros.inference.segmenter import Segmenter, SegmenterError
 
 CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
 
@@ -194,7 +195,7 @@ def test_trained_weights_agree_across_backends_and_precisions():
         model = weights.load(weights.find('laanet'))
     except weights.WeightsError as e:
         pytest.skip(str(e))
-    from lightseg_ros.street import Street
+    from lightseg_ros.synthetic.street import Street
     frame = Street(480, 360).render(3.0)[0]
     labels, _ = textbook(model, frame, (360, 480))
     exact = Segmenter(*model, 'cpu', backend='openvino')([frame])[0].labels
@@ -217,7 +218,7 @@ def test_describe_names_backend_and_reason(model):
 @pytest.mark.parametrize('has', [True, False])
 def test_says_where_bfloat16_would_be_faster(model, monkeypatch, has):
     pytest.importorskip('openvino')
-    monkeypatch.setattr(backends, 'has_bfloat16', lambda: has)
+    monkeypatch.setattr(machine, 'has_bfloat16', lambda: has)
     assert ("precision 'bfloat16' would be" in Segmenter(*model, 'cpu').describe()) == has
     assert 'would be' not in Segmenter(*model, 'cpu', backend='torch').describe()
 
@@ -252,10 +253,10 @@ def test_wrong_frames_are_named(segment, frame):
 def test_what_is_captured_computes_the_same_on_a_processor(model, segment, reversed_channels):
     """The function that CUDA captures, here called plainly."""
     frame = picture(120, 160)
-    core = backends.Core(folding.fold(model[0]), model[1].mean, model[1].std).lowered(torch.float32)
-    run = engine.Frame(core, torch.from_numpy(model[1].labels.palette()), fused=False)
-    kind = engine.Kind(1, 120, 160, (96, 128), reversed_channels, True, True)
-    out = engine.Images.empty(kind, 'cpu')
+    core = backends.DeployModel(folding.fold(model[0]), model[1].mean, model[1].std).lowered(torch.float32)
+    run = cuda.Frame(core, torch.from_numpy(model[1].labels.palette()), fused=False)
+    kind = cuda.GraphKey(1, 120, 160, (96, 128), reversed_channels, True, True)
+    out = cuda.Images.empty(kind, 'cpu')
     frames = torch.from_numpy(frame[..., ::-1].copy() if reversed_channels else frame)[None]
     with torch.inference_mode():
         run(frames, kind, out)
@@ -269,15 +270,15 @@ def test_what_is_captured_computes_the_same_on_a_processor(model, segment, rever
 def test_what_is_captured_stays_on_its_device(name):
     """On "meta", which has shapes and types only, whatever is made on the processor would not fit."""
     network = networks.build(name, 11)
-    core = backends.Core(folding.fold(network), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    core = backends.DeployModel(folding.fold(network), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
     core = core.lowered(torch.float16, 'meta')
     palette = torch.zeros((256, 3), dtype=torch.uint8, device='meta')
-    run = engine.Frame(core, palette, fused=False)
+    run = cuda.Frame(core, palette, fused=False)
     for height, width in ((96, 128), (480, 640)):
-        kind = engine.Kind(2, height, width, (96, 128), True, True, True)
+        kind = cuda.GraphKey(2, height, width, (96, 128), True, True, True)
         with torch.inference_mode():
             run(torch.zeros((2, height, width, 3), dtype=torch.uint8, device='meta'), kind,
-                engine.Images.empty(kind, 'meta'))
+                cuda.Images.empty(kind, 'meta'))
             x = torch.zeros((2, 3, 96, 128), dtype=torch.float16, device='meta')
             logits = run.logits(x.contiguous(memory_format=torch.channels_last))
         assert logits.dtype == torch.float16 and logits.shape[:2] == (2, 11)
@@ -289,7 +290,7 @@ def test_what_is_captured_stays_on_its_device(name):
     'laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet')])
 def test_graph_equals_eager_and_processor(name):
     """With trained weights in float16; random ones, whose labels are noise, only compare in float32."""
-    from lightseg_ros.street import Street
+    from lightseg_ros.synthetic.street import Street
     try:
         model, precision = weights.load(weights.find(name)), 'float16'
     except weights.WeightsError:
@@ -342,7 +343,7 @@ def test_cuda_alpha_is_live_and_graphs_are_let_go(model, graph, caplog):
         result, = segment([frame], overlay=True)
         expected = segment.labels.palette()[result.labels] if alpha else frame
         assert np.array_equal(result.overlay, expected)
-    for i in range(engine.MAX_GRAPHS + 1):
+    for i in range(cuda.MAX_GRAPHS + 1):
         segment([picture(64, 64 + 8 * i)])
     assert 'is let go' in caplog.text
     again, = segment([frame], overlay=True)

@@ -6,8 +6,8 @@ import pytest
 
 from lightseg_ros import labels
 from lightseg_ros.metrics import ConfusionMatrix
-from lightseg_ros.painting import BICYCLIST, CAR, POLE, ROAD, SIDEWALK, SIGN, SKY, Texture
-from lightseg_ros.street import CAMERA_HEIGHT, LEFT_KERB, RIGHT_KERB, Street
+from lightseg_ros.synthetic.painting import BICYCLIST, CAR, POLE, ROAD, SIDEWALK, SIGN, SKY, Texture
+from lightseg_ros.synthetic.street import CAMERA_HEIGHT, LEFT_KERB, RIGHT_KERB, Street
 
 
 @pytest.fixture(scope='module')
@@ -115,7 +115,8 @@ def test_any_shape_can_be_drawn(size):
 
 
 def test_a_network_that_knows_real_streets_only_makes_sense_of_it(street):
-    from lightseg_ros import segmenter, weights
+    from lightseg_ros import weights
+    from lightseg_ros.inference import segmenter
     try:
         laanet = segmenter.load('laanet', device='cpu')
     except weights.WeightsError as e:

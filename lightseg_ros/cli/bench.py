@@ -34,30 +34,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     import json
 
-    from .. import bench
+    from .. import networks
+    from ..benchmark import measure
     if args.table:
-        print(bench.table(args.table))
+        print(measure.table(args.table))
         return None
     if args.plot:
-        print(bench.plot(args.plot, args.out or Path('out/bench.png')))
+        print(measure.plot(args.plot, args.out or Path('out/bench.png')))
         return None
-    from ..segmenter import parse_size
+    from ..sizes import parse_size
     sizes = [parse_size(r) for r in args.resolutions or ()]
-    contenders = [bench.parse_contender(c) for c in args.contenders]
+    contenders = [measure.parse_contender(c) for c in args.contenders]
     if args.ros:
-        from ..nodes.bench import bench_ros, SIZES
+        from ..live.bench import bench_ros, SIZES
         result = bench_ros((args.networks or ['laanet'])[0], device=args.device, contender=contenders[0],
                            threads=args.threads, seconds=args.seconds, sizes=sizes or SIZES, rates=args.rates)
     else:
-        names = args.networks or bench.NETWORKS
-        result = bench.bench(names, sizes or [(480, 360)], contenders, device=args.device,
+        names = args.networks or networks.PAPER_NETWORKS
+        result = measure.bench(names, sizes or [(480, 360)], contenders, device=args.device,
                              threads=args.threads, rounds=args.rounds, out=args.out)
-        print('\n'.join(bench.means(result)))
+        print('\n'.join(measure.means(result)))
         if args.startup:
             first = contenders[0]
-            result['startup_s'] = bench.startup(names[0], device=args.device, backend=first.backend,
+            result['startup_s'] = measure.startup(names[0], device=args.device, backend=first.backend,
                                                 precision=first.precision)
     if args.out:
-        bench.write(result, args.out)
+        measure.write(result, args.out)
     print(json.dumps(result))
     return None

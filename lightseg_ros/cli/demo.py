@@ -21,6 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..nodes.demo import demo
+    from ..live.demo import demo
     return demo(args.input, args.model, args.out, image_topic=args.image_topic, resolution=args.resolution,
                 device=args.device, rate=args.rate, seconds=args.seconds)

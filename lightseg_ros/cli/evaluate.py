@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..recordings import Truth
-    from ..replay import Model
-    from ..scores import Scores
+    from ..evaluation.evaluate import ModelSpec
+    from ..evaluation.recordings import GroundTruthSource
+    from ..evaluation.scores import Scores
 
 HELP = ('Score a model, every frame, without ROS: on bags (rosbag2 sqlite3 and mcap, ROS 1), with ground '
         'truth from a label topic or a folder or without, or on a data set. Exit code 0: all was used; 3: '
@@ -68,19 +68,19 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--report', type=Path, metavar='DIR', help='write report.html and result.json there')
 
 
-def model_from(args: argparse.Namespace) -> 'Model':
-    from ..replay import Model
-    return Model(args.model, args.device, args.resolution or None, args.resize_mode, args.backend,
+def model_from(args: argparse.Namespace) -> 'ModelSpec':
+    from ..evaluation.evaluate import ModelSpec
+    return ModelSpec(args.model, args.device, args.resolution or None, args.resize_mode, args.backend,
                  args.precision, args.threads)
 
 
-def truth_from(args: argparse.Namespace) -> 'Truth':
-    from ..recordings import Truth
-    from ..replay import ReplayError
+def truth_from(args: argparse.Namespace) -> 'GroundTruthSource':
+    from ..evaluation.evaluate import ReplayError
+    from ..evaluation.recordings import GroundTruthSource
     if args.label_topic and args.label_dir:
         raise ReplayError('ground truth comes from --label-topic or --label-dir, not from both')
     ids = args.label_ids or ('source' if args.label_dir else 'class')
-    return Truth(args.label_topic, args.label_dir, ids == 'source', round(args.tolerance * 1e9),
+    return GroundTruthSource(args.label_topic, args.label_dir, ids == 'source', round(args.tolerance * 1e9),
                  args.frame_rate)
 
 
@@ -93,41 +93,42 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 def write(result: dict, scores: 'Scores', args: argparse.Namespace) -> None:
     """Print a result, and write it where it was asked for."""
-    from .. import report
-    print(report.text(result))
+    from ..evaluation import html_report
+    print(html_report.text(result))
     if args.json:
-        report.write_json(result, args.json)
+        html_report.write_json(result, args.json)
     if args.report:
-        report.write_json(result, args.report / 'result.json')
-        print(report.write_html(result, scores.best, scores.worst, args.report / 'report.html'))
+        html_report.write_json(result, args.report / 'result.json')
+        print(html_report.write_html(result, scores.best, scores.worst, args.report / 'report.html'))
 
 
 def exit_code(result: dict) -> int:
-    from .. import report
-    return 3 if any(result['counts'].get(key) for key in report.TROUBLE) else 0
+    from ..evaluation import html_report
+    return 3 if any(result['counts'].get(key) for key in html_report.TROUBLE) else 0
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import data, replay
+    from .. import datasets
+    from ..evaluation import evaluate
     if bool(args.bags) == bool(args.data):
-        raise replay.ReplayError('name bags, or a data set with --data; one of the two')
+        raise evaluate.ReplayError('name bags, or a data set with --data; one of the two')
     if args.record and not args.data:
-        raise replay.ReplayError('--record writes what was measured on a data set: it wants --data')
+        raise evaluate.ReplayError('--record writes what was measured on a data set: it wants --data')
     for name in ('batch', 'workers', 'frames_per_task'):
         if getattr(args, name) < 1:
-            raise replay.ReplayError(f'{name} is {getattr(args, name)}; expected 1 or more')
+            raise evaluate.ReplayError(f'{name} is {getattr(args, name)}; expected 1 or more')
     check_outputs(args)
     model = model_from(args)
     if args.data:
-        dataset = data.load(args.data, args.split, args.data_root)
-        scores = replay.evaluate_dataset(dataset, model.load(), batch=args.batch)
+        dataset = datasets.load(args.data, args.split, args.data_root)
+        scores = evaluate.evaluate_dataset(dataset, model.load(), batch=args.batch)
         sources = [{'name': f'{dataset.name} {dataset.split}', 'frames': len(dataset)}]
     else:
-        scores, sources = replay.evaluate_bags(
+        scores, sources = evaluate.evaluate_bags(
             args.bags, model, image_topic=args.image_topic, truth=truth_from(args), batch=args.batch,
             workers=args.workers, dask=args.dask, frames_per_task=args.frames_per_task, out=args.out)
-    result = replay.describe(model, vars(args)) | {'sources': sources} | scores.result()
+    result = evaluate.describe(model, vars(args)) | {'sources': sources} | scores.result()
     write(result, scores, args)
     if args.record:
-        print(replay.record(model, dataset, result))
+        print(evaluate.record(model, dataset, result))
     return exit_code(result)

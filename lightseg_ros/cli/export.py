@@ -21,17 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from pathlib import Path
 
-    from .. import export, weights
-    from ..segmenter import parse_resolution
+    from .. import weights
+    from ..inference import export
+    from ..inference.segmenter import parse_resolution
     if args.random:
         network, card = export.random_weights(args.model, args.labels, (480, 360), **args.options)
         print(f'WARNING: {card.source}')
     elif args.options:
         raise export.ExportError('--options goes with --random; weights name their own')
     else:
-        path = Path(args.model) if args.model.endswith('.safetensors') else weights.find(args.model)
+        path = weights.resolve(args.model)
         network, card = weights.load(path)
     resolution = parse_resolution(args.resolution, card)
     if resolution is None:

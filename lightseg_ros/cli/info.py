@@ -3,7 +3,8 @@
 """`lightseg info`: what the networks cost, and which weights are at hand."""
 import argparse
 import json
-import re
+
+from ..sizes import argument
 
 HELP = ("Show all networks (parameters, multiply-accumulates, the papers' figures) and the packaged "
         'weights; or one network with its options and blocks; or what a weights file says about itself.')
@@ -13,22 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('name', nargs='?', metavar='NAME',
                         help='network, packaged weights, or the path of a weights file')
     parser.add_argument('--classes', type=int, default=19, help='of the network that is shown')
-    parser.add_argument('--resolution', type=_resolution, default='1024x512', metavar='WxH',
+    parser.add_argument('--resolution', type=argument, default='1024x512', metavar='WxH',
                         help='that it is shown at')
     parser.add_argument('--options', type=json.loads, default={}, metavar='JSON',
                         help="the network's options, for example '{\"svn\": [8]}'")
 
 
-def _resolution(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match or not all(64 <= int(v) <= 8192 for v in match.groups()):
-        raise argparse.ArgumentTypeError(f'{text!r} is not WIDTHxHEIGHT in pixels, each 64 to 8192')
-    return int(match[1]), int(match[2])
-
-
 def run(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from .. import info, networks, weights
     if not args.name:
         print(info.overview())
@@ -36,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
         print(info.page(args.name, info.describe(args.name, args.classes, args.resolution, **args.options)))
     else:
         try:
-            path = Path(args.name) if args.name.endswith('.safetensors') else weights.find(args.name)
+            path = weights.resolve(args.name)
         except weights.WeightsError as e:
             raise networks.NetworkError(
                 f'{args.name!r} is no network (known: {", ".join(networks.NETWORKS)}), and {e}') from e

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-from ..recipes import CHOICES, load, Recipe, RECIPES
+from ..training.recipes import CHOICES, load, Recipe, RECIPES
 
 HELP = 'Train a network; a run that was stopped or killed goes on with --resume.'
 
@@ -77,8 +77,9 @@ def _size(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> int | None:
     began = time.monotonic()
-    from .. import data, train
-    validation = data.load(args.data, args.validate, args.data_root) if args.validate else None
+    from .. import datasets
+    from ..training import trainer
+    validation = datasets.load(args.data, args.validate, args.data_root) if args.validate else None
     interrupted = threading.Event()
 
     def interrupt(*_: object) -> None:
@@ -91,8 +92,8 @@ def run(args: argparse.Namespace) -> int | None:
     if 'WORLD_SIZE' not in os.environ and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
     try:
-        path = train.train(
-            recipe(args, args.model), data.load(args.data, args.split, args.data_root),
+        path = trainer.train(
+            recipe(args, args.model), datasets.load(args.data, args.split, args.data_root),
             args.out or f'runs/{args.model}-{args.data}', validation=validation,
             validate_every=args.validate_every, device=args.device, mode=args.mode, size=args.size,
             resume=args.resume, checkpoint_every_s=args.checkpoint_every,

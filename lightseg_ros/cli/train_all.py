@@ -16,10 +16,9 @@ import tempfile
 import time
 from typing import Any, IO
 
-from ..recipes import RECIPES
+from ..training.recipes import RECIPES
 
 HELP = 'Train all networks as parallel processes; a call that ran out of time is gone on with by the next.'
-NETWORKS = ('laanet', 'fbsnet', 'elanet', 'lrnnet', 'affnet')
 RESERVE_S = 20.0  # what runs need at their end for their checkpoints, and we for what is left of them
 PART = '{}-of-{}.runs.tar'
 
@@ -29,7 +28,7 @@ class TravelError(ValueError):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--networks', nargs='+', default=list(NETWORKS), metavar='NAME')
+    parser.add_argument('--networks', nargs='+', metavar='NAME', help='default: those of the five papers')
     parser.add_argument('--data', default='camvid', help='camvid, cityscapes, or folder (your own)')
     parser.add_argument('--data-root', help='its folder, or the archive that --pack made')
     parser.add_argument('--split', default='trainval', help='split to train on')
@@ -60,14 +59,15 @@ def run(args: argparse.Namespace) -> int | None:
     if args.leave:
         import torch  # noqa: F401, now: at the end every second counts
     if args.pack:
-        from .. import data
+        from .. import datasets
         splits = [s for s in (args.split, args.validate, args.test) if s]
-        note = data.pack(args.data, args.data_root, splits, args.pack, int(args.max_mib * 2 ** 20))
+        note = datasets.pack(args.data, args.data_root, splits, args.pack, int(args.max_mib * 2 ** 20))
         print(f'{args.pack}: {args.pack.stat().st_size / 2 ** 20:.1f} MiB, {note}')
         return None
     from .. import networks
-    if strangers := [n for n in args.networks if n not in networks.NETWORKS]:
-        raise TravelError(f'unknown networks {", ".join(strangers)}; known: {", ".join(networks.NETWORKS)}')
+    args.networks = args.networks or list(networks.PAPER_NETWORKS)
+    if unknown := [n for n in args.networks if n not in networks.NETWORKS]:
+        raise TravelError(f'unknown networks {", ".join(unknown)}; known: {", ".join(networks.NETWORKS)}')
     args.out.mkdir(parents=True, exist_ok=True)
     if args.come:
         unpack(args.come, args.out)

@@ -23,6 +23,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     'affnet': AFFNet,
 }
 
+# The network of each paper, in the order in which every table lists them.
+PAPER_NETWORKS = ('laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet')
+
 
 class NetworkError(ValueError):
     """A network or an option that does not exist, or a value that does not fit it."""

@@ -22,8 +22,9 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 import torch
 
-from .. import images, segmenter
+from .. import images
 from ..health import Health, OK
+from ..inference import segmenter
 from ..latest import Latest
 from .lifetime import run
 from .parameters import declare, parameter, watch

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from lightseg_ros import data, labels
+from lightseg_ros import datasets, labels
 
 DEVICES = ['cpu', pytest.param('cuda', marks=[
     pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')])]
@@ -29,8 +29,8 @@ def test_void_is_255_on_the_device_whatever_the_files_have(tmp_path):
     (tmp_path / 'labels.yaml').write_text(yaml.safe_dump({
         'name': 'orchard', 'ignore_id': 100, 'classes': [
             {'id': i, 'name': n, 'color': [i, i, i]} for i, n in enumerate(('grass', 'tree', 'sky'))]}))
-    dataset = data.load('folder', 'all', tmp_path)
-    assert data.to_device(dataset, 'cpu')[1].unique().tolist() == [0, 1, 2, 255]
+    dataset = datasets.load('folder', 'all', tmp_path)
+    assert datasets.to_device(dataset, 'cpu')[1].unique().tolist() == [0, 1, 2, 255]
     assert dataset.command('laanet') == ('lightseg evaluate --model laanet-orchard.safetensors --data folder '
                                          f'--data-root {tmp_path.name} --split all')
 
@@ -53,16 +53,16 @@ def own(tmp_path) -> Path:
 
 
 def test_camvid_is_the_papers_split(camvid):
-    counts = {split: len(data.camvid(split, camvid)) for split in ('train', 'val', 'trainval', 'test')}
+    counts = {split: len(datasets.camvid(split, camvid)) for split in ('train', 'val', 'trainval', 'test')}
     assert counts == {'train': 367, 'val': 101, 'trainval': 468, 'test': 233}
-    rgb, ids = data.camvid('test', camvid).read(0)
+    rgb, ids = datasets.camvid('test', camvid).read(0)
     assert rgb.shape == (360, 480, 3) and rgb.dtype == np.uint8
     assert ids.shape == (360, 480) and set(np.unique(ids)) <= {*range(11), 255}
 
 
 def test_camvid_statistics_are_the_published_ones(camvid):
-    images, ids = data.to_device(data.camvid('trainval', camvid), 'cpu')
-    mean, _, frequency = data.statistics(images, ids, 11)
+    images, ids = datasets.to_device(datasets.camvid('trainval', camvid), 'cpu')
+    mean, _, frequency = datasets.statistics(images, ids, 11)
     # FBSNet's statistics file says mean BGR 105.6578, 103.3298, 99.6254; the frequencies leave void out.
     assert mean.tolist() == pytest.approx([99.6254, 103.3298, 105.6578], abs=1e-3)
     assert frequency.tolist() == pytest.approx(
@@ -76,21 +76,21 @@ def test_cityscapes_ids_become_train_ids(tmp_path):
         stem = f'{city}_00000{frame}_000019'
         write_pair(tmp_path / f'leftImg8bit/val/{city}/{stem}_leftImg8bit.png',
                    tmp_path / f'gtFine/val/{city}/{stem}_gtFine_labelIds.png', ids)
-    dataset = data.load('cityscapes', 'val', tmp_path)
+    dataset = datasets.load('cityscapes', 'val', tmp_path)
     assert [p.image.parent.name for p in dataset.pairs] == ['bonn', 'ulm']
     _, found = dataset.read(0)
     assert found[0, :23].tolist() == [*range(19), 255, 255, 255, 255]
-    with pytest.raises(data.DataError, match=r'no folder .*leftImg8bit/train'):
-        data.load('cityscapes', 'trainval', tmp_path)
+    with pytest.raises(datasets.DataError, match=r'no folder .*leftImg8bit/train'):
+        datasets.load('cityscapes', 'trainval', tmp_path)
     dataset.pairs[1].label.unlink()
-    with pytest.raises(data.DataError, match='ulm_000001_000019_gtFine_labelIds'):
-        data.load('cityscapes', 'val', tmp_path)
+    with pytest.raises(datasets.DataError, match='ulm_000001_000019_gtFine_labelIds'):
+        datasets.load('cityscapes', 'val', tmp_path)
 
 
 def test_own_data_set(own):
-    dataset = data.load('folder', 'train', own)
+    dataset = datasets.load('folder', 'train', own)
     assert (dataset.name, len(dataset), dataset.labels.names) == ('orchard', 4, ('grass', 'tree', 'sky'))
-    images, ids = data.to_device(dataset, 'cpu', (64, 64))
+    images, ids = datasets.to_device(dataset, 'cpu', (64, 64))
     assert images.shape == (4, 3, 64, 64) and ids.unique().tolist() == [0, 1, 2, 255]
 
 
@@ -128,21 +128,21 @@ def other_size_of_pair(root):
 ])
 def test_errors_name_the_file(own, damage, expected):
     damage(own)
-    with pytest.raises(data.DataError, match=expected):
-        data.to_device(data.load('folder', 'train', own), 'cpu')
+    with pytest.raises(datasets.DataError, match=expected):
+        datasets.to_device(datasets.load('folder', 'train', own), 'cpu')
 
 
 def test_errors_name_what_is_missing(own):
     (own / 'labels/train/2.png').unlink()
-    with pytest.raises(data.DataError, match=r'1 images in .*train have no label .* the first is 2.png'):
-        data.load('folder', 'train', own)
-    with pytest.raises(data.DataError, match=r'no folder .*images/test; splits there: train'):
-        data.load('folder', 'test', own)
-    with pytest.raises(data.DataError, match='known: camvid, cityscapes, folder'):
-        data.load('kitti', 'train', own)
+    with pytest.raises(datasets.DataError, match=r'1 images in .*train have no label .* the first is 2.png'):
+        datasets.load('folder', 'train', own)
+    with pytest.raises(datasets.DataError, match=r'no folder .*images/test; splits there: train'):
+        datasets.load('folder', 'test', own)
+    with pytest.raises(datasets.DataError, match='known: camvid, cityscapes, folder'):
+        datasets.load('kitti', 'train', own)
     (own / 'labels.yaml').write_text('classes: 3')
-    with pytest.raises(data.DataError, match='labels.yaml'):
-        data.load('folder', 'train', own)
+    with pytest.raises(datasets.DataError, match='labels.yaml'):
+        datasets.load('folder', 'train', own)
 
 
 def sample(device: str, n: int = 6, crop=(64, 96), size=(96, 128), **options):
@@ -152,9 +152,9 @@ def sample(device: str, n: int = 6, crop=(64, 96), size=(96, 128), **options):
     image = torch.stack([columns, rows, ids * 50]).to(torch.uint8)
     ids[:, -4:] = 255
     images, ids = image.repeat(n, 1, 1, 1).to(device), ids.to(torch.uint8).repeat(n, 1, 1).to(device)
-    drawn = data.draw(n, n, torch.Generator().manual_seed(1), size=size, crop=crop, **options)
+    drawn = datasets.draw(n, n, torch.Generator().manual_seed(1), size=size, crop=crop, **options)
     drawn = drawn.map(lambda t: t.to(device))
-    return images, ids, drawn, data.augment(images, ids, drawn, crop=crop, mean=MEAN.to(device))
+    return images, ids, drawn, datasets.augment(images, ids, drawn, crop=crop, mean=MEAN.to(device))
 
 
 @pytest.mark.parametrize('device', DEVICES)
@@ -205,7 +205,7 @@ def test_color_and_blur_leave_labels_alone(device):
 
 def test_blur_is_gaussian():
     x = torch.rand(2, 3, 40, 50)
-    blurred = data._blur(x, torch.tensor([1.2, 0.05]))
+    blurred = datasets._blur(x, torch.tensor([1.2, 0.05]))
     expected = cv2.GaussianBlur(x[0].permute(1, 2, 0).numpy(), (7, 7), 1.2, borderType=cv2.BORDER_REPLICATE)
     assert np.abs(blurred[0].permute(1, 2, 0).numpy() - expected).max() < 1e-5
     assert torch.allclose(blurred[1], x[1], atol=1e-6)
@@ -223,7 +223,7 @@ def test_pasted_pixels_come_with_their_labels(device):
 
 def test_a_draw_depends_on_its_generator_alone():
     def drawn(seed):
-        return data.draw(10, 4, torch.Generator().manual_seed(seed), size=(96, 128), crop=(64, 64),
+        return datasets.draw(10, 4, torch.Generator().manual_seed(seed), size=(96, 128), crop=(64, 64),
                          scale=(0.5, 2.0), color=0.2, blur=0.5, mix=0.5, num_classes=11)
     first, again, other = drawn(1), drawn(1), drawn(2)
     assert all(torch.equal(a, b) for a, b in zip(first, again))
@@ -233,11 +233,11 @@ def test_a_draw_depends_on_its_generator_alone():
 
 def test_packing_keeps_files_that_fit(own, tmp_path_factory):
     out = tmp_path_factory.mktemp('packed')
-    note = data.pack('folder', own, ['train'], out / 'a.tar', 10_000_000)
+    note = datasets.pack('folder', own, ['train'], out / 'a.tar', 10_000_000)
     with tarfile.open(out / 'a.tar') as tar:
         tar.extractall(out / 'a')
     assert note == 'images as they were'
-    packed, original = data.load('folder', 'train', out / 'a'), data.load('folder', 'train', own)
+    packed, original = datasets.load('folder', 'train', out / 'a'), datasets.load('folder', 'train', own)
     assert 'as they were' in packed.source
     for i in range(4):
         assert all(np.array_equal(a, b) for a, b in zip(packed.read(i), original.read(i)))
@@ -246,16 +246,16 @@ def test_packing_keeps_files_that_fit(own, tmp_path_factory):
 def test_packing_says_what_it_lost(own, tmp_path_factory):
     out = tmp_path_factory.mktemp('packed')
     whole = sum(p.stat().st_size for p in own.rglob('*.png'))
-    note = data.pack('folder', own, ['train'], out / 'a.tar', whole * 3 // 4)
+    note = datasets.pack('folder', own, ['train'], out / 'a.tar', whole * 3 // 4)
     assert (out / 'a.tar').stat().st_size <= whole * 3 // 4
     with tarfile.open(out / 'a.tar') as tar:
         tar.extractall(out / 'a')
-    packed, original = data.load('folder', 'train', out / 'a'), data.load('folder', 'train', own)
+    packed, original = datasets.load('folder', 'train', out / 'a'), datasets.load('folder', 'train', own)
     assert 'JPEG' in note and note in packed.source
     for i in range(4):
         (x, y), (x0, y0) = packed.read(i), original.read(i)
         assert np.array_equal(y, y0)
         assert 0 < np.abs(x.astype(int) - x0).mean() < 15
-    with pytest.raises(data.DataError, match=r'takes \d+ bytes even as JPEG'):
-        data.pack('folder', own, ['train'], out / 'b.tar', 1000)
+    with pytest.raises(datasets.DataError, match=r'takes \d+ bytes even as JPEG'):
+        datasets.pack('folder', own, ['train'], out / 'b.tar', 1000)
     assert not (out / 'b.tar').exists()

@@ -132,7 +132,7 @@ def load(name: str, network: str, **changes: Any) -> Recipe:
         raise RecipeError(f'unknown recipe {name!r}; known: {", ".join(RECIPES)}')
     preset = {'paper': PAPER.get(network, DABNET), 'best': BEST, 'cpu': CPU}[name]
     known = [f.name for f in dataclasses.fields(Recipe)]
-    strangers = sorted(set(changes) - set(known))
-    if strangers:
-        raise RecipeError(f'a recipe has no {", ".join(strangers)}; it has {", ".join(known)}')
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise RecipeError(f'a recipe has no {", ".join(unknown)}; it has {", ".join(known)}')
     return Recipe(network, **(preset | changes))

@@ -21,14 +21,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import __version__, backends, bags, recordings, report, segmenter, weights
-from .bags import BagError
-from .data import DataSet
-from .health import Health
-from .labels import LabelSet
-from .recordings import Frame, Recording, Skip, Task, Truth
+from .. import __version__, bags, weights
+from ..bags import BagError
+from ..datasets import DataSet
+from ..health import Health
+from ..inference import backends, segmenter
+from ..inference.segmenter import Prediction, Segmenter
+from ..labels import LabelSet
+from . import html_report, recordings
+from .recordings import Frame, GroundTruthSource, Recording, Skip, Task
 from .scores import Consistency, Scores
-from .segmenter import Prediction, Segmenter
 
 FRAMES_PER_TASK = 200
 DASK_TIMEOUT_S = 10.0
@@ -39,7 +41,7 @@ class ReplayError(ValueError):
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSpec:
     """Which network runs how: the arguments of `segmenter.load`. `digest` is checked where it is set."""
 
     name: str
@@ -54,7 +56,7 @@ class Model:
     @property
     def path(self) -> Path:
         """Path of the weights file; `WeightsError` if a packaged one is not there."""
-        return Path(self.name) if self.name.endswith('.safetensors') else weights.find(self.name)
+        return weights.resolve(self.name)
 
     def load(self) -> Segmenter:
         """Build the segmenter; `ReplayError` where the file is another than the one that was meant."""
@@ -136,8 +138,9 @@ def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1, qu
         return score(read_dataset(dataset), segment, scores, batch=batch, progress=bar.update)
 
 
-def evaluate_bags(paths: Sequence[str | Path], model: Model, *, image_topic: str | None = None,
-                  truth: Truth | None = None, batch: int = 1, workers: int = 1, dask: str | None = None,
+def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic: str | None = None,
+                  truth: GroundTruthSource | None = None, batch: int = 1, workers: int = 1,
+                  dask: str | None = None,
                   frames_per_task: int = FRAMES_PER_TASK, out: Path | None = None,
                   quiet: bool = False) -> tuple[Scores, list[dict[str, Any]]]:
     """
@@ -149,11 +152,11 @@ def evaluate_bags(paths: Sequence[str | Path], model: Model, *, image_topic: str
     """
     if out and (workers > 1 or dask):
         raise ReplayError('--out writes frames in order, with one worker: leave out --workers and --dask')
-    truth = truth or Truth()
+    truth = truth or GroundTruthSource()
     found, sources, errors = [], [], []
     for path in paths:
         try:
-            found.append(recordings.survey(path, image_topic, truth))
+            found.append(recordings.index_bag(path, image_topic, truth))
             sources.append(found[-1].describe())
         except BagError as e:
             errors.append(str(e))
@@ -188,7 +191,7 @@ def evaluate_bags(paths: Sequence[str | Path], model: Model, *, image_topic: str
     return scores, sources
 
 
-def score_task(task: Task, model: Model, batch: int = 1) -> Scores:
+def score_task(task: Task, model: ModelSpec, batch: int = 1) -> Scores:
     """Score a task in a worker; the segmenter is made once and kept."""
     if model.threads:
         cv2.setNumThreads(model.threads)
@@ -200,12 +203,12 @@ def score_task(task: Task, model: Model, batch: int = 1) -> Scores:
     return score(recordings.read(task, segment.labels), segment, scores, batch=batch)
 
 
-def describe(model: Model, options: dict[str, Any]) -> dict[str, Any]:
+def describe(model: ModelSpec, options: dict[str, Any]) -> dict[str, Any]:
     """Return what stamps a result: weights, configuration (`options`), device, versions, time."""
     segment = model.load()
     size = segment.resolution
     return {
-        'format': report.FORMAT, 'made': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        'format': html_report.FORMAT, 'made': datetime.now(timezone.utc).isoformat(timespec='seconds'),
         'options': {k: v if isinstance(v, (int, float)) else [str(i) for i in v] if isinstance(v, list)
                     else str(v) for k, v in options.items() if v not in (None, '', [], False)},
         'model': {'network': segment.card.network, 'dataset': segment.card.dataset,
@@ -219,7 +222,7 @@ def describe(model: Model, options: dict[str, Any]) -> dict[str, Any]:
                      'system': f'{platform.system()} {platform.machine()}'}}
 
 
-def record(model: Model, dataset: DataSet, result: dict[str, Any]) -> str:
+def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
     """Write what was measured on a split into the card of the model's weights file; says so in a line."""
     network, card = weights.load(model.path)
     split, command = dataset.split, dataset.command(card.network)
@@ -234,14 +237,15 @@ def record(model: Model, dataset: DataSet, result: dict[str, Any]) -> str:
 class _Worker(threading.local):
     """What a worker keeps between tasks; a segmenter serves one thread, and Dask's workers have several."""
 
-    model: Model | None = None
+    model: ModelSpec | None = None
     segmenter: Segmenter | None = None
 
 
 _WORKER = _Worker()
 
 
-def _on_processes(workers: int, tasks: list[Task], model: Model, batch: int, bar: tqdm) -> Iterator[Scores]:
+def _on_processes(workers: int, tasks: list[Task], model: ModelSpec, batch: int,
+                  bar: tqdm) -> Iterator[Scores]:
     model = replace(model, threads=model.threads or max(1, (os.cpu_count() or 1) // workers))
     # A forked child can't use CUDA, and torch's threads don't survive a fork.
     with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
@@ -259,7 +263,7 @@ def _on_processes(workers: int, tasks: list[Task], model: Model, batch: int, bar
             pool.shutdown(cancel_futures=True)
 
 
-def _on_dask(address: str, tasks: list[Task], model: Model, batch: int, bar: tqdm) -> Iterator[Scores]:
+def _on_dask(address: str, tasks: list[Task], model: ModelSpec, batch: int, bar: tqdm) -> Iterator[Scores]:
     try:
         import distributed
     except ImportError as e:
@@ -284,7 +288,7 @@ def _on_dask(address: str, tasks: list[Task], model: Model, batch: int, bar: tqd
             raise ReplayError(f'a task brought down its Dask workers one after the other: {e}') from e
 
 
-def _no_truth(found: list[Recording], truth: Truth) -> str:
+def _no_truth(found: list[Recording], truth: GroundTruthSource) -> str:
     stamps = [s for r in found for s in r.stamps]
     return (f'no label of {truth.topic or truth.folder} lies within {truth.tolerance_ns / 1e6:g} ms of a '
             f'frame; the frames are stamped {min(stamps) / 1e9:.3f} to {max(stamps) / 1e9:.3f} s. Give '

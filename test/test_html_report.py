@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from lightseg_ros import labels, report, scores
+from lightseg_ros import labels
 from lightseg_ros.cli import main
-from lightseg_ros.report import ReportError
+from lightseg_ros.evaluation import html_report, scores
+from lightseg_ros.evaluation.html_report import ReportError
 
 PHONE = 390
 FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking',
@@ -37,7 +38,7 @@ def measure(count=40, noise=0.3, truth=True, seed=0):
 
 
 def stamped(measured):
-    return {'format': report.FORMAT, 'made': '2026-01-02T03:04:05+00:00', 'options': {'batch': 1},
+    return {'format': html_report.FORMAT, 'made': '2026-01-02T03:04:05+00:00', 'options': {'batch': 1},
             'model': {'network': 'laanet', 'dataset': 'camvid', 'weights': 'w.safetensors',
                       'sha256': 'c0ffee' * 10, 'resolution': '480x360', 'resize_mode': 'fit',
                       'precision': 'float32', 'backend': 'torch 2.13.0'},
@@ -52,9 +53,9 @@ def pages(tmp_path_factory):
     a, b, c = measure(), measure(noise=0.5, seed=1), measure(truth=False)
     results = {'good': stamped(a), 'bad': stamped(b)}
     paired = {'bad': scores.paired_difference(results['good']['frames'], results['bad']['frames'])}
-    return [report.write_html(results['good'], a.best, a.worst, folder / 'report.html'),
-            report.write_html(stamped(c), c.best, c.worst, folder / 'blind.html'),
-            report.write_comparison(results, paired, folder / 'comparison.html')]
+    return [html_report.write_html(results['good'], a.best, a.worst, folder / 'report.html'),
+            html_report.write_html(stamped(c), c.best, c.worst, folder / 'blind.html'),
+            html_report.write_comparison(results, paired, folder / 'comparison.html')]
 
 
 def test_nothing_is_fetched(pages):
@@ -130,29 +131,29 @@ def test_screenshot(pages, chromium, tmp_path):
 
 def test_json(tmp_path):
     result = stamped(measure(3))
-    report.write_json(result, tmp_path / 'new' / 'r.json')
-    assert report.read_json(tmp_path / 'new' / 'r.json') == result
+    html_report.write_json(result, tmp_path / 'new' / 'r.json')
+    assert html_report.read_json(tmp_path / 'new' / 'r.json') == result
     assert [p.name for p in (tmp_path / 'new').iterdir()] == ['r.json']
     for text, error in (('{', 'is not JSON'), ('[]', 'is no result'), ('{"format": "x"}', 'is no result')):
         (tmp_path / 'bad.json').write_text(text)
         with pytest.raises(ReportError, match=error):
-            report.read_json(tmp_path / 'bad.json')
+            html_report.read_json(tmp_path / 'bad.json')
     with pytest.raises(ReportError, match='No such file'):
-        report.read_json(tmp_path / 'missing.json')
+        html_report.read_json(tmp_path / 'missing.json')
 
 
 def test_text():
-    text = report.text(stamped(measure(5)))
+    text = html_report.text(stamped(measure(5)))
     assert re.search(r'road +\d+\.\d\d +\d+\.\d\d +\d+\.\d\d', text)
     assert 'temporal consistency 95.00 %' in text
     assert '6 frames read' in text and '1 x failed: frame 17' in text
-    assert 'IoU' not in report.text(stamped(measure(2, truth=False)))
+    assert 'IoU' not in html_report.text(stamped(measure(2, truth=False)))
 
 
 def test_compare(tmp_path, capsys):
     paths = [tmp_path / 'good.json', tmp_path / 'bad' / 'result.json']
     for path, noise in zip(paths, (0.3, 0.5)):
-        report.write_json(stamped(measure(noise=noise)), path)
+        html_report.write_json(stamped(measure(noise=noise)), path)
     page = tmp_path / 'c.html'
     assert main(['compare', *map(str, paths), '--html', str(page)]) == 0
     said = capsys.readouterr().out

@@ -33,7 +33,7 @@ def gradient_error(device: torch.device, dtype: torch.dtype, layout: torch.memor
             module = module.to(device, kind)
             module.weight.data.copy_(w)
             if quick and device.type != 'cuda' and kind is dtype:
-                quicken(module)
+                use_fast_cpu_gradients(module)
             image, upper = (t.to(kind).contiguous(memory_format=form) for t in (x, g))
             found.append(torch.autograd.grad(module(image), module.weight, upper)[0].float())
         error = float((found[1] - found[0]).norm() / found[0].norm())
@@ -41,7 +41,7 @@ def gradient_error(device: torch.device, dtype: torch.dtype, layout: torch.memor
     return worst
 
 
-def right_layouts(device: torch.device, precision: str) -> list[torch.memory_format]:
+def correct_memory_formats(device: torch.device, precision: str) -> list[torch.memory_format]:
     """Memory layouts whose gradients are right on this device and this torch; `GradientError` if none is."""
     dtype = getattr(torch, precision)
     layouts = [layout for layout in (torch.channels_last, torch.contiguous_format)
@@ -144,7 +144,7 @@ class _Conv2d(nn.Conv2d):
         return _DilatedDepthwise.apply(x, weight, self.padding, self.dilation)
 
 
-def quicken(network: nn.Module) -> None:
+def use_fast_cpu_gradients(network: nn.Module) -> None:
     """
     Give a network that is trained on a processor our gradients of PReLU and dilated depthwise convolutions.
 

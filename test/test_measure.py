@@ -7,8 +7,10 @@ import cv2
 import pytest
 import torch
 
-from lightseg_ros import bench, cli, export, weights
-from lightseg_ros.bench import BenchError, Contender
+from lightseg_ros import cli, weights
+from lightseg_ros.benchmark import measure
+from lightseg_ros.benchmark.measure import BenchError, Contender
+from lightseg_ros.inference import export
 
 TORCH = Contender('torch', 'float32')
 
@@ -33,7 +35,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope='module')
 def result(model):
     contenders = [TORCH, Contender('torch', 'bfloat16')]
-    return bench.bench([model], [(128, 96)], contenders, device='cpu', rounds=3, each=2, strict=False)
+    return measure.bench([model], [(128, 96)], contenders, device='cpu', rounds=3, each=2, strict=False)
 
 
 def test_a_row_has_times_ratios_and_the_floor(result):
@@ -52,23 +54,23 @@ def test_a_row_has_times_ratios_and_the_floor(result):
 
 
 def test_a_result_says_where_it_comes_from(result):
-    assert result['format'] == bench.FORMAT and result['versions']['torch'] == torch.__version__
+    assert result['format'] == measure.FORMAT and result['versions']['torch'] == torch.__version__
     assert result['cores'] >= 1 and result['device'] and result['date'].endswith('+00:00')
     assert result['rates']['float32']['flops'] > 1e8 and result['rates']['float32']['bytes'] > 1e8
-    line, other = bench.means(result)
+    line, other = measure.means(result)
     assert line.startswith('128x96 torch float32: 1 networks') and 'bfloat16' in other
 
 
 def test_nothing_is_timed_before_labels_agree(model, monkeypatch):
-    monkeypatch.setitem(bench.AGREEMENT, 'float32', 100.001)
+    monkeypatch.setitem(measure.AGREEMENT, 'float32', 100.001)
     with pytest.raises(BenchError, match='of the labels of plain torch; expected 100.001'):
-        bench.bench([model], [(128, 96)], [TORCH], device='cpu', rounds=1, each=1)
+        measure.bench([model], [(128, 96)], [TORCH], device='cpu', rounds=1, each=1)
 
 
 def test_cost_counts_what_can_be_counted_by_hand(model):
     network, card = weights.load(model)
-    operations, moved = bench.cost(network, card, (128, 96), 4)
-    twice, half = bench.cost(network, card, (256, 96), 4), bench.cost(network, card, (128, 96), 2)
+    operations, moved = measure.cost(network, card, (128, 96), 4)
+    twice, half = measure.cost(network, card, (256, 96), 4), measure.cost(network, card, (128, 96), 2)
     assert half == (operations, moved / 2)
     assert 1.9 < twice[0] / operations < 2.1 and twice[1] < 2 * moved
     from lightseg_ros import info
@@ -76,9 +78,9 @@ def test_cost_counts_what_can_be_counted_by_hand(model):
 
 
 def test_contenders():
-    assert bench.parse_contender('openvino:int8') == Contender('openvino', 'int8')
+    assert measure.parse_contender('openvino:int8') == Contender('openvino', 'int8')
     with pytest.raises(BenchError, match="'openvino'; expected BACKEND:PRECISION"):
-        bench.parse_contender('openvino')
+        measure.parse_contender('openvino')
 
 
 def test_command_line(model, tmp_path, capsys):
@@ -104,22 +106,22 @@ def test_what_cannot_be_plotted(tmp_path, result):
     path = tmp_path / 'result.json'
     path.write_text('{}')
     with pytest.raises(BenchError, match='is no result'):
-        bench.plot([path], tmp_path / 'x.png')
-    bench.write({**result, 'rows': [{**r, 'miou': None} for r in result['rows']]}, path)
+        measure.plot([path], tmp_path / 'x.png')
+    measure.write({**result, 'rows': [{**r, 'miou': None} for r in result['rows']]}, path)
     with pytest.raises(BenchError, match='no row of these results has an accuracy'):
-        bench.plot([path], tmp_path / 'x.png')
+        measure.plot([path], tmp_path / 'x.png')
 
 
 def test_startup_is_measured_in_processes_of_their_own(model):
-    seconds = bench.startup(model, device='cpu', backend='torch', repeats=1)
+    seconds = measure.startup(model, device='cpu', backend='torch', repeats=1)
     assert 0.3 < seconds['p50'] == seconds['max'] < 120 and seconds['first'] > 0.3
     with pytest.raises(BenchError, match='no label of nothing'):
-        bench.startup('nothing', repeats=1)
+        measure.startup('nothing', repeats=1)
 
 
 def test_the_node_is_measured_through_dds(model):
     pytest.importorskip('rclpy', reason='needs ROS 2')
-    from lightseg_ros.nodes.bench import bench_ros
+    from lightseg_ros.live.bench import bench_ros
     result = bench_ros(model, device='cpu', contender=TORCH, seconds=1.0, sizes=[(160, 120)], overlays=[True],
                        rates=[5.0], limit_hz=2.0)
     row, = result['ros_rows']

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 
-from . import __version__, labels, networks
-from .weights import Card, FORMAT
+from .. import __version__, labels, networks
+from ..weights import Card, FORMAT
 
 TOLERANCE = 1e-4
 

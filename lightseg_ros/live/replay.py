@@ -21,13 +21,14 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from tqdm import tqdm
 
-from .. import bags, images, recordings, weights
+from .. import bags, images, weights
 from ..bags import Bag, NS
+from ..evaluation import recordings
+from ..evaluation.evaluate import ModelSpec, ReplayError
+from ..evaluation.recordings import Frame, GroundTruthSource, Recording
+from ..evaluation.scores import Consistency, Scores
 from ..labels import LabelSet
 from ..metrics import LatencyStats
-from ..recordings import Frame, Recording, Truth
-from ..replay import Model, ReplayError
-from ..scores import Consistency, Scores
 from .probe import isolate, NodeProcess, nodes, Probe, Seen
 
 CLOCK_PERIOD_S = 0.01
@@ -85,8 +86,8 @@ class Collected:
             self.writer.write(topic, bags.image(array, 'mono8', bags.header(seen.stamp_ns)), index)
 
 
-def replay(path: Path, model: Model, live: Live, *, image_topic: str | None = None,
-           truth: Truth | None = None, quiet: bool = False,
+def replay(path: Path, model: ModelSpec, live: Live, *, image_topic: str | None = None,
+           truth: GroundTruthSource | None = None, quiet: bool = False,
            log: Path | None = None) -> tuple[Scores, list[dict[str, Any]], dict[str, Any]]:
     """
     Play a bag to a node in real time and score the labels that come back.
@@ -97,7 +98,7 @@ def replay(path: Path, model: Model, live: Live, *, image_topic: str | None = No
     result was lost). `ReplayError` or `ProbeError` if there is nothing to play or nobody to play to.
     """
     labels = weights.read_card(model.path).labels
-    recording = recordings.survey(path, image_topic, truth)
+    recording = recordings.index_bag(path, image_topic, truth)
     if not recording.times:
         raise ReplayError(f'no frames in {path}: {recording.topic} holds no message')
     with Bag(path) as bag:
@@ -125,8 +126,8 @@ def replay(path: Path, model: Model, live: Live, *, image_topic: str | None = No
     return scores, [recording.describe()], account
 
 
-def _play(recording: Recording, model: Model, live: Live, compressed: bool, collected: Collected, quiet: bool,
-          log: Path) -> dict[str, Any]:
+def _play(recording: Recording, model: ModelSpec, live: Live, compressed: bool, collected: Collected,
+          quiet: bool, log: Path) -> dict[str, Any]:
     """Play everything, wait for the last results; returns the node's and our counts."""
     topic, name = recording.topic, live.node
     processes = []

@@ -19,9 +19,10 @@ import torch
 from torch import distributed, nn, Tensor
 from tqdm import tqdm
 
-from . import data, gradients, losses, networks, weights
-from .data import DataSet, Draw
-from .metrics import ConfusionMatrix
+from .. import datasets, networks, weights
+from ..datasets import AugmentParams, DataSet
+from ..metrics import ConfusionMatrix
+from . import gradients, losses
 from .recipes import Recipe
 
 log = logging.getLogger(__name__)
@@ -125,10 +126,10 @@ class Trainer:
         self.total = self.steps * recipe.epochs
         self.num_classes = len(dataset.labels)
 
-        self.images, self.ids = data.to_device(dataset, self.device, size)
+        self.images, self.ids = datasets.to_device(dataset, self.device, size)
         self.data = {'name': dataset.name, 'split': dataset.split, 'images': len(dataset),
                      'size': list(self.images.shape[2:]), 'classes': list(dataset.labels.names)}
-        mean, std, frequency = data.statistics(self.images, self.ids, self.num_classes)
+        mean, std, frequency = datasets.statistics(self.images, self.ids, self.num_classes)
         self.mean = [round(v, 4) for v in mean.tolist()]
         self.std = [round(v, 4) for v in std.tolist()] if recipe.divide_std else [1.0, 1.0, 1.0]
         self.loss = _loss(recipe, frequency, self.device)
@@ -149,8 +150,8 @@ class Trainer:
         if self.mode == 'graph' and not cuda:
             raise TrainError(f'mode graph needs a CUDA device, found {self.device}; use eager or compile')
         if not cuda:
-            gradients.quicken(self.network)
-        layouts = gradients.right_layouts(self.device, recipe.precision)
+            gradients.use_fast_cpu_gradients(self.network)
+        layouts = gradients.correct_memory_formats(self.device, recipe.precision)
         self.learner = _Learner(self.network, self.num_classes, bool(recipe.auxiliary)).to(self.device)
         self.model: nn.Module = self.learner
         self._place(layouts[0])
@@ -169,9 +170,9 @@ class Trainer:
         self._real = [mine[k] for k in real], [new[k] for k in real]
         self._whole = [mine[k] for k in new if k not in real], [new[k] for k in new if k not in real]
         self.optimizer = _optimizer(self.learner, recipe, self.device)
-        self._steps: dict[tuple[int, int], Callable[[Draw], Tensor]] = {}
+        self._steps: dict[tuple[int, int], Callable[[AugmentParams], Tensor]] = {}
 
-    def draw(self, epoch: int, crop: tuple[int, int], *, first: bool = False) -> Draw:
+    def draw(self, epoch: int, crop: tuple[int, int], *, first: bool = False) -> AugmentParams:
         """
         Draw the samples of an epoch that this process trains on; they depend on seed and epoch alone.
 
@@ -180,14 +181,14 @@ class Trainer:
         r = self.recipe
         generator = torch.Generator().manual_seed(r.seed * 1_000_003 + epoch)
         size = (self.images.shape[2], self.images.shape[3])
-        drawn = data.draw(len(self.dataset), r.batch, generator, size=size, crop=crop,
+        drawn = datasets.draw(len(self.dataset), r.batch, generator, size=size, crop=crop,
                           scale=(first and r.first_scale) or r.scale, color=r.color, blur=r.blur, mix=r.mix,
                           num_classes=self.num_classes)
         return drawn.map(lambda t: t[self.rank::self.world].to(self.device))
 
-    def forward_backward(self, draw: Draw, crop: tuple[int, int]) -> Tensor:
+    def forward_backward(self, draw: AugmentParams, crop: tuple[int, int]) -> Tensor:
         """Compute the gradients of a batch; returns its loss. Device work alone: a graph can hold it."""
-        x, y = data.augment(self.images, self.ids, draw, crop=crop, mean=self.fill)
+        x, y = datasets.augment(self.images, self.ids, draw, crop=crop, mean=self.fill)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == 'bfloat16'):
             logits, deep = self.model(self.normalise(x))
             with torch.no_grad():
@@ -202,7 +203,7 @@ class Trainer:
         loss.backward()
         return loss.detach()
 
-    def train_step(self, draw: Draw, crop: tuple[int, int], position: float) -> Tensor:
+    def train_step(self, draw: AugmentParams, crop: tuple[int, int], position: float) -> Tensor:
         """Learn from a batch; returns its loss, on the device. `position`: step of the schedule."""
         if crop not in self._steps:
             self._steps[crop] = self._prepare(draw, crop)
@@ -256,9 +257,9 @@ class Trainer:
             found |= {'init': Path(r.init).name, 'init_recipe': self.start.recipe}
         return found
 
-    def _prepare(self, draw: Draw, crop: tuple[int, int]) -> Callable[[Draw], Tensor]:
+    def _prepare(self, draw: AugmentParams, crop: tuple[int, int]) -> Callable[[AugmentParams], Tensor]:
         """Return `forward_backward` for a crop, eager or as a CUDA graph that does the same in one launch."""
-        def eager(drawn: Draw) -> Tensor:
+        def eager(drawn: AugmentParams) -> Tensor:
             self.learner.zero_grad(set_to_none=True)
             return self.forward_backward(drawn, crop)
 
@@ -281,7 +282,7 @@ class Trainer:
         # A graph writes into its own gradients; another crop's has others.
         gradients_of = [(p, p.grad) for p in self.learner.parameters()]
 
-        def replay(drawn: Draw) -> Tensor:
+        def replay(drawn: AugmentParams) -> Tensor:
             for p, gradient in gradients_of:
                 p.grad = gradient
             for to, source in zip(static, drawn):
@@ -356,7 +357,7 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
     trainer = Trainer(recipe, dataset, device=device, mode=mode, size=size)
     out.mkdir(parents=True, exist_ok=True)
     where, total, steps, first = trainer.device, trainer.total, trainer.steps, trainer.rank == 0
-    held = data.to_device(validation, where, size) if validation and first else None
+    held = datasets.to_device(validation, where, size) if validation and first else None
     rows: list[dict[str, Any]] = []
     loss_sum, counted, before = torch.zeros((), device=where), 0, 0.0
     if checkpoint.exists():

@@ -16,11 +16,11 @@ import torch
 from torch import nn, Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .networks.elanet import CCA
-from .networks.fbsnet import BRU, CAM, FBSNet, FBSNetReleased
-from .networks.laanet import LAANet
-from .networks.layers import Down, global_mean, Shuffle
-from .networks.lrnnet import FCB, LRNNet, SVN
+from ..networks.elanet import CCA
+from ..networks.fbsnet import BRU, CAM, FBSNet, FBSNetReleased
+from ..networks.laanet import LAANet
+from ..networks.layers import Down, global_mean, Shuffle
+from ..networks.lrnnet import FCB, LRNNet, SVN
 
 
 def fold(network: nn.Module, *, widen: bool = False) -> nn.Module:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .backends import compile_network, Core
+from .backends import compile_network, DeployModel
 from .kernels import blend, brush, label, resize
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ MAX_GRAPHS = 8
 
 
 @dataclass(frozen=True)
-class Kind:
+class GraphKey:
     """What a graph is captured for: frames of one size, the network's size, and what is wanted of them."""
 
     batch: int
@@ -54,7 +54,7 @@ class Images(NamedTuple):
     confidence: Tensor | None
 
     @staticmethod
-    def empty(kind: Kind, device: torch.device | str, pinned: bool = False) -> 'Images':
+    def empty(kind: GraphKey, device: torch.device | str, pinned: bool = False) -> 'Images':
         def image(*more: int) -> Tensor:
             return torch.empty((kind.batch, kind.height, kind.width, *more), dtype=torch.uint8, device=device,
                                pin_memory=pinned)
@@ -70,13 +70,13 @@ class Frame:
     `paint` and `keep` hold what the overlay is blended with: change them in place.
     """
 
-    def __init__(self, core: Core, palette: Tensor, *, fused: bool, compiled: bool = False):
+    def __init__(self, core: DeployModel, palette: Tensor, *, fused: bool, compiled: bool = False):
         self.core = core
         self.fused = fused
         self.compiled: dict[tuple[int, ...], Callable[[Tensor], Tensor]] | None = {} if compiled else None
         self.paint, self.keep = brush(palette, 0.5)
 
-    def __call__(self, frames: Tensor, kind: Kind, out: Images) -> None:
+    def __call__(self, frames: Tensor, kind: GraphKey, out: Images) -> None:
         core, reversed_channels = self.core, kind.reversed_channels
         normalise = kernels.fused_normalise if self.fused else kernels.normalise
         small = resize(frames, kind.size).contiguous()
@@ -85,10 +85,10 @@ class Frame:
             kernels.fused_finish(logits, frames, self.paint, self.keep, out.labels, out.overlay,
                                  out.confidence, reversed_channels)
             return
-        labels, certainty = label(logits, (kind.height, kind.width), kind.confidence)
+        labels, confidences = label(logits, (kind.height, kind.width), kind.confidence)
         out.labels.copy_(labels)
         if out.confidence is not None:
-            out.confidence.copy_(certainty)
+            out.confidence.copy_(confidences)
         if out.overlay is not None:
             out.overlay.copy_(blend(frames, labels, self.paint, self.keep, reversed_channels))
 
@@ -101,10 +101,10 @@ class Frame:
         return self.compiled[x.shape](x)
 
 
-class Slot:
+class FrameBuffers:
     """A frame's static memory on both sides, its graph, and the events that order its stages."""
 
-    def __init__(self, kind: Kind, device: torch.device):
+    def __init__(self, kind: GraphKey, device: torch.device):
         self.kind = kind
         shape = (kind.batch, kind.height, kind.width, 3)
         self.host_in = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
@@ -125,14 +125,14 @@ class Engine:
     thread-safe: one thread calls it.
     """
 
-    def __init__(self, core: Core, palette: Tensor, device: torch.device, *, graph: bool = True,
+    def __init__(self, core: DeployModel, palette: Tensor, device: torch.device, *, graph: bool = True,
                  fused: bool = True, compiled: bool = False):
         self.device = device
         self.graph = graph
         self.frame = Frame(core, palette.to(device), fused=fused and kernels.available, compiled=compiled)
         self._upload, self._compute, self._download = (torch.cuda.Stream(device) for _ in range(3))
         self._pool = torch.cuda.graph_pool_handle()
-        self._slots: OrderedDict[Kind, list[Slot]] = OrderedDict()
+        self._slots: OrderedDict[GraphKey, list[FrameBuffers]] = OrderedDict()
         # What was made on the default stream is there before another one uses it.
         torch.cuda.synchronize(device)
 
@@ -142,7 +142,7 @@ class Engine:
             for old, new in zip((self.frame.paint, self.frame.keep), brush(palette, alpha)):
                 old.copy_(new)
 
-    def submit(self, frames: Sequence[np.ndarray], kind: Kind) -> Slot:
+    def submit(self, frames: Sequence[np.ndarray], kind: GraphKey) -> FrameBuffers:
         """Start frames (H, W, 3) uint8 as they lie in memory; `kind` says what they are."""
         slot = self._free(kind)
         staged = slot.host_in.numpy()
@@ -165,7 +165,7 @@ class Engine:
             slot.downloaded.record()
         return slot
 
-    def collect(self, slot: Slot) -> tuple[list[np.ndarray | None], dict[str, float]]:
+    def collect(self, slot: FrameBuffers) -> tuple[list[np.ndarray | None], dict[str, float]]:
         """Wait for a slot: labels, overlay, confidence (None where not wanted), and ms of its stages."""
         slot.downloaded.synchronize()
         slot.busy = False
@@ -188,7 +188,7 @@ class Engine:
             run()
         self._compute.synchronize()
 
-    def _free(self, kind: Kind) -> Slot:
+    def _free(self, kind: GraphKey) -> FrameBuffers:
         """Return a slot of that kind that is not under way; its graph is captured when it is first needed."""
         slots = self._slots.setdefault(kind, [])
         self._slots.move_to_end(kind)
@@ -197,7 +197,7 @@ class Engine:
                 return slot
         assert len(slots) < 2, 'collect a frame before submitting a third'
         began = perf_counter()
-        slot = Slot(kind, self.device)
+        slot = FrameBuffers(kind, self.device)
         slot.device_in.zero_()
         slot.run = self._captured(functools.partial(self.frame, slot.device_in, kind, slot.device_out))
         log.info('%s for %s made in %.1f s', 'graph' if self.graph else 'buffers', kind,

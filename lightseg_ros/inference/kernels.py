@@ -213,11 +213,11 @@ def postprocess(logits: Tensor, frames: Tensor, palette: Tensor, alpha: float, *
     Returns (labels (N, H, W), overlay (N, H, W, 3) RGB or empty, confidence (N, H, W) or empty). The
     logits are upsampled, never the ids: an id between two classes does not exist.
     """
-    labels, certainty = label(logits, (frames.shape[1], frames.shape[2]), confidence)
+    labels, confidences = label(logits, (frames.shape[1], frames.shape[2]), confidence)
     blended = frames.new_empty(0)
     if overlay:
         blended = blend(frames, labels, *brush(palette, alpha), reversed_channels)
-    return labels, blended, certainty
+    return labels, blended, confidences
 
 
 def label(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tensor, Tensor]:
@@ -231,12 +231,12 @@ def label(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tens
     if logits.shape[2:] != size:
         logits = F.interpolate(logits, size=size, mode='bilinear', align_corners=False)
     highest, labels = logits.max(1)
-    certainty = labels.new_empty(0, dtype=torch.uint8)
+    confidences = labels.new_empty(0, dtype=torch.uint8)
     if confidence:
         # The highest softmax is 1 / sum(exp(logit - highest)).
         total = (logits - highest.unsqueeze(1)).exp_().sum(1)
-        certainty = (255 / total).round_().to(torch.uint8)
-    return labels.to(torch.uint8), certainty
+        confidences = (255 / total).round_().to(torch.uint8)
+    return labels.to(torch.uint8), confidences
 
 
 @lru_cache(64)
@@ -288,7 +288,7 @@ def _label_in_bands(logits: Tensor, size: tuple[int, int], confidence: bool) -> 
     above, below, share = (torch.from_numpy(t) for t in _taps(h, height))
     share = share.view(1, height, 1, 1)
     labels = torch.empty((n, height, width), dtype=torch.uint8)
-    certainty = torch.empty_like(labels) if confidence else labels.new_empty(0)
+    confidences = torch.empty_like(labels) if confidence else labels.new_empty(0)
     for first in range(0, height, BAND):
         rows = slice(first, first + BAND)
         band = x[:, rows] if h == height else torch.lerp(x[:, above[rows]], x[:, below[rows]], share[:, rows])
@@ -296,8 +296,8 @@ def _label_in_bands(logits: Tensor, size: tuple[int, int], confidence: bool) -> 
         labels[:, rows] = ids
         if confidence:
             total = (band - highest.unsqueeze(3)).exp_().sum(3)
-            certainty[:, rows] = (255 / total).round_()
-    return labels, certainty
+            confidences[:, rows] = (255 / total).round_()
+    return labels, confidences
 
 
 def brush(palette: Tensor, alpha: float) -> tuple[Tensor, Tensor]:

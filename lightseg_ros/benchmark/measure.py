@@ -30,15 +30,15 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 
-from . import __version__, data, export, info, networks, segmenter, weights
-from .metrics import LatencyStats
-from .segmenter import Segmenter
-from .weights import Card
+from .. import __version__, datasets, info, machine, networks, weights
+from ..inference import export, segmenter
+from ..inference.segmenter import Segmenter
+from ..metrics import LatencyStats
+from ..weights import Card
 
 log = logging.getLogger(__name__)
 
 FORMAT = 'lightseg-bench-1'
-NETWORKS = ('laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet')
 # Share of pixels with the reference's label, in percent, that a precision must reach with trained weights.
 AGREEMENT = {'float32': 99.99, 'float16': 99.8, 'bfloat16': 98.5}
 
@@ -107,7 +107,8 @@ class Row:
     processor_speedup: float = 0.0
 
 
-def bench(names: Sequence[str] = NETWORKS, resolutions: Sequence[tuple[int, int]] = ((480, 360),),
+def bench(names: Sequence[str] = networks.PAPER_NETWORKS,
+          resolutions: Sequence[tuple[int, int]] = ((480, 360),),
           contenders: Sequence[Contender] = (AUTO,), *, device: str = 'auto',
           threads: int = 0, rounds: int = 10, each: int = 5, strict: bool = True,
           out: Path | None = None) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def environment(device: str = 'auto') -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
     return {
         'format': FORMAT, 'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-        'device': torch.cuda.get_device_name(where) if where.type == 'cuda' else _processor(),
+        'device': torch.cuda.get_device_name(where) if where.type == 'cuda' else machine.processor_name(),
         'cores': len(os.sched_getaffinity(0)), 'load': round(os.getloadavg()[0], 2), 'versions': versions}
 
 
@@ -274,7 +275,7 @@ def startup(model: str, *, device: str = 'auto', backend: str = 'auto', precisio
     `first`: with an empty cache, where the network is converted and compiled; `p50`, `max`: of `repeats`
     processes after it, which find it on disk.
     """
-    code = ('import sys, numpy as np\nfrom lightseg_ros import segmenter\n'
+    code = ('import sys, numpy as np\nfrom lightseg_ros.inference import segmenter\n'
             'model, device, backend, precision = sys.argv[1:]\n'
             's = segmenter.load(model, device=device, backend=backend, precision=precision)\n'
             's([np.zeros((480, 640, 3), np.uint8)])\nprint("done", flush=True)\n')
@@ -502,10 +503,10 @@ def _load(name: str) -> tuple[nn.Module, Card, str]:
 def _frames(resolution: tuple[int, int], count: int = 4) -> list[np.ndarray]:
     """Return CamVid test images, or the synthetic street where there is no CamVid, at (width, height)."""
     try:
-        dataset = data.load('camvid', 'test', None)
+        dataset = datasets.load('camvid', 'test', None)
         images = [dataset.read(i)[0] for i in range(0, len(dataset), len(dataset) // count)][:count]
-    except data.DataError:
-        from .street import Street
+    except datasets.DataError:
+        from ..synthetic.street import Street
         street = Street(*resolution)
         images = [street.render(t)[0] for t in range(count)]
     return [np.ascontiguousarray(cv2.resize(image, resolution, interpolation=cv2.INTER_AREA))
@@ -526,14 +527,4 @@ def _memory(device: torch.device, *, start: bool = False) -> float:
             torch.cuda.reset_peak_memory_stats(device)
             return torch.cuda.memory_allocated(device) / 1e6
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return segmenter.resident_mb()
-
-
-def _processor() -> str:
-    try:
-        for row in Path('/proc/cpuinfo').read_text().splitlines():
-            if row.startswith('model name'):
-                return row.split(':', 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return machine.resident_mb()

@@ -10,21 +10,22 @@ import pytest
 
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 
-from lightseg_ros import bags, data, images, recordings, weights  # noqa: E402
-from lightseg_ros import replay as replays  # noqa: E402
+from lightseg_ros import bags, datasets, images, weights  # noqa: E402
 from lightseg_ros.bags import Bag, NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
-from lightseg_ros.recordings import Truth  # noqa: E402
-from lightseg_ros.replay import Model, ReplayError  # noqa: E402
+from lightseg_ros.evaluation import evaluate as replays  # noqa: E402
+from lightseg_ros.evaluation import recordings  # noqa: E402
+from lightseg_ros.evaluation.evaluate import ModelSpec, ReplayError  # noqa: E402
+from lightseg_ros.evaluation.recordings import GroundTruthSource  # noqa: E402
 
 IMAGE, LABEL = '/camera/image_raw', '/camera/label'
-TRUTH = Truth(topic=LABEL)
+TRUTH = GroundTruthSource(topic=LABEL)
 
 
 @pytest.fixture(scope='module')
 def model(random_weights):
     """A network that is quick at the tests' small frames."""
-    return Model(str(random_weights), 'cpu', '96x64')
+    return ModelSpec(str(random_weights), 'cpu', '96x64')
 
 
 def write_bag(path, count, seed=0, height=48, width=72, bad=(), topics=True):
@@ -137,7 +138,7 @@ def test_dask_gives_the_same_even_if_a_worker_dies(serial, two_bags, model, tmp_
 def _die_at_the_next_task():
     import os
 
-    from lightseg_ros import recordings
+    from lightseg_ros.evaluation import recordings
     recordings.read = lambda *args: os._exit(1)
 
 
@@ -155,21 +156,21 @@ def test_another_file_of_the_same_name(model):
 
 def test_folder_and_bag_are_the_same(camvid, random_weights, tmp_path):
     """CamVid's frames from its folder and from a bag made of it: the same to the last digit."""
-    pairs = data.camvid('test', camvid).pairs[:4]
+    pairs = datasets.camvid('test', camvid).pairs[:4]
     for name in ('test', 'testannot'):
         (tmp_path / name).mkdir()
     (tmp_path / 'train').mkdir()
     for pair in pairs:
         (tmp_path / 'test' / pair.image.name).symlink_to(pair.image.resolve())
         (tmp_path / 'testannot' / pair.label.name).symlink_to(pair.label.resolve())
-    dataset = data.camvid('test', tmp_path)
-    model = Model(str(random_weights), 'cpu')
+    dataset = datasets.camvid('test', tmp_path)
+    model = ModelSpec(str(random_weights), 'cpu')
     folder = figures(replays.evaluate_dataset(dataset, model.load(), quiet=True))
     bag = tmp_path / 'camvid.mcap'
     bags.from_folder(tmp_path / 'test', bag, truth=tmp_path / 'testannot', labels=dataset.labels)
     topic, _ = replays.evaluate_bags([bag], model, truth=TRUTH, quiet=True)
     files, _ = replays.evaluate_bags([bag], model, image_topic=IMAGE, quiet=True,
-                                     truth=Truth(folder=tmp_path / 'testannot', source_ids=True))
+                                     truth=GroundTruthSource(folder=tmp_path / 'testannot', source_ids=True))
     folder['counts'].update(duplicate_stamps=0, stamps_back=0, without_truth=0, truth_without_frame=0)
     for frame in folder['frames']:
         frame['source'] = 'camvid.mcap'
@@ -179,11 +180,11 @@ def test_folder_and_bag_are_the_same(camvid, random_weights, tmp_path):
 
 
 def test_classes_that_differ(camvid, random_weights):
-    dataset = data.camvid('test', camvid)
+    dataset = datasets.camvid('test', camvid)
     names = ('nothing', *dataset.labels.names[1:])
     with pytest.raises(ReplayError, match='the weights know sky, .*; camvid has nothing, '):
         replays.evaluate_dataset(replace(dataset, labels=replace(dataset.labels, names=names, groups={})),
-                                 Model(str(random_weights), 'cpu').load())
+                                 ModelSpec(str(random_weights), 'cpu').load())
 
 
 def test_record(camvid, random_weights, tmp_path, capsys):
@@ -192,7 +193,7 @@ def test_record(camvid, random_weights, tmp_path, capsys):
     path.write_bytes(random_weights.read_bytes())
     for name in ('train', 'val', 'valannot'):
         (tmp_path / name).mkdir()
-    for pair in data.camvid('val', camvid).pairs[:2]:
+    for pair in datasets.camvid('val', camvid).pairs[:2]:
         (tmp_path / 'val' / pair.image.name).symlink_to(pair.image.resolve())
         (tmp_path / 'valannot' / pair.label.name).symlink_to(pair.label.resolve())
     code = main(['evaluate', '--data', 'camvid', '--data-root', str(tmp_path), '--split', 'val', '--model',
@@ -294,7 +295,7 @@ def test_memory_does_not_grow_with_the_bag(tmp_path, model):
         for i in range(150):
             rgb = np.full((240, 320, 3), i % 256, np.uint8)
             writer.write(IMAGE, bags.image(rgb, 'rgb8', bags.header(i + 1)), i + 1)
-    recording = recordings.survey(tmp_path / 'bag')
+    recording = recordings.index_bag(tmp_path / 'bag')
     segment = model.load()
     peaks = []
     for task in (recording.tasks(30)[0], recording.tasks(150)[0]):

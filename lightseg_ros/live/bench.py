@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import rclpy
 
-from .. import bench
-from ..bench import Contender
+from ..benchmark import measure
+from ..benchmark.measure import Contender
+from ..machine import resident_mb
 from ..metrics import LatencyStats
-from ..segmenter import resident_mb
-from ..street import Street
+from ..synthetic.street import Street
 from .probe import Diagnostics, isolate, NodeProcess, nodes, Probe, Seen
 
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
@@ -25,7 +25,7 @@ RATES = (10.0, 30.0, 60.0)
 LOSS = 5.0
 
 
-def bench_ros(model: str, *, device: str = 'auto', contender: Contender = bench.AUTO, threads: int = 0,
+def bench_ros(model: str, *, device: str = 'auto', contender: Contender = measure.AUTO, threads: int = 0,
               seconds: float = 5.0, sizes: Sequence[tuple[int, int]] = SIZES,
               overlays: Sequence[bool] = (False, True), rates: Sequence[float] = RATES,
               limit_hz: float = 240.0) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def bench_ros(model: str, *, device: str = 'auto', contender: Contender = bench.
     are named as there.
     """
     if not all(rate > 0 for rate in rates):
-        raise bench.BenchError(f'rates are {", ".join(f"{rate:g}" for rate in rates)}; expected more '
+        raise measure.BenchError(f'rates are {", ".join(f"{rate:g}" for rate in rates)}; expected more '
                                'than 0 Hz')
     isolate()
     rows: list[dict[str, Any]] = []
@@ -52,7 +52,7 @@ def bench_ros(model: str, *, device: str = 'auto', contender: Contender = bench.
                 rows += _bench_node(parameters, size, overlay, rates, seconds, limit_hz)
     finally:
         rclpy.try_shutdown()
-    return {**bench.environment(device), 'model': model, 'backend': contender.backend,
+    return {**measure.environment(device), 'model': model, 'backend': contender.backend,
             'precision': contender.precision, 'ros_rows': rows}
 
 

@@ -57,7 +57,7 @@ def demo(source: str, model: str, out: Path, *, image_topic: str = '', resolutio
 
     Returns 0, or 1 if no label came back or every label image was of one class.
     """
-    path = Path(model) if model.endswith('.safetensors') else weights.find(model)
+    path = weights.resolve(model)
     card = weights.read_card(path)
     isolate()
     rclpy.init()

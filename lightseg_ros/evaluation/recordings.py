@@ -12,17 +12,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from . import bags, images
-from .bags import Bag, BagError
-from .images import ImageError
-from .labels import LabelError, LabelSet
+from .. import bags, images
+from ..bags import Bag, BagError
+from ..images import ImageError
+from ..labels import LabelError, LabelSet
 
 # Labels that are read before their frame's turn; more means that the two topics are in another order.
 KEPT_LABELS = 64
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruthSource:
     """
     Where ground truth comes from: a topic of the bag, or a folder of label images named by their stamps.
 
@@ -42,7 +42,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Place:
+class MessageIndex:
     """Message number `place` of a topic: read from `start_ns` on (None: all), where number `begin` lies."""
 
     place: int
@@ -63,21 +63,21 @@ class Task:
     topic: str
     first: int
     last: int
-    start: Place
-    partners: tuple[Place | str | None, ...]
-    truth: Truth
+    start: MessageIndex
+    partners: tuple[MessageIndex | str | None, ...]
+    truth: GroundTruthSource
 
 
 @dataclass
 class Recording:
-    """What `survey` found in a bag: recording times and stamps of its frames, and each one's label."""
+    """What `index_bag` found in a bag: recording times and stamps of its frames, and each one's label."""
 
     path: Path
     topic: str
-    truth: Truth
+    truth: GroundTruthSource
     times: list[int]
     stamps: list[int]
-    partners: list[Place | str | None]
+    partners: list[MessageIndex | str | None]
     counts: dict[str, int]
     notes: list[str]
     sha256: str
@@ -123,14 +123,15 @@ class Skip:
     reason: str
 
 
-def survey(path: str | Path, image_topic: str | None = None, truth: Truth | None = None) -> Recording:
+def index_bag(path: str | Path, image_topic: str | None = None,
+              truth: GroundTruthSource | None = None) -> Recording:
     """
     Read a bag's stamps, find each frame's ground truth, count what has none.
 
     A frame and a label belong together if their stamps are nearest within the tolerance; each is used once.
     `BagError` for a bag that does not open or lacks the topic; one that breaks off is used as far as it goes.
     """
-    truth = truth or Truth()
+    truth = truth or GroundTruthSource()
     with Bag(path) as bag:
         notes = bag.notes
         labelled = [bag.image_topic(truth.topic).name] if truth.topic else []
@@ -144,7 +145,7 @@ def survey(path: str | Path, image_topic: str | None = None, truth: Truth | None
                 stamps[message.topic].append(message.stamp_ns())
         except BagError as e:
             notes.append(str(e))
-    labels: Sequence[Place | str] = []
+    labels: Sequence[MessageIndex | str] = []
     label_stamps: list[int] = []
     if truth.topic:
         label_stamps = stamps[truth.topic]
@@ -183,12 +184,12 @@ def match(stamps: Sequence[int], others: Sequence[int], tolerance: int) -> list[
     return out
 
 
-def places(times: Sequence[int], numbers: Sequence[int]) -> list[Place]:
+def places(times: Sequence[int], numbers: Sequence[int]) -> list[MessageIndex]:
     """Where messages lie by their recording times; if those jump back, reading begins at the beginning."""
     if any(b < a for a, b in zip(times, times[1:])):
-        return [Place(n) for n in numbers]
+        return [MessageIndex(n) for n in numbers]
     starts = [times[max(0, n)] for n in numbers]
-    return [Place(n, start, bisect_left(times, start)) for n, start in zip(numbers, starts)]
+    return [MessageIndex(n, start, bisect_left(times, start)) for n, start in zip(numbers, starts)]
 
 
 def read(task: Task, labels: LabelSet) -> Iterator[Frame | Skip]:
@@ -225,12 +226,12 @@ class _Truths:
 
     def __init__(self, bag: Bag | None, task: Task, labels: LabelSet):
         self.bag, self.labels, self.truth = bag, labels, task.truth
-        self.needed = {p.place for p in task.partners if isinstance(p, Place)}
+        self.needed = {p.place for p in task.partners if isinstance(p, MessageIndex)}
         self.ahead: dict[int, bags.Recorded] = {}
         self.messages: Iterator[bags.Recorded] = iter(())
         self.next = -1
 
-    def of(self, partner: Place | str | None, size: tuple[int, ...]) -> np.ndarray | None:
+    def of(self, partner: MessageIndex | str | None, size: tuple[int, ...]) -> np.ndarray | None:
         """Class ids (H, W) uint8 of a frame's partner; `BagError` or `LabelError` if they don't fit."""
         if partner is None:
             return None
@@ -251,7 +252,7 @@ class _Truths:
                              "the data set's own")
         return ids
 
-    def _message(self, wanted: Place) -> bags.Recorded:
+    def _message(self, wanted: MessageIndex) -> bags.Recorded:
         """Read on to a message; others that are needed later are kept for a while."""
         if wanted.place in self.ahead:
             return self.ahead.pop(wanted.place)

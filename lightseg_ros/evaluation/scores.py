@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .labels import LabelSet
-from .metrics import ConfusionMatrix, LatencyStats
+from ..labels import LabelSet
+from ..metrics import ConfusionMatrix, LatencyStats
 
 CALIBRATION_BINS = 15
 # Frames further apart say nothing about stability: the scene itself is another one.

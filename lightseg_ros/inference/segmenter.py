@@ -5,7 +5,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 import logging
-import os
 from pathlib import Path
 import re
 from time import perf_counter
@@ -15,14 +14,16 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 
-from . import backends, folding, weights
-from .engine import Engine, Kind, Slot
+from .. import machine, weights
+from ..sizes import parse_size, SizeError
+from ..weights import Card
+from . import backends, folding
+from .cuda import Engine, FrameBuffers, GraphKey
 from .kernels import postprocess, preprocess, resize
-from .weights import Card
 
 __all__ = [
-    'load', 'parse_device', 'parse_resolution', 'parse_size', 'postprocess', 'Prediction', 'preprocess',
-    'resident_mb', 'Segmenter', 'SegmenterError']
+    'load', 'parse_device', 'parse_resolution', 'postprocess', 'Prediction', 'preprocess',
+    'Segmenter', 'SegmenterError']
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +64,11 @@ def parse_resolution(text: str | None, card: Card) -> tuple[int, int] | None:
         return card.resolution
     if text == 'native':
         return None
-    return parse_size(text)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Parse 'WxH' to (width, height); `SegmenterError` says what is expected."""
-    match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match or not all(64 <= int(v) <= 8192 for v in match.groups()):
-        raise SegmenterError(f'resolution is {text!r}; expected WIDTHxHEIGHT in pixels, each 64 to 8192, '
-                             "for example '1024x512', or 'native', or nothing for that of the weights")
-    return int(match[1]), int(match[2])
+    try:
+        return parse_size(text)
+    except SizeError as e:
+        raise SegmenterError(f"resolution is {text!r}; expected WIDTHxHEIGHT in pixels, each 64 to 8192, for "
+                             "example '1024x512', or 'native', or nothing for that of the weights") from e
 
 
 class Segmenter:
@@ -117,10 +113,10 @@ class Segmenter:
         except backends.BackendError as e:
             raise SegmenterError(str(e)) from e
         folded = folding.fold(network, widen=self.precision != 'float32')
-        core = backends.Core(folded, card.mean, card.std)
+        core = backends.DeployModel(folded, card.mean, card.std)
         key = f'{card.network}-{backends.digest(core)[:16]}'
-        self._plan = backends.Plan(core, key, self.precision, threads, target)
-        self._programs: OrderedDict[tuple[int, int, int], backends.Program] = OrderedDict()
+        self._plan = backends.CompileSpec(core, key, self.precision, threads, target)
+        self._programs: OrderedDict[tuple[int, int, int], backends.CompiledModel] = OrderedDict()
         self.palette = torch.from_numpy(card.labels.palette())
         self._alpha: float | None = None
         self._engine = Engine(
@@ -134,7 +130,7 @@ class Segmenter:
             if backend == 'auto':
                 return 'torch', 'with CUDA graphs'
         name, why = backends.choose(backend, target)
-        if (name, target) == ('openvino', 'CPU') and self.precision == 'float32' and backends.has_bfloat16():
+        if (name, target) == ('openvino', 'CPU') and self.precision == 'float32' and machine.has_bfloat16():
             why += "; precision 'bfloat16' would be about twice as fast here"
         return name, why
 
@@ -184,7 +180,7 @@ class Segmenter:
 
     def resources(self) -> dict[str, str]:
         """Device and memory: resident set of the process, and what torch holds on the GPU, in MB."""
-        out = {'device': self.device_name(), 'memory (MB)': f'{resident_mb():.0f}'}
+        out = {'device': self.device_name(), 'memory (MB)': f'{machine.resident_mb():.0f}'}
         if self.device.type == 'cuda':
             out['device memory (MB)'] = f'{torch.cuda.memory_allocated(self.device) / 1e6:.0f}'
         return out
@@ -214,7 +210,7 @@ class Segmenter:
 
         On CUDA a frame is uploaded while the one before is computed: more frames a second, but each is later.
         """
-        waiting: Slot | list[Prediction] | None = None
+        waiting: FrameBuffers | list[Prediction] | None = None
         try:
             for frame in frames:
                 _check(frame)
@@ -228,7 +224,7 @@ class Segmenter:
         yield from last
 
     def _start(self, frames: list[np.ndarray], reversed_channels: bool, overlay: bool,
-               confidence: bool) -> Slot | list[Prediction]:
+               confidence: bool) -> FrameBuffers | list[Prediction]:
         """Start frames of one size; what a processor runs is finished at once."""
         if reversed_channels:
             frames = [frame[..., ::-1] for frame in frames]
@@ -239,20 +235,21 @@ class Segmenter:
             self._alpha = self.overlay_alpha
             self._engine.set_alpha(self.palette, self._alpha)
         height, width = frames[0].shape[:2]
-        kind = Kind(len(frames), height, width, size, reversed_channels, overlay, confidence)
+        kind = GraphKey(len(frames), height, width, size, reversed_channels, overlay, confidence)
         try:
             return self._engine.submit(frames, kind)
         except backends.BackendError as e:
             raise SegmenterError(str(e)) from e
 
-    def _finish(self, started: Slot | list[Prediction]) -> list[Prediction]:
+    def _finish(self, started: FrameBuffers | list[Prediction]) -> list[Prediction]:
         if self._engine is None or isinstance(started, list):
             assert isinstance(started, list)
             return started
-        (labels, blended, certainty), stage_ms = self._engine.collect(started)
+        (labels, blended, confidences), stage_ms = self._engine.collect(started)
         assert labels is not None
-        return [Prediction(labels[i], None if blended is None else blended[i],
-                           None if certainty is None else certainty[i], stage_ms) for i in range(len(labels))]
+        return [Prediction(
+            labels[i], None if blended is None else blended[i],
+            None if confidences is None else confidences[i], stage_ms) for i in range(len(labels))]
 
     @torch.inference_mode()
     def _run(self, frames: list[np.ndarray], size: tuple[int, int], reversed_channels: bool, overlay: bool,
@@ -266,16 +263,16 @@ class Segmenter:
         marks.append(perf_counter())
         logits = program(small)
         marks.append(perf_counter())
-        labels, blended, certainty = (t.numpy() for t in postprocess(
+        labels, blended, confidences = (t.numpy() for t in postprocess(
             logits, x, self.palette, self.overlay_alpha, overlay=overlay, confidence=confidence,
             reversed_channels=reversed_channels))
         marks.append(perf_counter())
         stage_ms = {stage: 1e3 * (b - a) for stage, a, b in
                     zip(('preprocess', 'network', 'postprocess'), marks, marks[1:])}
         return [Prediction(labels[i], blended[i] if overlay else None,
-                           certainty[i] if confidence else None, stage_ms) for i in range(len(frames))]
+                           confidences[i] if confidence else None, stage_ms) for i in range(len(frames))]
 
-    def _program(self, batch: int, height: int, width: int) -> backends.Program:
+    def _program(self, batch: int, height: int, width: int) -> backends.CompiledModel:
         """Return what runs frames of that size of the network, made when it is first asked for."""
         key = (batch, height, width)
         if key in self._programs:
@@ -298,8 +295,7 @@ class Segmenter:
 def load(model: str | Path, device: str = 'auto', resolution: str | None = None,
          **options: Any) -> Segmenter:
     """Make a segmenter from a packaged network's name ('laanet') or the path of a weights file."""
-    path = Path(model) if str(model).endswith('.safetensors') else weights.find(str(model))
-    return Segmenter(*weights.load(path), device, resolution, **options)
+    return Segmenter(*weights.load(weights.resolve(model)), device, resolution, **options)
 
 
 def parse_device(name: str) -> tuple[torch.device, str]:
@@ -325,12 +321,6 @@ def _check(frame: np.ndarray) -> None:
             and frame.shape[2] == 3 and frame.size):
         found = f'{frame.dtype} {frame.shape}' if isinstance(frame, np.ndarray) else type(frame).__name__
         raise SegmenterError(f'a frame is {found}; expected a numpy array (H, W, 3) uint8, RGB, not empty')
-
-
-def resident_mb(process: int | str = 'self') -> float:
-    """MB of memory that this process, or the one with that number, has in RAM."""
-    with open(f'/proc/{process}/statm') as f:
-        return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
 def _stack(frames: list[np.ndarray]) -> Tensor:

@@ -20,9 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 import yaml
 
-from lightseg_ros import data, gradients, recipes, train, weights
+from lightseg_ros import datasets, weights
 from lightseg_ros.cli import main
-from lightseg_ros.recipes import Recipe
+from lightseg_ros.training import gradients, recipes, trainer
+from lightseg_ros.training.recipes import Recipe
+from lightseg_ros.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = ['cpu', pytest.param('cuda', marks=[
@@ -89,18 +91,18 @@ def test_learning_rate_is_the_papers():
         w = step / 100
         fall = (1 - max(0, step - 100) / (total - 100)) ** 0.9
         expected = 1e-3 * ((1 - w) / 3 + w) if step <= 100 else 1e-3 * fall
-        assert train.learning_rate(step, step, total, recipe) == pytest.approx(expected)
-    assert train.learning_rate(total + 9, total + 9, total, recipe) == 0
+        assert trainer.learning_rate(step, step, total, recipe) == pytest.approx(expected)
+    assert trainer.learning_rate(total + 9, total + 9, total, recipe) == 0
     # A budget of time moves the schedule, not the warm-up.
-    assert train.learning_rate(50, 2550, total, recipe) == train.learning_rate(50, 50, total, recipe)
-    assert train.learning_rate(200, 2550, total, recipe) == pytest.approx(1e-3 * 0.5 ** 0.9)
+    assert trainer.learning_rate(50, 2550, total, recipe) == trainer.learning_rate(50, 50, total, recipe)
+    assert trainer.learning_rate(200, 2550, total, recipe) == pytest.approx(1e-3 * 0.5 ** 0.9)
 
 
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 def test_dilated_gradients_are_right_in_the_layout_that_is_used(device, precision):
     where = torch.device(device)
-    for layout in gradients.right_layouts(where, precision):
+    for layout in gradients.correct_memory_formats(where, precision):
         assert gradients.gradient_error(where, getattr(torch, precision), layout) < 0.02
 
 
@@ -109,14 +111,14 @@ def test_the_check_finds_wrong_gradients():
     where = torch.device('cpu')
     if torch.__version__.startswith('2.13'):
         assert gradients.gradient_error(where, torch.bfloat16, torch.channels_last, quick=False) > 0.5
-    assert len(gradients.right_layouts(where, 'bfloat16')) == 2
+    assert len(gradients.correct_memory_formats(where, 'bfloat16')) == 2
 
 
 @pytest.mark.parametrize('device', DEVICES)
 def test_training_learns_and_leaves_a_card(scenes, tmp_path, device):
     recipe = replace(TINY, epochs=12, loss='owfl', lr=5e-3)
-    dataset, held = data.load('folder', 'train', scenes), data.load('folder', 'val', scenes)
-    path = train.train(recipe, dataset, tmp_path, validation=held, validate_every=3, device=device)
+    dataset, held = datasets.load('folder', 'train', scenes), datasets.load('folder', 'val', scenes)
+    path = trainer.train(recipe, dataset, tmp_path, validation=held, validate_every=3, device=device)
     assert path == tmp_path / 'laanet-scenes.safetensors'
     rows = rows_of(tmp_path)
     assert len(rows) == 12 and float(rows[-1]['loss']) < 0.6 * float(rows[0]['loss'])
@@ -138,9 +140,9 @@ def test_training_learns_and_leaves_a_card(scenes, tmp_path, device):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(scenes, tmp_path):
-    dataset = data.load('folder', 'train', scenes)
+    dataset = datasets.load('folder', 'train', scenes)
     recipe = replace(TINY, epochs=10)
-    whole = train.train(recipe, dataset, tmp_path / 'whole', device='cpu')
+    whole = trainer.train(recipe, dataset, tmp_path / 'whole', device='cpu')
     killed = tmp_path / 'killed'
     seen = []
     for saves in (1, 4):
@@ -164,32 +166,32 @@ def test_a_killed_run_resumes_to_the_same_weights(scenes, tmp_path):
 
 
 def test_a_time_limit_ends_a_run_cleanly(scenes, tmp_path):
-    dataset = data.load('folder', 'train', scenes)
+    dataset = datasets.load('folder', 'train', scenes)
     recipe = replace(TINY, epochs=8, auxiliary=0.4)  # the second classifier resumes too
-    whole = train.train(recipe, dataset, tmp_path / 'whole', device='cpu')
+    whole = trainer.train(recipe, dataset, tmp_path / 'whole', device='cpu')
     path, steps = None, []
     while not path:
-        path = train.train(recipe, dataset, tmp_path / 'parts', device='cpu', resume=True,
+        path = trainer.train(recipe, dataset, tmp_path / 'parts', device='cpu', resume=True,
                            time_limit_s=0.2 * 1.7 ** len(steps))
         steps.append(torch.load(tmp_path / 'parts/last.pt', weights_only=True)['step'])
     assert any(0 < step < 16 for step in steps) and steps[-1] == 16
     assert same(whole, path)
-    with pytest.raises(train.TrainError, match='go on with --resume'):
-        train.train(recipe, dataset, tmp_path / 'parts', device='cpu')
-    with pytest.raises(train.TrainError, match=r'another recipe \(lr, seed differ\)'):
-        train.train(replace(recipe, lr=1.0, seed=2), dataset, tmp_path / 'parts', device='cpu', resume=True)
+    with pytest.raises(trainer.TrainError, match='go on with --resume'):
+        trainer.train(recipe, dataset, tmp_path / 'parts', device='cpu')
+    with pytest.raises(trainer.TrainError, match=r'another recipe \(lr, seed differ\)'):
+        trainer.train(replace(recipe, lr=1.0, seed=2), dataset, tmp_path / 'parts', device='cpu', resume=True)
     other = replace(dataset, split='val')
-    with pytest.raises(train.TrainError, match="other data .split 'train', not 'val'"):
-        train.train(recipe, other, tmp_path / 'parts', device='cpu', resume=True)
+    with pytest.raises(trainer.TrainError, match="other data .split 'train', not 'val'"):
+        trainer.train(recipe, other, tmp_path / 'parts', device='cpu', resume=True)
     (tmp_path / 'parts/last.pt').write_bytes(b'PK no checkpoint')
-    with pytest.raises(train.TrainError, match='not a checkpoint that can be read'):
-        train.train(TINY, dataset, tmp_path / 'parts', device='cpu', resume=True)
+    with pytest.raises(trainer.TrainError, match='not a checkpoint that can be read'):
+        trainer.train(TINY, dataset, tmp_path / 'parts', device='cpu', resume=True)
 
 
 def test_a_budget_ends_the_schedule(scenes, tmp_path):
     recipe = replace(TINY, epochs=10_000, budget_s=1.5)
     began = time.monotonic()
-    path = train.train(recipe, data.load('folder', 'train', scenes), tmp_path, device='cpu')
+    path = trainer.train(recipe, datasets.load('folder', 'train', scenes), tmp_path, device='cpu')
     assert path and time.monotonic() - began < 60
     rows = rows_of(tmp_path)
     assert len(rows) < 1000 and float(rows[-1]['lr']) < 0.9 * recipe.lr
@@ -197,11 +199,12 @@ def test_a_budget_ends_the_schedule(scenes, tmp_path):
 
 TWO = """
 import sys, torch
-from lightseg_ros import data, train
+from lightseg_ros import datasets
+from lightseg_ros.training.trainer import Trainer
 from lightseg_ros.cli import main
 from test_train import TINY
 from dataclasses import replace
-trainer = train.Trainer(replace(TINY, mix=0.0), data.load('folder', 'train', sys.argv[1]), device='cpu')
+trainer = Trainer(replace(TINY, mix=0.0), datasets.load('folder', 'train', sys.argv[1]), device='cpu')
 mine = trainer.draw(0, (64, 64))
 trainer.forward_backward(mine.map(lambda t: t[:2]), (64, 64))
 gradient = torch.cat([p.grad.flatten() for p in trainer.network.parameters()])
@@ -222,8 +225,8 @@ def test_two_processes_train_one_network(scenes, tmp_path):
     assert result.returncode == 0, result.stderr
     first, second = (torch.load(tmp_path / f'{r}.pt') for r in (0, 1))
     assert torch.equal(first['gradient'], second['gradient'])
-    dataset = data.load('folder', 'train', scenes)
-    trainer = train.Trainer(recipe, dataset, device='cpu')
+    dataset = datasets.load('folder', 'train', scenes)
+    trainer = Trainer(recipe, dataset, device='cpu')
     drawn = trainer.draw(0, (64, 64))
     assert torch.equal(torch.stack([first['chosen'], second['chosen']], 1).flatten(), drawn.chosen)
     halves = []
@@ -234,7 +237,7 @@ def test_two_processes_train_one_network(scenes, tmp_path):
     mean = (halves[0] + halves[1]) / 2
     assert (first['gradient'] - mean).norm() / mean.norm() < 1e-3
 
-    train.train(recipe, dataset, tmp_path / 'one', device='cpu')
+    trainer.train(recipe, dataset, tmp_path / 'one', device='cpu')
     card = weights.read_card(tmp_path / 'two/laanet-scenes.safetensors')
     assert card.recipe['processes'] == 2 and card.recipe['steps'] == 6
     one, two = ([float(r['loss']) for r in rows_of(tmp_path / name)] for name in ('one', 'two'))
@@ -243,7 +246,7 @@ def test_two_processes_train_one_network(scenes, tmp_path):
 
 
 def test_averaged_weights(scenes):
-    trainer = train.Trainer(replace(TINY, ema=0.9), data.load('folder', 'train', scenes), device='cpu')
+    trainer = Trainer(replace(TINY, ema=0.9), datasets.load('folder', 'train', scenes), device='cpu')
     drawn = trainer.draw(0, (64, 64)).map(lambda t: t[:4])
     name = 'classifier.weight' if 'classifier.weight' in trainer.network.state_dict() else \
         next(k for k, v in trainer.network.state_dict().items() if v.ndim == 4)
@@ -258,26 +261,26 @@ def test_averaged_weights(scenes):
 
 
 def test_teachers_are_learned_from(scenes, tmp_path):
-    dataset = data.load('folder', 'train', scenes)
-    teacher = train.train(replace(TINY, epochs=1), dataset, tmp_path / 'teacher', device='cpu')
-    plain = train.Trainer(TINY, dataset, device='cpu')
-    taught = train.Trainer(replace(TINY, teachers=(str(teacher),), distill=0.5), dataset, device='cpu')
+    dataset = datasets.load('folder', 'train', scenes)
+    teacher = trainer.train(replace(TINY, epochs=1), dataset, tmp_path / 'teacher', device='cpu')
+    plain = Trainer(TINY, dataset, device='cpu')
+    taught = Trainer(replace(TINY, teachers=(str(teacher),), distill=0.5), dataset, device='cpu')
     drawn = plain.draw(0, (64, 64)).map(lambda t: t[:4])
     alone, both = (t.forward_backward(drawn, (64, 64)) for t in (plain, taught))
     assert float(both - alone) > 0.1
-    card = replace(weights.read_card(teacher), labels=data.label_sets.load('camvid'))
+    card = replace(weights.read_card(teacher), labels=datasets.label_sets.load('camvid'))
     foreign = tmp_path / 'foreign.safetensors'
-    weights.save(foreign, train.networks.build('laanet', 11), card)
-    with pytest.raises(train.TrainError, match='needs the classes of scenes: sky, floor, box'):
-        train.Trainer(replace(TINY, teachers=(str(foreign),)), dataset, device='cpu')
+    weights.save(foreign, trainer.networks.build('laanet', 11), card)
+    with pytest.raises(trainer.TrainError, match='needs the classes of scenes: sky, floor, box'):
+        Trainer(replace(TINY, teachers=(str(foreign),)), dataset, device='cpu')
 
 
 @pytest.mark.parametrize('network', ['laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet'])
 def test_a_second_classifier_learns_the_deepest_features(scenes, network):
-    dataset = data.load('folder', 'train', scenes)
+    dataset = datasets.load('folder', 'train', scenes)
     losses = []
     for weight in (0.0, 0.4, 0.8):
-        trainer = train.Trainer(replace(TINY, network=network, auxiliary=weight), dataset, device='cpu')
+        trainer = Trainer(replace(TINY, network=network, auxiliary=weight), dataset, device='cpu')
         drawn = trainer.draw(0, (64, 64)).map(lambda t: t[:4])
         losses.append(float(trainer.forward_backward(drawn, (64, 64))))
     # The network is the same in all three, so the loss is a straight line over the weight.
@@ -285,7 +288,7 @@ def test_a_second_classifier_learns_the_deepest_features(scenes, network):
     head = trainer.learner.head
     assert head.weight.shape == (3, 128, 1, 1)
     assert float(head.weight.grad.norm()) > 0
-    assert set(trainer.network.state_dict()) == set(train.networks.build(network, 3).state_dict())
+    assert set(trainer.network.state_dict()) == set(trainer.networks.build(network, 3).state_dict())
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
@@ -299,7 +302,7 @@ def test_the_quick_gradient_of_prelu_is_prelu_s(dtype, layout):
         module = torch.nn.Sequential(torch.nn.PReLU(5)).to(dtype).train()
         module[0].weight.data.uniform_(-0.5, 1.5, generator=torch.Generator().manual_seed(1))
         if quick:
-            gradients.quicken(module)
+            gradients.use_fast_cpu_gradients(module)
         x = inputs.clone().requires_grad_()  # keeps the layout
         y = module(x)
         found.append((y.detach(), *torch.autograd.grad(y, (x, module[0].weight), upper)))
@@ -318,7 +321,7 @@ def test_the_quick_gradient_of_a_dilated_depthwise_convolution_is_torch_s(kernel
         module = module.double()
         module.weight.data = torch.randn(6, 1, *kernel, generator=torch.Generator().manual_seed(1)).double()
         if quick:
-            gradients.quicken(module)
+            gradients.use_fast_cpu_gradients(module)
             assert type(module) is not torch.nn.Conv2d
         x = torch.randn(3, 6, 11, 20, generator=torch.Generator().manual_seed(2)).double()
         x = x.contiguous(memory_format=layout).requires_grad_()
@@ -329,10 +332,10 @@ def test_the_quick_gradient_of_a_dilated_depthwise_convolution_is_torch_s(kernel
 
 
 def test_starts_from_finished_weights(scenes, tmp_path):
-    dataset = data.load('folder', 'train', scenes)
-    first = train.train(replace(TINY, epochs=1), dataset, tmp_path / 'first', device='cpu')
+    dataset = datasets.load('folder', 'train', scenes)
+    first = trainer.train(replace(TINY, epochs=1), dataset, tmp_path / 'first', device='cpu')
     network, card = weights.load(first)
-    same = train.Trainer(replace(TINY, init=str(first), seed=9), dataset, device='cpu')
+    same = Trainer(replace(TINY, init=str(first), seed=9), dataset, device='cpu')
     assert all(torch.equal(v, same.network.state_dict()[k]) for k, v in network.state_dict().items())
     first.rename(first.with_suffix('.moved'))  # a run must not fail at its end for that
     told = same.card({}).recipe
@@ -340,17 +343,17 @@ def test_starts_from_finished_weights(scenes, tmp_path):
     assert told['init'] == first.name and told['init_recipe'] == card.recipe
     # Other classes, and other statistics of the images: the body is kept, the classifier is not.
     foreign = tmp_path / 'foreign.safetensors'
-    card = replace(card, labels=data.label_sets.load('camvid'), mean=(1.0, 2.0, 3.0))
-    weights.save(foreign, train.networks.build('laanet', 11), card)
-    other = train.Trainer(replace(TINY, init=str(foreign)), dataset, device='cpu')
+    card = replace(card, labels=datasets.label_sets.load('camvid'), mean=(1.0, 2.0, 3.0))
+    weights.save(foreign, trainer.networks.build('laanet', 11), card)
+    other = Trainer(replace(TINY, init=str(foreign)), dataset, device='cpu')
     assert other.card({}).mean == (1.0, 2.0, 3.0)
     theirs = weights.load(foreign)[0].state_dict()
     ours = other.network.state_dict()
     differ = [k for k in ours if ours[k].shape != theirs[k].shape]
     assert differ and all(v.shape[0] == 3 for k, v in ours.items() if k in differ)
     assert all(torch.equal(v, theirs[k]) for k, v in ours.items() if k not in differ)
-    with pytest.raises(train.TrainError, match='holds laanet .* trains affnet'):
-        train.Trainer(replace(TINY, network='affnet', init=str(first)), dataset, device='cpu')
+    with pytest.raises(trainer.TrainError, match='holds laanet .* trains affnet'):
+        Trainer(replace(TINY, network='affnet', init=str(first)), dataset, device='cpu')
 
 
 class NoHost(TorchDispatchMode):
@@ -367,15 +370,15 @@ class NoHost(TorchDispatchMode):
                                            ('lrnnet', 'ce'), ('affnet', 'owfl')])
 def test_a_graph_can_hold_the_step(scenes, network, loss):
     """Forward and backward pass on the 'meta' device, where nothing can be read or copied to the host."""
-    trainer = train.Trainer(replace(TINY, network=network, loss=loss), data.load('folder', 'train', scenes),
+    trainer = Trainer(replace(TINY, network=network, loss=loss), datasets.load('folder', 'train', scenes),
                             device='cpu')
     drawn = trainer.draw(0, (64, 64)).map(lambda t: t[:4].to('meta'))
     meta = torch.device('meta')
     trainer.network.to(meta)
     trainer.images, trainer.ids = trainer.images.to(meta), trainer.ids.to(meta)
     trainer.fill = trainer.fill.to(meta)
-    trainer.loss = train._loss(trainer.recipe, torch.tensor([0.6, 0.38, 0.02]), meta)
-    trainer._normalise = train._normaliser(trainer.mean, trainer.std, meta)
+    trainer.loss = trainer._loss(trainer.recipe, torch.tensor([0.6, 0.38, 0.02]), meta)
+    trainer._normalise = trainer._normaliser(trainer.mean, trainer.std, meta)
     with NoHost():
         trainer.forward_backward(drawn, (64, 64))
     assert all(p.grad is not None for p in trainer.network.parameters())
@@ -384,9 +387,9 @@ def test_a_graph_can_hold_the_step(scenes, network, loss):
 def test_the_first_part_has_zooms_of_its_own(scenes, tmp_path, monkeypatch):
     recipe = replace(TINY, epochs=4, first_share=0.5, first_scale=(0.5, 0.5), scale=(2.0, 2.0))
     zooms = []
-    draw = data.draw
-    monkeypatch.setattr(data, 'draw', lambda *a, **k: zooms.append(k['scale']) or draw(*a, **k))
-    train.train(recipe, data.load('folder', 'train', scenes), tmp_path / 'run', device='cpu')
+    draw = datasets.draw
+    monkeypatch.setattr(datasets, 'draw', lambda *a, **k: zooms.append(k['scale']) or draw(*a, **k))
+    trainer.train(recipe, datasets.load('folder', 'train', scenes), tmp_path / 'run', device='cpu')
     assert zooms == [(0.5, 0.5)] * 2 + [(2.0, 2.0)] * 2
 
 
@@ -403,7 +406,7 @@ def test_the_graph_does_what_the_eager_step_does(scenes, network, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     results = []
     for mode in ('eager', 'graph'):
-        trainer = train.Trainer(replace(TINY, network=network), data.load('folder', 'train', scenes),
+        trainer = Trainer(replace(TINY, network=network), datasets.load('folder', 'train', scenes),
                                 device='cuda', mode=mode)
         drawn = trainer.draw(0, (64, 64))
         halves = [drawn.map(operator.itemgetter(half)) for half in (slice(0, 4), slice(4, 8))]

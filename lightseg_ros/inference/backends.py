@@ -3,8 +3,8 @@
 """
 What runs a network on a processor: OpenVINO, ONNX Runtime, torch, or torch's compiler.
 
-Every backend runs the same function, `Core`: uint8 frames of the network's size in, logits before the last
-upsampling out. Normalisation is inside; resizing bytes before it and upsampling with argmax after it are
+Every backend runs the same function, `DeployModel`: uint8 frames of the network's size in, logits before the
+last upsampling out. Normalisation is inside; resizing bytes before it and upsampling with argmax after it are
 torch's on every backend, since they are faster there (docs/performance.md has the figures).
 """
 import atexit
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 # Precision -> what OpenVINO calls it.
 PRECISIONS = {'float32': 'FP32', 'bfloat16': 'BF16', 'float16': 'FP16'}
 # (N, h, w, 3) uint8 RGB -> (N, K, h', w') float, channels-last; valid until the next call.
-Program = Callable[[Tensor], Tensor]
+CompiledModel = Callable[[Tensor], Tensor]
 
 
 class BackendError(ValueError):
@@ -73,7 +73,7 @@ def classify(network: nn.Module, x: Tensor) -> Tensor:
     return kept[0] if kept[0].shape[2] < full.shape[2] else full
 
 
-class Core(nn.Module):
+class DeployModel(nn.Module):
     """
     Frames (N, h, w, 3) uint8 RGB -> logits (N, K, h', w'), those that `classify` returns.
 
@@ -90,7 +90,7 @@ class Core(nn.Module):
         self.register_buffer('mean', torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def lowered(self, dtype: torch.dtype, device: torch.device | str = 'cpu') -> 'Core':
+    def lowered(self, dtype: torch.dtype, device: torch.device | str = 'cpu') -> 'DeployModel':
         """Return a copy on a device with a network of another type, channels-last."""
         core = copy.deepcopy(self).to(device)
         core.dtype = dtype
@@ -109,7 +109,7 @@ class Core(nn.Module):
 
 
 @dataclass(frozen=True)
-class Plan:
+class CompileSpec:
     """
     What a backend is asked for.
 
@@ -117,14 +117,14 @@ class Plan:
     'float32' or 'bfloat16'. `threads`: 0 leaves it to the backend. `target`: OpenVINO's name of the device.
     """
 
-    core: Core
+    core: DeployModel
     key: str
     precision: str = 'float32'
     threads: int = 0
     target: str = 'CPU'
 
 
-def digest(core: Core) -> str:
+def digest(core: DeployModel) -> str:
     """Hexadecimal SHA-256 of all that a converted model holds: weights, mean and std, structure, our code."""
     sha = hashlib.sha256(f'{core!r} {torch.__version__}'.encode() + _code())
     for name, tensor in [*core.named_buffers(), *core.named_parameters()]:
@@ -136,8 +136,8 @@ def digest(core: Core) -> str:
 @functools.cache
 def _code() -> bytes:
     """SHA-256 of the modules that a converted model comes from: the next version's may compute otherwise."""
-    here = Path(__file__).parent
-    files = [*sorted((here / 'networks').glob('*.py')),
+    here = Path(__file__).parent  # inference/
+    files = [*sorted((here.parent / 'networks').glob('*.py')),
              *(here / f'{name}.py' for name in ('backends', 'export', 'folding'))]
     return hashlib.sha256(b''.join(f.read_bytes() for f in files if f.is_file())).digest()
 
@@ -163,15 +163,6 @@ def choose(backend: str, target: str = 'CPU') -> tuple[str, str]:
         raise BackendError(f'backend is {backend!r}, but {package} is not installed: pip install {package}, '
                            "or choose 'auto'")
     return backend, 'as asked for'
-
-
-def has_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 (AVX512-BF16 or AMX), as Linux tells."""
-    try:
-        flags = Path('/proc/cpuinfo').read_text().split()
-    except OSError:
-        return False
-    return 'avx512_bf16' in flags or 'amx_bf16' in flags
 
 
 def version(backend: str) -> str:
@@ -213,12 +204,12 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def build(backend: str, plan: Plan, batch: int, height: int, width: int) -> Program:
+def build(backend: str, plan: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Make the program for frames of one size; `backend` as `choose` returns it."""
     return BACKENDS[backend](plan, batch, height, width)
 
 
-def openvino(plan: Plan, batch: int, height: int, width: int) -> Program:
+def openvino(plan: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Build for OpenVINO; what is converted is kept on disk, and what it compiles beside it."""
     import openvino as ov
     core = ov.Core()
@@ -275,7 +266,7 @@ def _pool_means(model: Any) -> None:
             node.output(0).replace(pool.output(0))
 
 
-def onnxruntime(plan: Plan, batch: int, height: int, width: int) -> Program:
+def onnxruntime(plan: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Build for ONNX Runtime, float32; the graph of each size is kept on disk."""
     import onnxruntime as ort
     if plan.precision != 'float32':
@@ -299,7 +290,7 @@ def onnxruntime(plan: Plan, batch: int, height: int, width: int) -> Program:
     return run
 
 
-def eager(plan: Plan, batch: int, height: int, width: int) -> Program:
+def eager(plan: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Build for torch: norms folded, channels-last; nothing is compiled."""
     core = plan.core.lowered(_dtype(plan))
 
@@ -309,7 +300,7 @@ def eager(plan: Plan, batch: int, height: int, width: int) -> Program:
     return run
 
 
-def compiled(plan: Plan, batch: int, height: int, width: int) -> Program:
+def compiled(plan: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Build for torch's compiler, which wants a C++ compiler; what it makes is kept on disk."""
     core = plan.core.lowered(_dtype(plan))
     fast = compile_network(core, (batch, 3, height, width))
@@ -320,7 +311,7 @@ def compiled(plan: Plan, batch: int, height: int, width: int) -> Program:
     return run
 
 
-def compile_network(core: Core, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+def compile_network(core: DeployModel, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
     """Compile `core.logits` for inputs of a shape, by torch's compiler, and run it once."""
     os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(cache_dir() / 'inductor'))
     example = torch.zeros(shape, dtype=core.dtype, device=core.mean.device)
@@ -346,12 +337,12 @@ def compile_network(core: Core, shape: tuple[int, ...]) -> Callable[[Tensor], Te
     return fast
 
 
-def _dtype(plan: Plan) -> torch.dtype:
+def _dtype(plan: CompileSpec) -> torch.dtype:
     if plan.precision not in ('float32', 'bfloat16'):
         raise BackendError(f'precision is {plan.precision!r}; on a processor torch has float32 and bfloat16')
     return getattr(torch, plan.precision)
 
 
-BACKENDS: dict[str, Callable[[Plan, int, int, int], Program]] = {
+BACKENDS: dict[str, Callable[[CompileSpec, int, int, int], CompiledModel]] = {
     'openvino': openvino, 'onnxruntime': onnxruntime, 'torch': eager, 'torch-compile': compiled}
 REQUIRES = {'openvino': 'openvino', 'onnxruntime': 'onnxruntime', 'torch': 'torch', 'torch-compile': 'torch'}

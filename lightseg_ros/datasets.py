@@ -296,7 +296,7 @@ def statistics(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor
     return mean.float(), std.float(), (counts / counts.sum()).float()
 
 
-class Draw(NamedTuple):
+class AugmentParams(NamedTuple):
     """
     The random numbers of n training samples; None where an augmentation is off.
 
@@ -311,13 +311,13 @@ class Draw(NamedTuple):
     sigma: Tensor | None
     paste: Tensor | None
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> 'Draw':
-        return Draw(*(t if t is None else function(t) for t in self))  # type: ignore[arg-type]
+    def map(self, function: Callable[[Tensor], Tensor]) -> 'AugmentParams':
+        return AugmentParams(*(t if t is None else function(t) for t in self))  # type: ignore[arg-type]
 
 
 def draw(count: int, batch: int, generator: torch.Generator, *, size: tuple[int, int], crop: tuple[int, int],
          scale: tuple[float, ...] = (1.0, 1.0), color: float = 0.0, blur: float = 0.0, mix: float = 0.0,
-         num_classes: int = 255) -> Draw:
+         num_classes: int = 255) -> AugmentParams:
     """
     Draw an epoch: `count` images in random order, cut to whole batches, and how each is augmented.
 
@@ -347,10 +347,10 @@ def draw(count: int, batch: int, generator: torch.Generator, *, size: tuple[int,
     theta[:, 0, 0] *= mirrored
     sigma = torch.where(uniform(0, 1) < blur, uniform(0.3, 1.5), 0.05) if blur else None
     paste = (uniform(0, 1, num_classes) < 0.5) & (uniform(0, 1, 1) < mix) if mix else None
-    return Draw(chosen, theta, uniform(1 - color, 1 + color, 3) if color else None, sigma, paste)
+    return AugmentParams(chosen, theta, uniform(1 - color, 1 + color, 3) if color else None, sigma, paste)
 
 
-def augment(images: Tensor, labels: Tensor, draw: Draw, *, crop: tuple[int, int], mean: Tensor,
+def augment(images: Tensor, labels: Tensor, draw: AugmentParams, *, crop: tuple[int, int], mean: Tensor,
             ignore_id: int = 255) -> tuple[Tensor, Tensor]:
     """
     Cut and change the samples of a draw, on the device of the images (and of the draw).

@@ -1,0 +1,58 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Files that appear whole or not at all."""
+from collections.abc import Iterator
+from contextlib import contextmanager
+import os
+from pathlib import Path
+import tempfile
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """
+    Yield a temporary path in the folder of `path`; when the block ends, it takes the place of `path`.
+
+    The data reaches the disk before the name changes, so after a crash `path` holds the old file or the new
+    one, never a part of it. If the block raises, the temporary file is removed and `path` stays as it was.
+    Missing parent folders are made. What is not a regular file (a FIFO, /dev/stdout) is written to directly,
+    and a symbolic link is followed, so neither is replaced.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = path.resolve() if path.is_symlink() else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix)
+    os.close(fd)
+    try:
+        yield Path(name)
+        fd = os.open(name, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        # mkstemp makes files that only the owner can read.
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a text (UTF-8) or bytes to `path`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _umask() -> int:
+    # The system call that reads it must also set it; /proc tells without a moment of another value.
+    try:
+        for line in Path('/proc/self/status').read_text().splitlines():
+            if line.startswith('Umask:'):
+                return int(line.split()[1], 8)
+    except OSError:
+        pass
+    return 0o022

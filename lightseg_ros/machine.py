@@ -1,0 +1,51 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine is: processor name, instructions, resident memory, versions of what results depend on."""
+import importlib.metadata
+import os
+from pathlib import Path
+import platform
+
+from . import __version__
+
+# Names on PyPI of the packages whose versions change results or speed.
+PACKAGES = ('torch', 'numpy', 'opencv-python-headless', 'opencv-python', 'openvino', 'onnxruntime', 'triton')
+
+
+def processor_name() -> str:
+    """Return the name that the CPU gives itself, such as 'AMD EPYC 9654'; else the architecture's."""
+    for line in _cpuinfo().splitlines():
+        if line.startswith('model name'):
+            return line.split(':', 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 (AVX512-BF16 or AMX), as Linux tells."""
+    flags = _cpuinfo().split()
+    return 'avx512_bf16' in flags or 'amx_bf16' in flags
+
+
+def resident_mb(process: int | str = 'self') -> float:
+    """Return the MB of memory (10^6 bytes) that this process, or the one with that number, has in RAM."""
+    with open(f'/proc/{process}/statm') as f:
+        return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of lightseg_ros, Python, the system and those of PACKAGES that are installed."""
+    out = {'lightseg_ros': __version__, 'python': platform.python_version(),
+           'system': f'{platform.system()} {platform.machine()}'}
+    for package in PACKAGES:
+        try:
+            out[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return ''
