@@ -49,7 +49,7 @@ def textbook(model, frame, size):
         x = F.interpolate(x, size=size, mode='bilinear', antialias=True)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (card.mean, card.std))
     with torch.inference_mode():
-        logits = backends.classify(network.float().eval(), (x.float() - mean) / std)
+        logits = network.float().eval().forward_logits((x.float() - mean) / std)
         logits = F.interpolate(logits, size=frame.shape[:2], mode='bilinear', align_corners=False)
     return logits.argmax(1)[0].numpy(), 255 * torch.softmax(logits, 1).amax(1)[0].numpy()
 

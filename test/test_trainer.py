@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 import yaml
 
-from lightseg_ros import datasets, weights
+from lightseg_ros import datasets, networks, weights
 from lightseg_ros.cli import main
 from lightseg_ros.training import gradients, recipes, trainer
 from lightseg_ros.training.recipes import Recipe
@@ -270,7 +270,7 @@ def test_teachers_are_learned_from(scenes, tmp_path):
     assert float(both - alone) > 0.1
     card = replace(weights.read_card(teacher), labels=datasets.label_sets.load('camvid'))
     foreign = tmp_path / 'foreign.safetensors'
-    weights.save(foreign, trainer.networks.build('laanet', 11), card)
+    weights.save(foreign, networks.build('laanet', 11), card)
     with pytest.raises(trainer.TrainError, match='needs the classes of scenes: sky, floor, box'):
         Trainer(replace(TINY, teachers=(str(foreign),)), dataset, device='cpu')
 
@@ -288,7 +288,7 @@ def test_a_second_classifier_learns_the_deepest_features(scenes, network):
     head = trainer.learner.head
     assert head.weight.shape == (3, 128, 1, 1)
     assert float(head.weight.grad.norm()) > 0
-    assert set(trainer.network.state_dict()) == set(trainer.networks.build(network, 3).state_dict())
+    assert set(trainer.network.state_dict()) == set(networks.build(network, 3).state_dict())
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
@@ -344,7 +344,7 @@ def test_starts_from_finished_weights(scenes, tmp_path):
     # Other classes, and other statistics of the images: the body is kept, the classifier is not.
     foreign = tmp_path / 'foreign.safetensors'
     card = replace(card, labels=datasets.label_sets.load('camvid'), mean=(1.0, 2.0, 3.0))
-    weights.save(foreign, trainer.networks.build('laanet', 11), card)
+    weights.save(foreign, networks.build('laanet', 11), card)
     other = Trainer(replace(TINY, init=str(foreign)), dataset, device='cpu')
     assert other.card({}).mean == (1.0, 2.0, 3.0)
     theirs = weights.load(foreign)[0].state_dict()

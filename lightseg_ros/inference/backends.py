@@ -40,46 +40,14 @@ class BackendError(ValueError):
     """A backend that is not installed or can't do what is asked; the text says what to install or choose."""
 
 
-class _ClassifiedError(Exception):
-    """Leaves a network's forward pass with the logits of its classifier."""
-
-    def __init__(self, logits: Tensor):
-        self.logits = logits
-
-
-def classify(network: nn.Module, x: Tensor) -> Tensor:
-    """
-    Return the logits that the network upsamples last, (N, K, h', w'), of its input (N, 3, h, w).
-
-    What follows a network's module `classifier` is a resize to (h, w), which is left out, or, where the
-    logits are that large already, a crop, which is not.
-    """
-    # What traces the network can't be left by an exception; it drops the resize as dead code.
-    traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
-    kept: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: Any, logits: Tensor) -> None:
-        kept.append(logits)
-        if not traced and logits.shape[2] < x.shape[2]:
-            raise _ClassifiedError(logits)
-
-    handle = network.get_submodule('classifier').register_forward_hook(keep)
-    try:
-        full = network(x)
-    except _ClassifiedError as e:
-        return e.logits
-    finally:
-        handle.remove()
-    return kept[0] if kept[0].shape[2] < full.shape[2] else full
-
-
 class DeployModel(nn.Module):
     """
-    Frames (N, h, w, 3) uint8 RGB -> logits (N, K, h', w'), those that `classify` returns.
+    Frames (N, h, w, 3) uint8 RGB -> logits (N, K, h', w'), those before the network's last resize.
 
     `mean`, `std`: as in a card. `dtype`: of the network, whose batch norms stay float32 in any.
     """
 
+    network: Any  # one of networks.NETWORKS, perhaps folded
     mean: Tensor
     std: Tensor
 
@@ -102,7 +70,7 @@ class DeployModel(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Run the network alone: (N, 3, h, w), normalised, in `dtype`."""
-        return classify(self.network, x)
+        return self.network.forward_logits(x)
 
     def forward(self, frames: Tensor) -> Tensor:
         return self.logits(normalise(frames, self.mean, self.std, self.dtype))
@@ -317,18 +285,9 @@ def compile_network(core: DeployModel, shape: tuple[int, ...]) -> Callable[[Tens
     example = torch.zeros(shape, dtype=core.dtype, device=core.mean.device)
     example = example.contiguous(memory_format=torch.channels_last)
 
-    class Logits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = core.network
-
-        def forward(self, x: Tensor) -> Tensor:
-            return classify(self.network, x)
-
     try:
         with torch.inference_mode():
-            # Exported first: the compiler can't follow the hook in `classify`.
-            fast = torch.compile(torch.export.export(Logits(), (example,)).module(), dynamic=False)
+            fast = torch.compile(core.logits, dynamic=False)
             fast(example)
     except Exception as e:  # the compiler has many ways to fail, and a long text for each
         raise BackendError("backend is 'torch-compile', but torch could not compile the network "

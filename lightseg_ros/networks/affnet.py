@@ -199,9 +199,21 @@ class AFFNet(nn.Module):
             conv(128, num_classes, 3, bias=True))
         initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Return logits (N, K, H/8, W/8), before the last resize, and deepest features (N, 128, H/32, W/32).
+
+        Training gives the deepest features a classifier of their own.
+        """
         f1 = self.stage8(x)
         f2 = self.stage16(f1)
         f3 = self.stage32(f2)
-        y = self.fusion([f1, f2, f3, self.context(f3)])
-        return upsample(self.classifier(y), x)
+        f4 = self.context(f3)
+        return self.classifier(self.fusion([f1, f2, f3, f4])), f4
+
+    def forward_logits(self, x: Tensor) -> Tensor:
+        """Return the logits before the last resize, (N, num_classes, H/8, W/8)."""
+        return self.logits_and_features(x)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample(self.forward_logits(x), x)

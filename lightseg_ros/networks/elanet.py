@@ -140,14 +140,27 @@ class ELANet(nn.Module):
         self.classifier = conv(128, num_classes, 1)
         initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Return logits (N, K, H/4, W/4), before the last resize, and deepest features (N, 128, H/8, W/8).
+
+        Training gives the deepest features a classifier of their own.
+        """
         a = self.stem(x)
         b0 = self.down4(a)
         b = self.stage4(b0)
         c0 = self.down8(self.norm4(torch.cat([b, b0], 1)))
-        c = self.norm8(torch.cat([c0, self.stage8(c0)], 1))
+        c1 = self.stage8(c0)
+        c = self.norm8(torch.cat([c0, c1], 1))
         y = self.fusion(a, b, c)
-        return upsample(self.classifier(self.dropout(y)), x)
+        return self.classifier(self.dropout(y)), c1
+
+    def forward_logits(self, x: Tensor) -> Tensor:
+        """Return the logits before the last resize, (N, num_classes, H/4, W/4)."""
+        return self.logits_and_features(x)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample(self.forward_logits(x), x)
 
 
 def elanet_released(num_classes: int, *,

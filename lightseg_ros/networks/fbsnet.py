@@ -180,11 +180,17 @@ class FBSNet(nn.Module):
         self.classifier = nn.ConvTranspose2d(width, num_classes, 2, 2)
         initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Return the logits, (N, K, H, W), and the deepest features, (N, 128, H/8, W/8).
+
+        Training gives the deepest features a classifier of their own.
+        """
         f2 = self.stem(x)
         s2 = self.stage2(f2)
         s4 = self.stage4(s2)
-        y = self.decode4(self.up4(self.stage8(s4), s4))
+        s8 = self.stage8(s4)
+        y = self.decode4(self.up4(s8, s4))
         y = self.decode2(self.up2(y, s2))
         if self.detail is not None:
             detail = self.detail(f2)
@@ -192,7 +198,14 @@ class FBSNet(nn.Module):
                 detail = detail * self.sam(detail)
             y = torch.cat([y, detail], 1) if self.concat else y + detail
         y = self.fam(self.norm(y))
-        return crop(self.classifier(y), x)
+        return crop(self.classifier(y), x), s8
+
+    def forward_logits(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, num_classes, H, W): the last convolution brings them to full size."""
+        return self.logits_and_features(x)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_logits(x)
 
 
 class FBSNetReleased(nn.Module):
@@ -227,11 +240,24 @@ class FBSNetReleased(nn.Module):
         self.classifier = nn.ConvTranspose2d(32, num_classes, 2, 2)
         initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Return the logits, (N, K, H, W), and the deepest features, (N, 128, H/8, W/8).
+
+        Training gives the deepest features a classifier of their own.
+        """
         f2 = self.stem(x)
         s2 = self.stage2(f2)
         s4 = self.stage4(s2)
-        y = self.decode4(self.up4(self.stage8(s4), s4))
+        s8 = self.stage8(s4)
+        y = self.decode4(self.up4(s8, s4))
         y = self.decode2(self.up2(y, s2))
         y = self.fam(self.norm(y + self.detail(f2)))
-        return crop(self.classifier(y), x)
+        return crop(self.classifier(y), x), s8
+
+    def forward_logits(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, num_classes, H, W): the last convolution brings them to full size."""
+        return self.logits_and_features(x)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_logits(x)

@@ -160,10 +160,22 @@ class LAANet(nn.Module):
         self.classifier = conv(32, num_classes, 1, bias=True)
         initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Return logits (N, K, H/2, W/2), before the last resize, and deepest features (N, 128, H/8, W/8).
+
+        Training gives the deepest features a classifier of their own.
+        """
         f2 = self.stem(x)
         f4 = self.stage4(f2)
         f8 = self.stage8(f4)
         y = self.affu4(f4, self.adpp(f8))
         y = self.affu2(f2, y)
-        return upsample(self.classifier(y), x)
+        return self.classifier(y), f8
+
+    def forward_logits(self, x: Tensor) -> Tensor:
+        """Return the logits before the last resize, (N, num_classes, H/2, W/2)."""
+        return self.logits_and_features(x)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample(self.forward_logits(x), x)

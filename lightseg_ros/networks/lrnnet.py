@@ -186,6 +186,18 @@ class LRNNet(nn.Module):
             # Training starts from model A, to the bit.
             nn.init.zeros_(self.svn.restore.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Return logits (N, K, H/8, W/8), before the last resize, and deepest features (N, 128, H/8, W/8).
+
+        Training gives the deepest features a classifier of their own.
+        """
         f8 = self.stage8(self.stage4(self.stage2(x)))
-        return upsample(self.classifier(self.svn(f8)), x)
+        return self.classifier(self.svn(f8)), f8
+
+    def forward_logits(self, x: Tensor) -> Tensor:
+        """Return the logits before the last resize, (N, num_classes, H/8, W/8)."""
+        return self.logits_and_features(x)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample(self.forward_logits(x), x)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .. import datasets, networks, weights
 from ..datasets import AugmentParams, DataSet
 from ..metrics import ConfusionMatrix
+from ..networks.layers import upsample
 from . import gradients, losses
 from .recipes import Recipe
 
@@ -72,26 +73,23 @@ class _Learner(nn.Module):
     (N, 3, H, W) -> the network's logits (N, K, H, W), and those of the second one (N, K, h, w) or None.
     """
 
-    deep: Tensor | None = None
+    network: Any  # one of networks.NETWORKS
 
     def __init__(self, network: nn.Module, num_classes: int, auxiliary: bool):
         super().__init__()
         self.network = network
         self.head: nn.Conv2d | None = None
         if auxiliary:
-            # AFFNet goes down to 1/32, the others to 1/8.
-            stage = network.get_submodule('context' if hasattr(network, 'context') else 'stage8')
-            stage.register_forward_hook(lambda module, x, y: setattr(self, 'deep', y))
             with torch.no_grad():
-                network.eval()(next(network.parameters()).new_zeros(1, 3, 64, 64))
+                _, deepest = self.network.eval().logits_and_features(
+                    next(network.parameters()).new_zeros(1, 3, 64, 64))
             network.train()
-            assert self.deep is not None
-            self.head = nn.Conv2d(self.deep.shape[1], num_classes, 1)
+            self.head = nn.Conv2d(deepest.shape[1], num_classes, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits = self.network(x)
-        deep, self.deep = self.deep, None
-        return logits, None if self.head is None or deep is None else self.head(deep)
+        logits, deepest = self.network.logits_and_features(x)
+        full = logits if logits.shape[2:] == x.shape[2:] else upsample(logits, x)
+        return full, None if self.head is None else self.head(deepest)
 
 
 class Trainer:
