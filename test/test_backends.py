@@ -3,14 +3,17 @@
 """Every backend computes what plain torch computes; what is compiled is kept; what can't be done is said."""
 import copy
 import importlib.util
+import inspect
 from pathlib import Path
+import shutil
 import threading
 
 import pytest
 import torch
 from torch import nn
 
-from lightseg_ros.inference import backends, export, folding
+from lightseg_ros import networks
+from lightseg_ros.inference import backends, export, folding, kernels
 from lightseg_ros.inference.backends import BackendError, CompileSpec, DeployModel
 
 NETWORKS = ('laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet')
@@ -151,6 +154,26 @@ def test_converted_models_are_found_again(tiny, cache):
     assert (folder / 'core.xml').stat().st_mtime_ns == written
 
 
+def test_changed_code_has_another_key(tmp_path):
+    """What is traced into a converted model is part of its key, and must be there to be hashed."""
+    package = tmp_path / 'lightseg_ros'
+    shutil.copytree(Path(backends.__file__).parents[1], package)
+    key = backends.code_digest(package)
+    assert key == backends.code_digest()
+    traced = {Path(inspect.getsourcefile(f)).relative_to(Path(backends.__file__).parents[1]) for f in (
+        kernels.normalise, folding.fold, export.to_onnx, DeployModel, networks.build)}
+    backends.code_digest.cache_clear()
+    for name in sorted(traced):
+        source = (package / name).read_text()
+        (package / name).write_text(source + '# changed\n')
+        assert backends.code_digest(package) != key, name
+        (package / name).write_text(source)
+        backends.code_digest.cache_clear()
+    (package / 'inference' / 'kernels.py').unlink()
+    with pytest.raises(FileNotFoundError):
+        backends.code_digest(package)
+
+
 def test_other_weights_have_another_key(tiny):
     other = copy.deepcopy(tiny)
     other.classifier.bias.data += 1
@@ -231,11 +254,11 @@ def test_what_cannot_be_done_is_said(tiny, cache):
         backends.choose('openvinoo')
     with pytest.raises(BackendError, match="only 'openvino' runs"):
         backends.choose('torch', 'GPU')
-    with pytest.raises(BackendError, match='on a processor torch has float32 and bfloat16'):
+    with pytest.raises(BackendError, match='on a CPU torch has float32 and bfloat16'):
         backends.build('torch', plan(tiny, 'float16'), 1, 64, 64)
     if importlib.util.find_spec('onnxruntime'):
         with pytest.raises(BackendError, match='has float32 only'):
             backends.build('onnxruntime', plan(tiny, 'bfloat16'), 1, 64, 64)
     if importlib.util.find_spec('openvino'):
         with pytest.raises(BackendError, match='finds no device NPU.7; it has CPU'):
-            backends.build('openvino', CompileSpec(plan(tiny).core, 'k', 'float32', 0, 'NPU.7'), 1, 64, 64)
+            backends.build('openvino', CompileSpec(plan(tiny).model, 'k', 'float32', 0, 'NPU.7'), 1, 64, 64)

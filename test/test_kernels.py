@@ -135,7 +135,7 @@ def check_fused(shape, dtype, device):
     expected = kernels.postprocess(logits, frames, palette, 0.3, overlay=True, confidence=True,
                                    reversed_channels=reversed_channels)
     found = tuple(torch.full_like(t, 77) for t in expected)
-    kernels.fused_finish(logits, frames, *kernels.brush(palette, 0.3), *found, reversed_channels)
+    kernels.fused_finish(logits, frames, *kernels.overlay_lookup(palette, 0.3), *found, reversed_channels)
     labels, overlay, confidence = found
     same = labels == expected[0]
     assert same.double().mean() >= 0.9999
@@ -143,7 +143,8 @@ def check_fused(shape, dtype, device):
     assert (confidence.int() - expected[2].int()).abs().max() <= 1
 
     only = torch.full_like(labels, 77)
-    kernels.fused_finish(logits, frames, *kernels.brush(palette, 0.3), only, None, None, reversed_channels)
+    lookup = kernels.overlay_lookup(palette, 0.3)
+    kernels.fused_finish(logits, frames, *lookup, only, None, None, reversed_channels)
     assert torch.equal(only, labels)
 
     mean, std = MEAN.to(device), STD.to(device)

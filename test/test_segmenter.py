@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from lightseg_ros import machine, networks, weights
-from lightseg_ros.inference import backends, cuda, export, folding, kernels, segmenter
+from lightseg_ros.inference import backends, cpu, cuda, export, folding, kernels
 from lightseg_ros.inference.segmenter import Segmenter, SegmenterError
 
 CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
@@ -162,17 +162,17 @@ def test_stream_is_one_after_the_other(segment):
     assert np.array_equal(segment([frames[0]])[0].labels, segment([frames[0]])[0].labels)
 
 
-def test_sizes_beyond_the_limit_are_let_go(model, caplog):
+def test_sizes_beyond_the_limit_are_evicted(model, caplog):
     caplog.set_level(logging.INFO)
     segment = Segmenter(*model, 'cpu', 'native', backend='torch')
-    for i in range(segmenter.MAX_SIZES + 1):
+    for i in range(cpu.MAX_SIZES + 1):
         segment([picture(64, 64 + 8 * i)])
-    assert '1 x 64x64 is let go' in caplog.text
+    assert '1 x 64x64 is evicted' in caplog.text
     caplog.clear()
     segment([picture(64, 64 + 8 * i)])
-    assert 'made' not in caplog.text
+    assert 'compiled' not in caplog.text
     segment([picture(64, 64)])
-    assert 'torch for 1 x 64x64 made' in caplog.text
+    assert 'torch compiled for 1 x 64x64' in caplog.text
 
 
 @pytest.mark.parametrize('backend', ['openvino', 'onnxruntime'])
@@ -254,7 +254,7 @@ def test_what_is_captured_computes_the_same_on_a_processor(model, segment, rever
     """The function that CUDA captures, here called plainly."""
     frame = picture(120, 160)
     core = backends.DeployModel(folding.fold(model[0]), model[1].mean, model[1].std).lowered(torch.float32)
-    run = cuda.Frame(core, torch.from_numpy(model[1].labels.palette()), fused=False)
+    run = cuda.FramePipeline(core, torch.from_numpy(model[1].labels.palette()), fused=False)
     kind = cuda.GraphKey(1, 120, 160, (96, 128), reversed_channels, True, True)
     out = cuda.Images.empty(kind, 'cpu')
     frames = torch.from_numpy(frame[..., ::-1].copy() if reversed_channels else frame)[None]
@@ -273,7 +273,7 @@ def test_what_is_captured_stays_on_its_device(name):
     core = backends.DeployModel(folding.fold(network), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
     core = core.lowered(torch.float16, 'meta')
     palette = torch.zeros((256, 3), dtype=torch.uint8, device='meta')
-    run = cuda.Frame(core, palette, fused=False)
+    run = cuda.FramePipeline(core, palette, fused=False)
     for height, width in ((96, 128), (480, 640)):
         kind = cuda.GraphKey(2, height, width, (96, 128), True, True, True)
         with torch.inference_mode():
@@ -353,7 +353,7 @@ def test_cuda_alpha_is_live_and_graphs_are_let_go(model, graph, caplog):
 @pytest.mark.parametrize('fused', [pytest.param(f, marks=CUDA) for f in (True, False)])
 def test_cuda_memory_does_not_grow(model, fused):
     segment = Segmenter(*model, 'cuda')
-    segment._engine.frame.fused = fused and kernels.available
+    segment._engine.pipeline.fused = fused and kernels.available
     frame = picture(120, 160)
     for _ in range(20):
         segment([frame], overlay=True, confidence=True)

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # Precision -> what OpenVINO calls it.
 PRECISIONS = {'float32': 'FP32', 'bfloat16': 'BF16', 'float16': 'FP16'}
+# Files of this folder whose code is traced into a converted model, or rewrites it.
+TRACED = ('backends.py', 'export.py', 'folding.py', 'kernels.py')
 # (N, h, w, 3) uint8 RGB -> (N, K, h', w') float, channels-last; valid until the next call.
 CompiledModel = Callable[[Tensor], Tensor]
 
@@ -60,13 +62,13 @@ class DeployModel(nn.Module):
 
     def lowered(self, dtype: torch.dtype, device: torch.device | str = 'cpu') -> 'DeployModel':
         """Return a copy on a device with a network of another type, channels-last."""
-        core = copy.deepcopy(self).to(device)
-        core.dtype = dtype
-        core.network.to(dtype)
-        for module in core.network.modules():
+        model = copy.deepcopy(self).to(device)
+        model.dtype = dtype
+        model.network.to(dtype)
+        for module in model.network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.float()
-        return core.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def logits(self, x: Tensor) -> Tensor:
         """Run the network alone: (N, 3, h, w), normalised, in `dtype`."""
@@ -81,33 +83,36 @@ class CompileSpec:
     """
     What a backend is asked for.
 
-    `core`: float32, on the CPU, norms folded. `key`: names the weights, for the cache on disk. `precision`:
+    `model`: float32, on the CPU, norms folded. `key`: names the weights, for the cache on disk. `precision`:
     'float32' or 'bfloat16'. `threads`: 0 leaves it to the backend. `target`: OpenVINO's name of the device.
     """
 
-    core: DeployModel
+    model: DeployModel
     key: str
     precision: str = 'float32'
     threads: int = 0
     target: str = 'CPU'
 
 
-def digest(core: DeployModel) -> str:
+def digest(model: DeployModel) -> str:
     """Hexadecimal SHA-256 of all that a converted model holds: weights, mean and std, structure, our code."""
-    sha = hashlib.sha256(f'{core!r} {torch.__version__}'.encode() + _code())
-    for name, tensor in [*core.named_buffers(), *core.named_parameters()]:
+    sha = hashlib.sha256(f'{model!r} {torch.__version__}'.encode() + code_digest())
+    for name, tensor in [*model.named_buffers(), *model.named_parameters()]:
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 
 @functools.cache
-def _code() -> bytes:
-    """SHA-256 of the modules that a converted model comes from: the next version's may compute otherwise."""
-    here = Path(__file__).parent  # inference/
-    files = [*sorted((here.parent / 'networks').glob('*.py')),
-             *(here / f'{name}.py' for name in ('backends', 'export', 'folding'))]
-    return hashlib.sha256(b''.join(f.read_bytes() for f in files if f.is_file())).digest()
+def code_digest(package: Path = Path(__file__).parents[1]) -> bytes:
+    """
+    Return the SHA-256 of the modules that end up in a converted model.
+
+    Their next version may compute otherwise, so it must not find models of this one in the cache. All of the
+    files must be there: one that is passed over in silence would leave stale models.
+    """
+    files = [*sorted((package / 'networks').glob('*.py')), *(package / 'inference' / name for name in TRACED)]
+    return hashlib.sha256(b''.join(f.read_bytes() for f in files)).digest()
 
 
 def choose(backend: str, target: str = 'CPU') -> tuple[str, str]:
@@ -172,21 +177,21 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def build(backend: str, plan: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
+def build(backend: str, spec: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Make the program for frames of one size; `backend` as `choose` returns it."""
-    return BACKENDS[backend](plan, batch, height, width)
+    return BACKENDS[backend](spec, batch, height, width)
 
 
-def openvino(plan: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
+def openvino(spec: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Build for OpenVINO; what is converted is kept on disk, and what it compiles beside it."""
     import openvino as ov
-    core = ov.Core()
-    found = core.available_devices
-    if plan.target not in (*found, *(device.split('.')[0] for device in found)):
-        raise BackendError(f'OpenVINO finds no device {plan.target}; it has {", ".join(found)}')
-    known = core.get_property(plan.target, 'OPTIMIZATION_CAPABILITIES')
-    if PRECISIONS[plan.precision] not in known:
-        raise BackendError(f'precision is {plan.precision!r}, for which this {plan.target} has no '
+    runtime = ov.Core()
+    found = runtime.available_devices
+    if spec.target not in (*found, *(device.split('.')[0] for device in found)):
+        raise BackendError(f'OpenVINO finds no device {spec.target}; it has {", ".join(found)}')
+    known = runtime.get_property(spec.target, 'OPTIMIZATION_CAPABILITIES')
+    if PRECISIONS[spec.precision] not in known:
+        raise BackendError(f'precision is {spec.precision!r}, for which this {spec.target} has no '
                            f'instructions, only for {", ".join(known)}')
 
     def convert(folder: Path) -> None:
@@ -195,14 +200,14 @@ def openvino(plan: CompileSpec, batch: int, height: int, width: int) -> Compiled
         example = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            traced = torch.jit.trace(plan.core, example, check_trace=False)
+            traced = torch.jit.trace(spec.model, example, check_trace=False)
             model = ov.convert_model(traced, input=[(list(example.shape), ov.Type.u8)])
         _pool_means(model)
         ov.save_model(model, folder / 'core.xml', compress_to_fp16=False)
 
-    name = f'openvino-{ov.get_version().split("-")[0]}-{plan.key}-{batch}x{width}x{height}'
+    name = f'openvino-{ov.get_version().split("-")[0]}-{spec.key}-{batch}x{width}x{height}'
     folder = cached(name, convert)
-    model = core.read_model(folder / 'core.xml')
+    model = runtime.read_model(folder / 'core.xml')
     # Channels last: what the network computes in, and what upsampling wants.
     prepost = ov.preprocess.PrePostProcessor(model)
     prepost.output().model().set_layout(ov.Layout('NCHW'))
@@ -210,10 +215,10 @@ def openvino(plan: CompileSpec, batch: int, height: int, width: int) -> Compiled
     model = prepost.build()
     options: dict[str, Any] = {
         'PERFORMANCE_HINT': 'LATENCY', 'CACHE_DIR': str(folder),
-        'INFERENCE_PRECISION_HINT': PRECISIONS[plan.precision].lower().replace('fp', 'f')}
-    if plan.threads and plan.target == 'CPU':
-        options['INFERENCE_NUM_THREADS'] = plan.threads
-    request = core.compile_model(model, plan.target, options).create_infer_request()
+        'INFERENCE_PRECISION_HINT': PRECISIONS[spec.precision].lower().replace('fp', 'f')}
+    if spec.threads and spec.target == 'CPU':
+        options['INFERENCE_NUM_THREADS'] = spec.threads
+    request = runtime.compile_model(model, spec.target, options).create_infer_request()
 
     def run(frames: Tensor) -> Tensor:
         outputs = request.infer({0: frames.numpy()}, share_inputs=True, share_outputs=True)
@@ -234,21 +239,21 @@ def _pool_means(model: Any) -> None:
             node.output(0).replace(pool.output(0))
 
 
-def onnxruntime(plan: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
+def onnxruntime(spec: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Build for ONNX Runtime, float32; the graph of each size is kept on disk."""
     import onnxruntime as ort
-    if plan.precision != 'float32':
-        raise BackendError(f"precision is {plan.precision!r}; backend 'onnxruntime' has float32 only, "
+    if spec.precision != 'float32':
+        raise BackendError(f"precision is {spec.precision!r}; backend 'onnxruntime' has float32 only, "
                            "'openvino' and 'torch' have bfloat16 too")
     example = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
 
     def convert(folder: Path) -> None:
         from .export import to_onnx
-        (folder / 'core.onnx').write_bytes(to_onnx(plan.core, example).SerializeToString())
+        (folder / 'core.onnx').write_bytes(to_onnx(spec.model, example).SerializeToString())
 
-    name = f'onnx-{plan.key}-{torch.__version__}-{batch}x{width}x{height}'
+    name = f'onnx-{spec.key}-{torch.__version__}-{batch}x{width}x{height}'
     options = ort.SessionOptions()
-    options.intra_op_num_threads = plan.threads
+    options.intra_op_num_threads = spec.threads
     session = ort.InferenceSession(cached(name, convert) / 'core.onnx', options,
                                    providers=['CPUExecutionProvider'])
     name, = (i.name for i in session.get_inputs())
@@ -258,36 +263,36 @@ def onnxruntime(plan: CompileSpec, batch: int, height: int, width: int) -> Compi
     return run
 
 
-def eager(plan: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
+def eager(spec: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Build for torch: norms folded, channels-last; nothing is compiled."""
-    core = plan.core.lowered(_dtype(plan))
+    model = spec.model.lowered(_dtype(spec))
 
     @torch.inference_mode()
     def run(frames: Tensor) -> Tensor:
-        return core(frames).float()
+        return model(frames).float()
     return run
 
 
-def compiled(plan: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
+def compiled(spec: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Build for torch's compiler, which wants a C++ compiler; what it makes is kept on disk."""
-    core = plan.core.lowered(_dtype(plan))
-    fast = compile_network(core, (batch, 3, height, width))
+    model = spec.model.lowered(_dtype(spec))
+    fast = compile_network(model, (batch, 3, height, width))
 
     @torch.inference_mode()
     def run(frames: Tensor) -> Tensor:
-        return fast(normalise(frames, core.mean, core.std, core.dtype)).float()
+        return fast(normalise(frames, model.mean, model.std, model.dtype)).float()
     return run
 
 
-def compile_network(core: DeployModel, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-    """Compile `core.logits` for inputs of a shape, by torch's compiler, and run it once."""
+def compile_network(model: DeployModel, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """Compile `model.logits` for inputs of a shape, by torch's compiler, and run it once."""
     os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(cache_dir() / 'inductor'))
-    example = torch.zeros(shape, dtype=core.dtype, device=core.mean.device)
+    example = torch.zeros(shape, dtype=model.dtype, device=model.mean.device)
     example = example.contiguous(memory_format=torch.channels_last)
 
     try:
         with torch.inference_mode():
-            fast = torch.compile(core.logits, dynamic=False)
+            fast = torch.compile(model.logits, dynamic=False)
             fast(example)
     except Exception as e:  # the compiler has many ways to fail, and a long text for each
         raise BackendError("backend is 'torch-compile', but torch could not compile the network "
@@ -296,10 +301,10 @@ def compile_network(core: DeployModel, shape: tuple[int, ...]) -> Callable[[Tens
     return fast
 
 
-def _dtype(plan: CompileSpec) -> torch.dtype:
-    if plan.precision not in ('float32', 'bfloat16'):
-        raise BackendError(f'precision is {plan.precision!r}; on a processor torch has float32 and bfloat16')
-    return getattr(torch, plan.precision)
+def _dtype(spec: CompileSpec) -> torch.dtype:
+    if spec.precision not in ('float32', 'bfloat16'):
+        raise BackendError(f'precision is {spec.precision!r}; on a CPU torch has float32 and bfloat16')
+    return getattr(torch, spec.precision)
 
 
 BACKENDS: dict[str, Callable[[CompileSpec, int, int, int], CompiledModel]] = {

@@ -1,14 +1,13 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-The CUDA engine: what happens to a frame on the GPU is one captured graph, transfers run beside it.
+The CUDA engine: one captured graph does all of a frame's work on the GPU, transfers run beside it.
 
-`Frame` is the function that is captured; the engine copies frames into pinned memory, uploads, replays and
-downloads on three streams, so that one frame may be uploaded while the one before is computed.
+`FramePipeline` is the function that is captured. The engine copies frames into pinned memory, uploads,
+replays and downloads on three streams, so one frame can be uploaded while the previous one is computed.
 """
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 import functools
 import logging
 from time import perf_counter
@@ -20,30 +19,14 @@ from torch import Tensor
 
 from . import kernels
 from .backends import compile_network, DeployModel
-from .kernels import blend, brush, label, resize
+from .engine import GraphKey, Result
+from .kernels import blend, label, overlay_lookup, resize
 
 log = logging.getLogger(__name__)
 
-# Kinds of frames whose graphs are kept, or four for each size of a batch that has come, where that is more; a
-# new one takes the place of the one used longest ago.
+# Graphs that are kept: this many, or four per camera in the largest batch where that is more. The one that
+# was unused for longest is evicted.
 MAX_GRAPHS = 8
-
-
-@dataclass(frozen=True)
-class GraphKey:
-    """What a graph is captured for: frames of one size, the network's size, and what is wanted of them."""
-
-    batch: int
-    height: int
-    width: int
-    size: tuple[int, int]
-    reversed_channels: bool
-    overlay: bool
-    confidence: bool
-
-    def __str__(self) -> str:
-        wanted = ''.join(f', {k}' for k in ('overlay', 'confidence') if getattr(self, k))
-        return f'{self.batch} x {self.width}x{self.height}{wanted}'
 
 
 class Images(NamedTuple):
@@ -54,132 +37,148 @@ class Images(NamedTuple):
     confidence: Tensor | None
 
     @staticmethod
-    def empty(kind: GraphKey, device: torch.device | str, pinned: bool = False) -> 'Images':
+    def empty(key: GraphKey, device: torch.device | str, pinned: bool = False) -> 'Images':
         def image(*more: int) -> Tensor:
-            return torch.empty((kind.batch, kind.height, kind.width, *more), dtype=torch.uint8, device=device,
+            return torch.empty((key.batch, key.height, key.width, *more), dtype=torch.uint8, device=device,
                                pin_memory=pinned)
-        return Images(image(), image(3) if kind.overlay else None, image() if kind.confidence else None)
+        return Images(image(), image(3) if key.overlay else None, image() if key.confidence else None)
 
 
-class Frame:
+class FramePipeline:
     """
-    The whole of a frame on its device: frames (N, H, W, 3) uint8 -> `Images`, written where they are wanted.
+    All work on a frame on its device: frames (N, H, W, 3) uint8 -> `Images`, written in place.
 
-    `core`: in the network's type, on the device. With `fused`, Triton's kernels do what surrounds the
-    network, else their twins in torch; with `compiled`, torch's compiler makes the network.
-    `paint` and `keep` hold what the overlay is blended with: change them in place.
+    `model`: in the network's precision, on the device. With `fused`, Triton kernels do what comes before and
+    after the network, else their twins in torch do. With `compiled`, torch's compiler makes the network.
+    `lookup` and `weight` are what the overlay is blended with: change them in place.
     """
 
-    def __init__(self, core: DeployModel, palette: Tensor, *, fused: bool, compiled: bool = False):
-        self.core = core
+    def __init__(self, model: DeployModel, palette: Tensor, *, fused: bool, compiled: bool = False):
+        self.model = model
         self.fused = fused
         self.compiled: dict[tuple[int, ...], Callable[[Tensor], Tensor]] | None = {} if compiled else None
-        self.paint, self.keep = brush(palette, 0.5)
+        self.lookup, self.weight = overlay_lookup(palette, 0.5)
 
-    def __call__(self, frames: Tensor, kind: GraphKey, out: Images) -> None:
-        core, reversed_channels = self.core, kind.reversed_channels
+    def __call__(self, frames: Tensor, key: GraphKey, out: Images) -> None:
+        model, reversed_channels = self.model, key.reversed_channels
         normalise = kernels.fused_normalise if self.fused else kernels.normalise
-        small = resize(frames, kind.size).contiguous()
-        logits = self.logits(normalise(small, core.mean, core.std, core.dtype, reversed_channels))
+        small = resize(frames, key.size).contiguous()
+        logits = self.logits(normalise(small, model.mean, model.std, model.dtype, reversed_channels))
         if self.fused:
-            kernels.fused_finish(logits, frames, self.paint, self.keep, out.labels, out.overlay,
+            kernels.fused_finish(logits, frames, self.lookup, self.weight, out.labels, out.overlay,
                                  out.confidence, reversed_channels)
             return
-        labels, confidences = label(logits, (kind.height, kind.width), kind.confidence)
+        labels, confidence = label(logits, (key.height, key.width), key.confidence)
         out.labels.copy_(labels)
         if out.confidence is not None:
-            out.confidence.copy_(confidences)
+            out.confidence.copy_(confidence)
         if out.overlay is not None:
-            out.overlay.copy_(blend(frames, labels, self.paint, self.keep, reversed_channels))
+            out.overlay.copy_(blend(frames, labels, self.lookup, self.weight, reversed_channels))
 
     def logits(self, x: Tensor) -> Tensor:
         """Run the network: (N, 3, h, w), normalised -> logits."""
         if self.compiled is None:
-            return self.core.logits(x)
+            return self.model.logits(x)
         if x.shape not in self.compiled:
-            self.compiled[x.shape] = compile_network(self.core, x.shape)
+            self.compiled[x.shape] = compile_network(self.model, x.shape)
         return self.compiled[x.shape](x)
 
 
 class FrameBuffers:
-    """A frame's static memory on both sides, its graph, and the events that order its stages."""
+    """The static memory of a batch on host and device, its graph, and the events that order its stages."""
 
-    def __init__(self, kind: GraphKey, device: torch.device):
-        self.kind = kind
-        shape = (kind.batch, kind.height, kind.width, 3)
+    def __init__(self, key: GraphKey, device: torch.device):
+        self.key = key
+        shape = (key.batch, key.height, key.width, 3)
         self.host_in = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         self.device_in = torch.empty(shape, dtype=torch.uint8, device=device)
-        self.device_out = Images.empty(kind, device)
-        self.host_out = Images.empty(kind, 'cpu', pinned=True)
+        self.device_out = Images.empty(key, device)
+        self.host_out = Images.empty(key, 'cpu', pinned=True)
         self.run: Callable[[], None]
         self.began, self.uploaded, self.computed, self.downloaded = (
             torch.cuda.Event(enable_timing=True) for _ in range(4))
         self.busy = False
 
 
-class Engine:
+class CudaEngine:
     """
     Runs frames on a GPU; `graph` chooses between captured graphs and the same function called eagerly.
 
-    `submit` starts a frame and returns at once; `collect` waits for it. Two may be under way at a time. Not
-    thread-safe: one thread calls it.
+    `submit` starts a batch and returns at once; `collect` waits for it. At most two batches of one key may be
+    in flight. Not thread-safe: one thread calls it.
     """
 
-    def __init__(self, core: DeployModel, palette: Tensor, device: torch.device, *, graph: bool = True,
+    def __init__(self, model: DeployModel, palette: Tensor, device: torch.device, *, graph: bool = True,
                  fused: bool = True, compiled: bool = False):
         self.device = device
+        self.device_name = torch.cuda.get_device_name(device)
         self.graph = graph
-        self.frame = Frame(core, palette.to(device), fused=fused and kernels.available, compiled=compiled)
+        self.pipeline = FramePipeline(model, palette.to(device), fused=fused and kernels.available,
+                                      compiled=compiled)
         self._upload, self._compute, self._download = (torch.cuda.Stream(device) for _ in range(3))
         self._pool = torch.cuda.graph_pool_handle()
-        self._slots: OrderedDict[GraphKey, list[FrameBuffers]] = OrderedDict()
-        # What was made on the default stream is there before another one uses it.
+        self._buffers: OrderedDict[GraphKey, list[FrameBuffers]] = OrderedDict()
+        # Wait for what was made on the default stream before another stream uses it.
         torch.cuda.synchronize(device)
 
     def set_alpha(self, palette: Tensor, alpha: float) -> None:
-        """Blend overlays with another share of the colours; graphs stay as they are."""
+        """Blend overlays with another share of the colours; captured graphs stay valid."""
         with torch.cuda.stream(self._compute):
-            for old, new in zip((self.frame.paint, self.frame.keep), brush(palette, alpha)):
+            for old, new in zip((self.pipeline.lookup, self.pipeline.weight), overlay_lookup(palette, alpha)):
                 old.copy_(new)
 
-    def submit(self, frames: Sequence[np.ndarray], kind: GraphKey) -> FrameBuffers:
-        """Start frames (H, W, 3) uint8 as they lie in memory; `kind` says what they are."""
-        slot = self._free(kind)
-        staged = slot.host_in.numpy()
+    def memory_mb(self) -> dict[str, float]:
+        """Return the MB that torch has allocated and reserved on the GPU."""
+        return {'device memory (MB)': torch.cuda.memory_allocated(self.device) / 1e6,
+                'device memory reserved (MB)': torch.cuda.memory_reserved(self.device) / 1e6}
+
+    def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> FrameBuffers:
+        """Start frames (H, W, 3) uint8 as they lie in memory; `key` says what they are."""
+        buffers = self._free(key)
+        staged = buffers.host_in.numpy()
         for i, frame in enumerate(frames):
             np.copyto(staged[i], frame)
-        slot.busy = True
-        with torch.cuda.stream(self._upload):
-            slot.began.record()
-            slot.device_in.copy_(slot.host_in, non_blocking=True)
-            slot.uploaded.record()
-        self._compute.wait_event(slot.uploaded)
-        with torch.cuda.stream(self._compute):
-            slot.run()
-            slot.computed.record()
-        self._download.wait_event(slot.computed)
-        with torch.cuda.stream(self._download):
-            for source, target in zip(slot.device_out, slot.host_out):
-                if source is not None and target is not None:
-                    target.copy_(source, non_blocking=True)
-            slot.downloaded.record()
-        return slot
+        buffers.busy = True
+        try:
+            with torch.cuda.stream(self._upload):
+                buffers.began.record()
+                buffers.device_in.copy_(buffers.host_in, non_blocking=True)
+                buffers.uploaded.record()
+            self._compute.wait_event(buffers.uploaded)
+            with torch.cuda.stream(self._compute):
+                buffers.run()
+                buffers.computed.record()
+            self._download.wait_event(buffers.computed)
+            with torch.cuda.stream(self._download):
+                for source, target in zip(buffers.device_out, buffers.host_out):
+                    if source is not None and target is not None:
+                        target.copy_(source, non_blocking=True)
+                buffers.downloaded.record()
+        except BaseException:
+            # Nobody will collect it: without this, two failures would leave no free buffers.
+            buffers.busy = False
+            raise
+        return buffers
 
-    def collect(self, slot: FrameBuffers) -> tuple[list[np.ndarray | None], dict[str, float]]:
-        """Wait for a slot: labels, overlay, confidence (None where not wanted), and ms of its stages."""
-        slot.downloaded.synchronize()
-        slot.busy = False
-        stage_ms = {'upload': slot.began.elapsed_time(slot.uploaded),
-                    'device': slot.uploaded.elapsed_time(slot.computed),
-                    'download': slot.computed.elapsed_time(slot.downloaded)}
-        return [None if t is None else t.numpy().copy() for t in slot.host_out], stage_ms
+    def collect(self, started: FrameBuffers) -> Result:
+        """Wait for a batch that `submit` started."""
+        try:
+            started.downloaded.synchronize()
+        finally:
+            started.busy = False
+        stage_ms = {'upload': started.began.elapsed_time(started.uploaded),
+                    'device': started.uploaded.elapsed_time(started.computed),
+                    'download': started.computed.elapsed_time(started.downloaded)}
+        labels, overlay, confidence = (None if t is None else t.numpy().copy() for t in started.host_out)
+        assert labels is not None
+        return Result(labels, overlay, confidence, stage_ms)
 
     def network_alone(self, frames: Tensor) -> Callable[[], None]:
-        """Return a call that runs the network alone on frames (N, h, w, 3) uint8 of its size, and waits."""
-        core = self.frame.core
+        """Return a call that runs only the network, on frames (N, h, w, 3) uint8 of its size, and waits."""
+        model = self.pipeline.model
         with torch.inference_mode():
-            x = kernels.normalise(frames.to(self.device), core.mean, core.std, core.dtype)
-        run = self._captured(lambda: self.frame.logits(x))
+            x = kernels.normalise(frames.to(self.device), model.mean, model.std, model.dtype)
+        run = self._captured(lambda: self.pipeline.logits(x))
         # A replay does not keep its input alive.
         return functools.partial(self._alone, run, x)
 
@@ -188,31 +187,36 @@ class Engine:
             run()
         self._compute.synchronize()
 
-    def _free(self, kind: GraphKey) -> FrameBuffers:
-        """Return a slot of that kind that is not under way; its graph is captured when it is first needed."""
-        slots = self._slots.setdefault(kind, [])
-        self._slots.move_to_end(kind)
-        for slot in slots:
-            if not slot.busy:
-                return slot
-        assert len(slots) < 2, 'collect a frame before submitting a third'
+    def _free(self, key: GraphKey) -> FrameBuffers:
+        """Return buffers of a key that are not in flight; their graph is captured when they are made."""
+        made = self._buffers.setdefault(key, [])
+        self._buffers.move_to_end(key)
+        for buffers in made:
+            if not buffers.busy:
+                return buffers
+        assert len(made) < 2, 'collect a batch before submitting a third'
         began = perf_counter()
-        slot = FrameBuffers(kind, self.device)
-        slot.device_in.zero_()
-        slot.run = self._captured(functools.partial(self.frame, slot.device_in, kind, slot.device_out))
-        log.info('%s for %s made in %.1f s', 'graph' if self.graph else 'buffers', kind,
+        buffers = FrameBuffers(key, self.device)
+        buffers.device_in.zero_()
+        buffers.run = self._captured(
+            functools.partial(self.pipeline, buffers.device_in, key, buffers.device_out))
+        log.info('%s for %s made in %.1f s', 'graph' if self.graph else 'buffers', key,
                  perf_counter() - began)
-        slots.append(slot)
-        while len(self._slots) > max(MAX_GRAPHS, 4 * max(k.batch for k in self._slots)):
-            oldest = next(k for k, v in self._slots.items() if not any(s.busy for s in v))
-            # Its memory may only be used anew when nothing on the GPU can touch it any more.
+        made.append(buffers)
+        while len(self._buffers) > max(MAX_GRAPHS, 4 * max(k.batch for k in self._buffers)):
+            oldest = next(k for k, v in self._buffers.items() if not any(b.busy for b in v))
+            # Its memory may only be reused when nothing on the GPU can touch it any more.
             torch.cuda.synchronize(self.device)
-            del self._slots[oldest]
-            log.info('what was made for %s is let go', oldest)
-        return slot
+            del self._buffers[oldest]
+            log.info('the graph for %s is evicted', oldest)
+        return buffers
 
     def _captured(self, run: Callable[[], Any]) -> Callable[[], None]:
-        """Warm a call up, and capture it as a graph unless the engine is eager; returns its replay."""
+        """
+        Warm up a call, and capture it as a graph unless the engine is eager; returns its replay.
+
+        A call that can't be captured runs eagerly from then on, which is slower but computes the same.
+        """
         def eager() -> None:
             # float32 means float32; benchmark: cuDNN times its algorithms for each convolution once.
             with torch.inference_mode(), torch.backends.cudnn.flags(
@@ -227,9 +231,15 @@ class Engine:
         if not self.graph:
             return eager
         graph = torch.cuda.CUDAGraph()
-        # One pool for all: graphs run one at a time, on one stream, and leave their results outside of it.
-        # thread_local: what other threads do with CUDA meanwhile does not break the capture.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._compute,
-                              capture_error_mode='thread_local'):
-            eager()
+        try:
+            # One pool for all: graphs run one at a time, on one stream, and their results lie outside of it.
+            # thread_local: what other threads do with CUDA meanwhile does not break the capture.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._compute,
+                                  capture_error_mode='thread_local'):
+                eager()
+        except RuntimeError as e:
+            # torch up to 2.11 leaves the pool of a failed capture unusable for the next one.
+            self._pool = torch.cuda.graph_pool_handle()
+            log.warning('no CUDA graph: %s; this frame size runs eagerly, which is slower', str(e).strip())
+            return eager
         return graph.replay

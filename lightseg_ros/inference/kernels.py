@@ -37,9 +37,10 @@ else:
         tl.store(out + i, x.to(out.dtype.element_ty), mask=inside)
 
     @triton.jit
-    def _finish(logits, frames, paint, keep, labels_out, overlay_out, confidence_out, classes, h, w, height,
-                width, logits_n, logits_k, logits_y, logits_x, padded: tl.constexpr, block: tl.constexpr,
-                overlay: tl.constexpr, confidence: tl.constexpr, reversed_channels: tl.constexpr):
+    def _finish(logits, frames, lookup, weight, labels_out, overlay_out, confidence_out, classes, h, w,
+                height, width, logits_n, logits_k, logits_y, logits_x, padded: tl.constexpr,
+                block: tl.constexpr, overlay: tl.constexpr, confidence: tl.constexpr,
+                reversed_channels: tl.constexpr):
         """
         A program takes `block` pixels of one row: 4 taps of all classes, their mixture, its maximum.
 
@@ -81,11 +82,11 @@ else:
             total = tl.sum(tl.exp(mixed - highest[:, None]), 1)
             tl.store(confidence_out + pixel, (255 / total + 0.5).to(tl.int32).to(tl.uint8), mask=inside)
         if overlay:
-            rest = tl.load(keep).to(tl.int32)
+            rest = tl.load(weight).to(tl.int32)
             for channel in tl.static_range(3):
                 source = 2 - channel if reversed_channels else channel
                 value = tl.load(frames + pixel * 3 + source, mask=inside, other=0).to(tl.int32)
-                colour = tl.load(paint + label * 3 + channel, mask=inside, other=0).to(tl.int32)
+                colour = tl.load(lookup + label * 3 + channel, mask=inside, other=0).to(tl.int32)
                 blended = ((value * rest + colour) >> 7).to(tl.uint8)
                 tl.store(overlay_out + pixel * 3 + channel, blended, mask=inside)
 
@@ -152,7 +153,7 @@ else:
                             labels[i, y, x] = label
 
     @_compiled
-    def _blend_pixels(frames, labels, paint, keep, reversed_channels, blended):
+    def _blend_pixels(frames, labels, lookup, weight, reversed_channels, blended):
         """Write `blended` (N, H, W, 3) uint8 RGB, what `blend` returns, in one pass."""
         n, h, w = labels.shape
         red, step = (2, -1) if reversed_channels else (0, 1)
@@ -162,7 +163,7 @@ else:
                     label = labels[i, y, x]
                     for channel in range(3):
                         value = np.int32(frames[i, y, x, red + step * channel])
-                        blended[i, y, x, channel] = (value * keep + paint[label, channel]) >> 7
+                        blended[i, y, x, channel] = (value * weight + lookup[label, channel]) >> 7
 
 
 # Rows that the processor upsamples at a time: as many as its second-level cache holds.
@@ -216,7 +217,7 @@ def postprocess(logits: Tensor, frames: Tensor, palette: Tensor, alpha: float, *
     labels, confidences = label(logits, (frames.shape[1], frames.shape[2]), confidence)
     blended = frames.new_empty(0)
     if overlay:
-        blended = blend(frames, labels, *brush(palette, alpha), reversed_channels)
+        blended = blend(frames, labels, *overlay_lookup(palette, alpha), reversed_channels)
     return labels, blended, confidences
 
 
@@ -300,28 +301,28 @@ def _label_in_bands(logits: Tensor, size: tuple[int, int], confidence: bool) -> 
     return labels, confidences
 
 
-def brush(palette: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+def overlay_lookup(palette: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """
-    Return what an overlay is blended with: `paint` (256, 3) and `keep` (1,), int16.
+    Return what an overlay is blended with: `lookup` (256, 3), one row per class id, and `weight` (1,), int16.
 
-    In 1/128 steps and whole numbers, so that every device gives the same bytes: a pixel becomes
-    (rgb * keep + paint[id]) >> 7.
+    A pixel becomes (rgb * weight + lookup[id]) >> 7. These are whole numbers in steps of 1/128, so every
+    device gives the same bytes.
     """
     share = round(alpha * 128)
     return palette.to(torch.int16) * share + 64, torch.tensor([128 - share], dtype=torch.int16,
                                                               device=palette.device)
 
 
-def blend(frames: Tensor, labels: Tensor, paint: Tensor, keep: Tensor,
+def blend(frames: Tensor, labels: Tensor, lookup: Tensor, weight: Tensor,
           reversed_channels: bool = False) -> Tensor:
     """Blend the colours of labels (N, H, W) uint8 over frames (N, H, W, 3) uint8: RGB of that shape."""
     if frames.device.type == 'cpu' and _blend_pixels is not None:
         blended = torch.empty(frames.shape, dtype=torch.uint8)
-        _blend_pixels(frames.numpy(), labels.numpy(), paint.numpy(), np.int32(keep.item()), reversed_channels,
-                      blended.numpy())
+        _blend_pixels(frames.numpy(), labels.numpy(), lookup.numpy(), np.int32(weight.item()),
+                      reversed_channels, blended.numpy())
         return blended
     rgb = frames.flip(3) if reversed_channels else frames
-    return ((rgb * keep).add_(F.embedding(labels.int(), paint)) >> 7).to(torch.uint8)
+    return ((rgb * weight).add_(F.embedding(labels.int(), lookup)) >> 7).to(torch.uint8)
 
 
 def fused_normalise(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype,
@@ -334,7 +335,7 @@ def fused_normalise(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtyp
     return out.permute(0, 3, 1, 2)
 
 
-def fused_finish(logits: Tensor, frames: Tensor, paint: Tensor, keep: Tensor, labels: Tensor,
+def fused_finish(logits: Tensor, frames: Tensor, lookup: Tensor, weight: Tensor, labels: Tensor,
                  overlay: Tensor | None, confidence: Tensor | None, reversed_channels: bool = False) -> None:
     """
     Do what `label` and `blend` do in one kernel: no (K, H, W) array is ever written.
@@ -347,7 +348,7 @@ def fused_finish(logits: Tensor, frames: Tensor, paint: Tensor, keep: Tensor, la
     padded = max(2, triton.next_power_of_2(classes))
     block = max(16, min(128, 2048 // padded))
     _finish[(triton.cdiv(width, block), height, n)](
-        logits, frames, paint, keep, labels, labels if overlay is None else overlay,
+        logits, frames, lookup, weight, labels, labels if overlay is None else overlay,
         labels if confidence is None else confidence, classes, h, w, height, width, *logits.stride(),
         padded=padded, block=block, overlay=overlay is not None, confidence=confidence is not None,
         reversed_channels=reversed_channels)
