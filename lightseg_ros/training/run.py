@@ -1,0 +1,270 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""A training run: the loop over epochs, with log, checkpoints and validation, up to a weights file."""
+from collections.abc import Callable
+import csv
+import io
+import logging
+import math
+import operator
+from pathlib import Path
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import distributed, nn, Tensor
+from tqdm import tqdm
+
+from .. import files, weights
+from ..datasets import DataSet
+from ..metrics import ConfusionMatrix
+from . import checkpoint, samples
+from .recipes import Recipe
+from .trainer import learning_rate, Normalise, Trainer, TrainError
+
+log = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: DataSet | None = None,
+          validate_every: int = 5, device: str = 'auto', mode: str = 'auto',
+          size: tuple[int, int] | None = None, resume: bool = False,
+          time_limit_s: float = math.inf, checkpoint_every_s: float = 60.0,
+          stop: Callable[[], bool] = lambda: False) -> Path | None:
+    """
+    Train and write `<out>/<network>-<dataset>.safetensors`; returns its path.
+
+    `out` also gets `last.pt` (the checkpoint, every `checkpoint_every_s`), `log.csv` and `curve.png`.
+    With `resume`, a run continues from the checkpoint in `out`, if there is one. On a CPU the result has the
+    same bits as that of an uninterrupted run; on a GPU it differs by rounding. `size`: (height, width) in
+    pixels that all images are resized to. `validation` is scored every `validate_every` epochs and at the
+    end. Returns None if `time_limit_s` passed, or if `stop` returned true, which is called before every step;
+    resume such a run to finish it. Under torchrun all processes call this with an `out` that all of them can
+    read; the first process writes. `TrainError` if a checkpoint belongs to another recipe or other data, or
+    exists and `resume` is not set.
+    """
+    began = time.monotonic()
+    out = Path(out)
+    path = out / 'last.pt'
+    if path.exists() and not resume:
+        raise TrainError(f'{path} exists; continue with --resume, or choose another --out')
+    trainer = Trainer(recipe, dataset, device=device, mode=mode, size=size)
+    out.mkdir(parents=True, exist_ok=True)
+    held = None
+    if validation and trainer.rank == 0:
+        held = samples.to_device(validation, trainer.device, size)
+    run = _Run(trainer, out, validation, held, validate_every, began)
+    if path.exists():
+        run.restore(path)
+    result = run.loop(time_limit_s, checkpoint_every_s, stop)
+    if trainer.world > 1:  # until the first process has written its files
+        distributed.barrier()
+        distributed.destroy_process_group()
+    return result
+
+
+@torch.no_grad()
+def validate(network: nn.Module, images: Tensor, labels: Tensor, normalise: Normalise, num_classes: int,
+             batch: int = 8) -> ConfusionMatrix:
+    """
+    Score a network in eval mode at the images' own size.
+
+    images (N, 3, H, W) uint8 RGB, labels (N, H, W) uint8; ids from `num_classes` on are void. The counts stay
+    on the device until the end, so that only one transfer waits for it.
+    """
+    k = num_classes
+    counts = torch.zeros(k * k + 1, dtype=torch.int64, device=images.device)
+    for x, y in zip(images.split(batch), labels.split(batch)):
+        pair = y.long() * k + network(normalise(x.float())).argmax(1)
+        counts += torch.bincount(pair.where(y < k, k * k).flatten(), minlength=k * k + 1)
+    matrix = ConfusionMatrix(k)
+    matrix.counts[:, :k] = counts[:-1].view(k, k).cpu().numpy()
+    return matrix
+
+
+class _Run:
+    """
+    What a run keeps beside its trainer: the rows of its log, its clock and the loss of the current epoch.
+
+    `held`: images and labels of the validation split on the device, in the first process only.
+    """
+
+    def __init__(self, trainer: Trainer, out: Path, validation: DataSet | None,
+                 held: tuple[Tensor, Tensor] | None, validate_every: int, began: float):
+        self.trainer, self.recipe, self.out, self.began = trainer, trainer.recipe, out, began
+        self.validation, self.held, self.validate_every = validation, held, validate_every
+        self.first = trainer.rank == 0
+        self.rows: list[dict[str, Any]] = []
+        self.seconds_before = 0.0  # of training in earlier calls of a resumed run
+        self.opened = self.epoch_began = time.monotonic()
+        self.loss_sum, self.counted = torch.zeros((), device=trainer.device), 0
+        self.done = 0  # steps of this epoch in this call
+        self.miou: float | None = None
+
+    def restore(self, path: Path) -> None:
+        state = checkpoint.read(path)
+        checkpoint.check(path, state, self.recipe, self.trainer.data)
+        self.trainer.load_state(state)
+        self.rows, self.seconds_before, self.counted = state['rows'], state['seconds'], state['counted']
+        self.loss_sum += state['loss_sum']
+        self.miou = next((r['miou'] for r in reversed(self.rows) if r['miou'] is not None), None)
+
+    def loop(self, time_limit_s: float, checkpoint_every_s: float, stop: Callable[[], bool]) -> Path | None:
+        """Train to the end of the schedule, or until it is time to stop."""
+        trainer, recipe, total = self.trainer, self.recipe, self.trainer.total
+        self.opened = self.epoch_began = saved = time.monotonic()
+        # With a time budget the bar counts seconds, since the number of steps is not known.
+        length, unit = (round(recipe.budget_s), 's') if recipe.budget_s else (total, 'step')
+        reached = min(length, round(length * self._position(trainer.step, self.seconds_before) / total))
+        self.bar = tqdm(total=length, initial=reached, unit=unit, desc=recipe.network, dynamic_ncols=True,
+                        disable=not self.first, mininterval=0.5 if sys.stderr.isatty() else 30)
+        share = recipe.batch // trainer.world
+        drawn = None
+        while True:
+            epoch, i = divmod(trainer.step, trainer.steps)
+            seconds, spent = self._clock()
+            at = self._position(trainer.step, seconds)
+            self.bar.update(min(length, round(length * at / total)) - self.bar.n)
+            if at >= total:
+                break
+            if spent > time_limit_s or stop():
+                why = 'the time limit' if spent > time_limit_s else 'request'
+                return self._stop_early(epoch, seconds, why)
+            if drawn is None or i == 0:
+                early = self._position(epoch * trainer.steps, seconds) < recipe.first_share * total
+                crop = recipe.first_crop if early else recipe.crop
+                drawn = trainer.draw(epoch, crop, first=early)
+                self.done, self.epoch_began = 0, time.monotonic()
+            batch = slice(i * share, (i + 1) * share)
+            self.loss_sum += trainer.train_step(drawn.map(operator.itemgetter(batch)), crop, at)
+            self.counted, self.done = self.counted + 1, self.done + 1
+            if i + 1 == trainer.steps:
+                self._end_epoch(epoch, at, seconds)
+            if time.monotonic() - saved > checkpoint_every_s:
+                self._save(seconds)
+                saved = time.monotonic()
+        if self.counted:
+            self._end_epoch(epoch, at, seconds)
+        self.bar.close()
+        if not self.rows:
+            raise TrainError(f'budget_s is {recipe.budget_s}, which passed before the first step; raise it')
+        return self._finish(seconds)
+
+    def _clock(self) -> tuple[float, float]:
+        """Return seconds of training in all calls, and seconds of this call; rank 0's under torchrun."""
+        now = time.monotonic()
+        seconds = torch.tensor([self.seconds_before + now - self.opened, now - self.began],
+                               dtype=torch.float64)
+        if self.trainer.world > 1:
+            distributed.broadcast(seconds, 0)
+        return float(seconds[0]), float(seconds[1])
+
+    def _position(self, step: int, seconds: float) -> float:
+        """Return the step of the schedule; a time budget may move it ahead of the steps that are done."""
+        budget = self.recipe.budget_s
+        return max(step, self.trainer.total * seconds / budget) if budget else step
+
+    def _end_epoch(self, epoch: int, at: float, seconds: float) -> None:
+        """Add a row to the log, and validate if it is time to."""
+        trainer, recipe = self.trainer, self.recipe
+        queued = time.monotonic()
+        mean_loss = float(self.loss_sum) / self.counted  # waits for the device
+        ended = time.monotonic()
+        if not math.isfinite(mean_loss):
+            raise TrainError(f'the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, or train with '
+                             '--precision float32')
+        due = (epoch + 1) % self.validate_every == 0
+        if self.held and due:
+            self.miou = round(self._score(*self.held).miou(), 2)
+            trainer.network.train()
+        row = {'epoch': epoch + 1, 'loss': round(mean_loss, 4), 'miou': self.miou if due else None,
+               'lr': round(learning_rate(trainer.step, at, trainer.total, recipe), 6),
+               'seconds': round(seconds, 1),
+               'images_per_s': round(self.done * recipe.batch / (ended - self.epoch_began), 1),
+               'waited': round((ended - queued) / (ended - self.epoch_began), 2)}
+        self.rows.append(row)
+        self.loss_sum.zero_()
+        self.counted = 0
+        self.bar.set_postfix(epoch=epoch + 1, loss=row['loss'], miou=self.miou, img_s=row['images_per_s'])
+
+    def _score(self, images: Tensor, labels: Tensor) -> ConfusionMatrix:
+        trainer = self.trainer
+        return validate(trainer.averaged.eval(), images, labels, trainer.normalise, trainer.num_classes)
+
+    def _save(self, seconds: float) -> None:
+        if not self.first:
+            return
+        checkpoint.write(self.out / 'last.pt', self.trainer.state() | {
+            'rows': self.rows, 'seconds': seconds, 'counted': self.counted, 'loss_sum': float(self.loss_sum)})
+        if self.rows:
+            _write_log(self.out / 'log.csv', self.rows)
+
+    def _stop_early(self, epoch: int, seconds: float, why: str) -> None:
+        self._save(seconds)
+        if self.rows and self.first:
+            _plot(self.out / 'curve.png', self.rows, self.recipe)
+        self.bar.close()
+        log.warning('%s: stopped in epoch %d by %s; continue with --resume', self.recipe.network, epoch + 1,
+                    why)
+
+    def _finish(self, seconds: float) -> Path:
+        """Score the finished network, and write weights, log, checkpoint and curve."""
+        trainer, recipe = self.trainer, self.recipe
+        path = self.out / f'{recipe.network}-{trainer.dataset.name}.safetensors'
+        if not self.first:
+            return path
+        metrics = {}
+        if self.held and self.validation:
+            matrix = self._score(*self.held)
+            self.rows[-1]['miou'] = round(matrix.miou(), 2)
+            metrics[self.validation.split] = _metrics(matrix, recipe.network, self.validation)
+        self._save(seconds)
+        weights.save(path, trainer.averaged, trainer.card(metrics))
+        _plot(self.out / 'curve.png', self.rows, recipe)
+        log.info('%s: %d epochs, %.0f s, %s', recipe.network, self.rows[-1]['epoch'], seconds,
+                 _speed(self.rows))
+        return path
+
+
+def _speed(rows: list[dict[str, Any]]) -> str:
+    """Say how many images per second were trained and the limit: the host waits for a busy device."""
+    recent = rows[-20:]
+    waited = sum(r['waited'] for r in recent) / len(recent)
+    limit = 'the device' if waited > 0.05 else 'the host (on a CPU they are the same)'
+    return f'{sum(r["images_per_s"] for r in recent) / len(recent):.1f} images/s, limited by {limit}'
+
+
+def _metrics(matrix: ConfusionMatrix, network: str, dataset: DataSet) -> dict[str, Any]:
+    """Return what a card says about a score; a class that does not occur has no IoU."""
+    iou = {name: round(float(v), 2) for name, v in zip(dataset.labels.names, matrix.iou())
+           if math.isfinite(v)}
+    return {'miou': round(matrix.miou(), 2), 'iou': iou, 'command': dataset.command(network)}
+
+
+def _write_log(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO(newline='')
+    writer = csv.DictWriter(text, rows[-1], restval='')
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_whole(path, text.getvalue())
+
+
+def _plot(path: Path, rows: list[dict[str, Any]], recipe: Recipe) -> None:
+    try:
+        import matplotlib
+        matplotlib.use('Agg')
+        from matplotlib import pyplot
+    except ImportError as e:
+        log.warning('no %s: %s', path, e)
+        return
+    figure, loss = pyplot.subplots(figsize=(8, 4.5), layout='constrained')
+    loss.plot([r['epoch'] for r in rows], [r['loss'] for r in rows], color='tab:gray')
+    loss.set(xlabel='epoch', ylabel='training loss', title=recipe.network)
+    scored = [r for r in rows if r['miou'] is not None]
+    if scored:
+        miou = loss.twinx()
+        miou.plot([r['epoch'] for r in scored], [r['miou'] for r in scored], color='tab:blue', marker='.')
+        miou.set_ylabel('validation mIoU (%)', color='tab:blue')
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    pyplot.close(figure)
