@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+BESIDE = ROOT.parent / 'shared' / 'data' / 'camvid'
 # Before any test imports rclpy: own domain, loopback only, shared memory large enough for images.
 os.environ.setdefault('ROS_DOMAIN_ID', str(30 + os.getpid() % 60))
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
@@ -17,11 +18,13 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 @pytest.fixture(scope='session')
 def camvid() -> Path:
-    """Folder of CamVid, or a skip that says how to get it."""
+    """Return the folder of CamVid; skip where there is none, fail where it is there and is not found."""
     from lightseg_ros import datasets
     try:
         return datasets.camvid_root()
     except datasets.DataError as e:
+        if BESIDE.is_dir():
+            pytest.fail(f'CamVid lies in {BESIDE}, but {e}')
         pytest.skip(str(e))
 
 
@@ -37,6 +40,33 @@ def random_weights(tmp_path_factory) -> Path:
                         (480, 360))
     weights.save(path, networks.build('laanet', 11), card)
     return path
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory) -> Path:
+    """Make a data set: eight images of 64x64 for training, four for validation, classes differ in colour."""
+    import cv2
+    import numpy as np
+    import yaml
+    root = tmp_path_factory.mktemp('scenes')
+    rng = np.random.default_rng(0)
+    colors = np.array([[200, 80, 60], [60, 180, 70], [70, 90, 210]])
+    for split, count in (('train', 8), ('val', 4)):
+        for kind in ('images', 'labels'):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            ids = np.zeros((64, 64), np.uint8)
+            ids[int(rng.integers(20, 44)):] = 1
+            x, y = rng.integers(0, 40, 2)
+            ids[y:y + 24, x:x + 24] = 2
+            image = np.clip(colors[ids] + rng.normal(0, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
+            ids[:2] = 255
+            cv2.imwrite(str(root / 'images' / split / f'{i}.png'), image)
+            cv2.imwrite(str(root / 'labels' / split / f'{i}.png'), ids)
+    (root / 'labels.yaml').write_text(yaml.safe_dump({
+        'name': 'scenes', 'classes': [{'id': i, 'name': n, 'color': c.tolist()}
+                                      for i, (n, c) in enumerate(zip(('sky', 'floor', 'box'), colors))]}))
+    return root
 
 
 @pytest.fixture(scope='module')

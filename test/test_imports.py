@@ -44,7 +44,7 @@ MAY = {
 }
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.
 LIGHT = ('files', 'labels', 'images', 'latest', 'health', 'machine', 'mcap_repair', 'metrics', 'sizes',
-         'sources', 'bags', 'points', 'synthetic', 'evaluation.recordings', 'evaluation.scores',
+         'sources', 'bags', 'points', 'datasets', 'synthetic', 'evaluation.recordings', 'evaluation.scores',
          'evaluation.text_report', 'evaluation.html_report')
 
 

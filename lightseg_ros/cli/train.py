@@ -10,37 +10,45 @@ import threading
 import time
 from typing import Any
 
+from .. import sizes
 from ..training.recipes import CHOICES, load, Recipe, RECIPES
 
-HELP = 'Train a network; a run that was stopped or killed goes on with --resume.'
+HELP = 'Train a network. --resume continues a run that was stopped or killed.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--model', required=True, help='network, see "lightseg info"')
-    parser.add_argument('--data', default='camvid', help='camvid, cityscapes, or folder (your own)')
-    parser.add_argument('--data-root', help='its folder; CamVid is also looked for')
+    parser.add_argument('--model', required=True, help='network; "lightseg info" lists them')
+    parser.add_argument('--data', default='camvid', help='camvid, cityscapes, or folder (your own data)')
+    parser.add_argument('--data-root', help='folder of the data set; default for CamVid: LIGHTSEG_CAMVID, or '
+                        '../shared/data/camvid')
     parser.add_argument('--split', default='train', help='split to train on')
-    parser.add_argument('--validate', default='', metavar='SPLIT', help='split to score while training')
-    parser.add_argument('--validate-every', type=int, default=5, metavar='EPOCHS')
-    parser.add_argument('--size', type=_size, metavar='WxH', help='resize all images and labels to this')
+    parser.add_argument('--validate', default='', metavar='SPLIT', help='split to score during training')
+    parser.add_argument('--validate-every', type=int, default=5, metavar='EPOCHS',
+                        help='epochs between two scores')
+    parser.add_argument('--size', type=_size, metavar='WIDTHxHEIGHT',
+                        help='resize all images and labels to this size')
     parser.add_argument('--recipe', default='best', choices=RECIPES,
-                        help="paper: the network's own; best: ours, for a GPU; cpu: an hour or two")
-    parser.add_argument('--out', default='', help='folder of the run; default: runs/MODEL-DATA')
-    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1 ...')
+                        help="paper: the network's own; best: ours, for a GPU; cpu: ours, for a few CPU cores")
+    parser.add_argument('--out', default='',
+                        help='folder that gets weights, checkpoint and log; default: runs/MODEL-DATA')
+    parser.add_argument('--device', default='auto',
+                        help='auto, cpu, cuda, cuda:1 ...; auto: a GPU if there is one')
     parser.add_argument('--mode', default='auto', choices=('auto', 'eager', 'graph', 'compile'),
-                        help='graph: the step as one CUDA graph; compile: that of a compiled network; auto: '
-                             'graph on CUDA, else eager')
+                        help='eager: plain torch; graph: each step is one CUDA graph; compile: compile the '
+                             'network too; auto: graph on CUDA, else eager')
     parser.add_argument('--compile', dest='mode', action='store_const', const='compile',
                         default=argparse.SUPPRESS, help='--mode compile')
-    parser.add_argument('--resume', action='store_true', help='go on from the checkpoint in --out, if any')
+    parser.add_argument('--resume', action='store_true',
+                        help='continue from the checkpoint in --out, if there is one')
     parser.add_argument('--time-limit', type=float, default=float('inf'), metavar='SECONDS',
-                        help='stop cleanly after this long, from the start of the program')
-    parser.add_argument('--checkpoint-every', type=float, default=60.0, metavar='SECONDS')
+                        help='save a checkpoint and stop after this time, from the start of the program')
+    parser.add_argument('--checkpoint-every', type=float, default=60.0, metavar='SECONDS',
+                        help='time between two checkpoints')
     add_recipe_arguments(parser)
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add an argument for each number of a recipe, unset by default."""
+    """Add one argument per field of a recipe; without it the recipe's own value holds."""
     group = parser.add_argument_group('changes to the recipe')
     for field in dataclasses.fields(Recipe):
         if field.name in ('network', 'options'):
@@ -51,7 +59,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         elif isinstance(field.default, bool):
             kind = {'action': argparse.BooleanOptionalAction}
         elif field.name in ('crop', 'first_crop'):
-            kind = {'type': _size, 'metavar': 'WxH'}
+            kind = {'type': _size, 'metavar': 'WIDTHxHEIGHT'}
         elif field.name in ('scale', 'first_scale'):
             kind = {'type': float, 'nargs': '+', 'metavar': 'ZOOM'}
         elif field.name == 'teachers':
@@ -59,40 +67,40 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument('--' + field.name.replace('_', '-'), default=argparse.SUPPRESS,
                            help=field.metadata['help'].replace('%', '%%'), **kind)
     group.add_argument('--options', type=json.loads, default=argparse.SUPPRESS, metavar='JSON',
-                       help="the network's options")
+                       help='options of the network, for example \'{"dropout": 0.1}\'')
 
 
 def recipe(args: argparse.Namespace, network: str) -> Recipe:
-    """Build the recipe that the arguments name, with their changes."""
+    """Build the recipe that --recipe names, changed by the other arguments."""
     changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
     return load(args.recipe, network, **changes)
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Parse WxH into (height, width)."""
-    width, height = (int(v) for v in text.lower().split('x'))
+    """Parse WIDTHxHEIGHT to the (height, width) that the trainer uses."""
+    width, height = sizes.argument(text)
     return height, width
 
 
 def run(args: argparse.Namespace) -> int | None:
     began = time.monotonic()
     from .. import datasets
-    from ..training import trainer
+    from ..training.run import train
     validation = datasets.load(args.data, args.validate, args.data_root) if args.validate else None
     interrupted = threading.Event()
 
     def interrupt(*_: object) -> None:
-        """Let the step end and save; a second Ctrl-C ends at once."""
+        """Let the current step end and save a checkpoint; a second Ctrl-C ends the program at once."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         interrupted.set()
 
     before = signal.getsignal(signal.SIGINT)
-    # Processes of torchrun would stop at different steps, and wait for each other.
+    # Under torchrun the processes would stop at different steps and wait for each other forever.
     if 'WORLD_SIZE' not in os.environ and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
     try:
-        path = trainer.train(
+        path = train(
             recipe(args, args.model), datasets.load(args.data, args.split, args.data_root),
             args.out or f'runs/{args.model}-{args.data}', validation=validation,
             validate_every=args.validate_every, device=args.device, mode=args.mode, size=args.size,

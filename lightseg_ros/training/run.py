@@ -129,7 +129,8 @@ class _Run:
                 break
             if spent > time_limit_s or stop():
                 why = 'the time limit' if spent > time_limit_s else 'request'
-                return self._stop_early(epoch, seconds, why)
+                self._stop_early(epoch, seconds, why)
+                return None
             if drawn is None or i == 0:
                 early = self._position(epoch * trainer.steps, seconds) < recipe.first_share * total
                 crop = recipe.first_crop if early else recipe.crop

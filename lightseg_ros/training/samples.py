@@ -128,8 +128,8 @@ def augment(images: Tensor, labels: Tensor, drawn: AugmentParams, *, crop: tuple
     Crop and augment the samples that were drawn, on the device that holds images and `drawn`.
 
     images (N, 3, H, W) uint8 -> (n, 3, h, w) float32, 0-255; labels (N, H, W) uint8 -> (n, h, w) int64.
-    Pixels outside the image get the colour `mean` (RGB) and the label void. Images are interpolated bilinearly,
-    labels by the nearest pixel, both with half-pixel centres.
+    Pixels outside the image get the colour `mean` (RGB) and the label void. Images are interpolated
+    bilinearly, labels by the nearest pixel, both with half-pixel centres.
     """
     x, y = images[drawn.chosen].float(), labels[drawn.chosen].float()
     n = len(x)

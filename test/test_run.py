@@ -1,0 +1,180 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""A training run: it learns, and survives time limits, kills and several processes."""
+from dataclasses import replace
+import json
+import operator
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import pytest
+import torch
+from training_runs import arguments, command, environment, ROOT, rows_of, same, TINY
+
+from lightseg_ros import datasets, weights
+from lightseg_ros.cli import main
+from lightseg_ros.training import samples
+from lightseg_ros.training.run import train
+from lightseg_ros.training.trainer import Trainer
+
+DEVICES = ['cpu', pytest.param('cuda', marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')])]
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_training_learns_and_leaves_a_card(scenes, tmp_path, device):
+    recipe = replace(TINY, epochs=12, loss='owfl', lr=5e-3)
+    dataset, held = datasets.load('folder', 'train', scenes), datasets.load('folder', 'val', scenes)
+    path = train(recipe, dataset, tmp_path, validation=held, validate_every=3, device=device)
+    assert path == tmp_path / 'laanet-scenes.safetensors'
+    rows = rows_of(tmp_path)
+    assert len(rows) == 12 and float(rows[-1]['loss']) < 0.6 * float(rows[0]['loss'])
+    scored = [float(r['miou']) for r in rows if r['miou']]
+    assert len(scored) == 4 and scored[-1] > 50
+    assert float(rows[-1]['images_per_s']) > 0
+    card = weights.read_card(path)
+    assert (card.dataset, card.split, card.resolution, card.labels.names) == \
+        ('scenes', 'train', (64, 64), ('sky', 'floor', 'box'))
+    assert card.recipe['loss'] == 'owfl' and card.recipe['steps'] == 24
+    assert card.metrics['val']['miou'] == scored[-1]
+    assert cv2.imread(str(tmp_path / 'curve.png')).std() > 5
+    # The file on disk scores what its card says.
+    pytest.importorskip('rosbags', reason='rosbags is not installed, which lightseg evaluate needs')
+    assert main(['evaluate', '--model', str(path), '--data', 'folder', '--data-root', str(scenes), '--split',
+                 'val', '--device', device, '--json', str(tmp_path / 'val.json')]) == 0
+    measured = json.loads((tmp_path / 'val.json').read_text())
+    assert measured['miou'] == pytest.approx(scored[-1], abs=0.1 if device == 'cpu' else 1)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(scenes, tmp_path):
+    dataset = datasets.load('folder', 'train', scenes)
+    recipe = replace(TINY, epochs=10)
+    whole = train(recipe, dataset, tmp_path / 'whole', device='cpu')
+    killed = tmp_path / 'killed'
+    seen = []
+    for saves in (1, 4):
+        process = subprocess.Popen(
+            command(*arguments(scenes, killed, recipe, '--resume', '--checkpoint-every', '0')),
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        stamps = set()
+        until = time.monotonic() + 120
+        while len(stamps) <= saves and time.monotonic() < until and process.poll() is None:
+            if (killed / 'last.pt').exists():
+                stamps.add((killed / 'last.pt').stat().st_mtime_ns)
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        output = process.communicate()[0].decode()
+        assert process.returncode == -signal.SIGKILL, output
+        seen.append(torch.load(killed / 'last.pt', weights_only=True)['step'])
+        assert not (killed / whole.name).exists()
+    assert 0 < seen[0] < seen[1] < 20
+    assert main([*arguments(scenes, killed, recipe, '--resume')]) == 0
+    assert same(whole, killed / whole.name)
+
+
+def test_a_time_limit_ends_a_run_cleanly(scenes, tmp_path):
+    dataset = datasets.load('folder', 'train', scenes)
+    recipe = replace(TINY, epochs=8, auxiliary=0.4)  # the second classifier resumes too
+    whole = train(recipe, dataset, tmp_path / 'whole', device='cpu')
+    path, steps = None, []
+    while not path:
+        path = train(recipe, dataset, tmp_path / 'parts', device='cpu', resume=True,
+                           time_limit_s=0.2 * 1.7 ** len(steps))
+        steps.append(torch.load(tmp_path / 'parts/last.pt', weights_only=True)['step'])
+    assert any(0 < step < 16 for step in steps) and steps[-1] == 16
+    assert same(whole, path)
+
+
+def test_a_budget_ends_the_schedule(scenes, tmp_path):
+    recipe = replace(TINY, epochs=10_000, budget_s=1.5)
+    began = time.monotonic()
+    path = train(recipe, datasets.load('folder', 'train', scenes), tmp_path, device='cpu')
+    assert path and time.monotonic() - began < 60
+    rows = rows_of(tmp_path)
+    assert len(rows) < 1000 and float(rows[-1]['lr']) < 0.9 * recipe.lr
+
+
+TWO = """
+import sys, torch
+from lightseg_ros import datasets
+from lightseg_ros.training.trainer import Trainer
+from lightseg_ros.cli import main
+from training_runs import TINY
+from dataclasses import replace
+trainer = Trainer(replace(TINY, mix=0.0), datasets.load('folder', 'train', sys.argv[1]), device='cpu')
+mine = trainer.draw(0, (64, 64))
+trainer.forward_backward(mine.map(lambda t: t[:2]), (64, 64))
+gradient = torch.cat([p.grad.flatten() for p in trainer.network.parameters()])
+torch.save({'chosen': mine.chosen, 'gradient': gradient}, f'{sys.argv[2]}/{trainer.rank}.pt')
+raise SystemExit(main(sys.argv[3:]))
+"""
+
+
+def test_two_processes_train_one_network(scenes, tmp_path):
+    """They share each batch, average its gradient, and train nearly what one process trains."""
+    recipe = replace(TINY, epochs=3, mix=0.0)
+    (tmp_path / 'go.py').write_text(TWO)
+    result = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         str(tmp_path / 'go.py'), str(scenes), str(tmp_path), *arguments(scenes, tmp_path / 'two', recipe)],
+        env=environment() | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{ROOT}:{ROOT / "test"}'},
+        capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    first, second = (torch.load(tmp_path / f'{r}.pt') for r in (0, 1))
+    assert torch.equal(first['gradient'], second['gradient'])
+    dataset = datasets.load('folder', 'train', scenes)
+    trainer = Trainer(recipe, dataset, device='cpu')
+    drawn = trainer.draw(0, (64, 64))
+    assert torch.equal(torch.stack([first['chosen'], second['chosen']], 1).flatten(), drawn.chosen)
+    halves = []
+    for half in (slice(0, 4, 2), slice(1, 4, 2)):
+        trainer.network.zero_grad()
+        trainer.forward_backward(drawn.map(operator.itemgetter(half)), (64, 64))
+        halves.append(torch.cat([p.grad.flatten() for p in trainer.network.parameters()]))
+    mean = (halves[0] + halves[1]) / 2
+    assert (first['gradient'] - mean).norm() / mean.norm() < 1e-3
+
+    train(recipe, dataset, tmp_path / 'one', device='cpu')
+    card = weights.read_card(tmp_path / 'two/laanet-scenes.safetensors')
+    assert card.recipe['processes'] == 2 and card.recipe['steps'] == 6
+    one, two = ([float(r['loss']) for r in rows_of(tmp_path / name)] for name in ('one', 'two'))
+    assert len(two) == 3 and two[-1] < two[0]
+    assert two[0] == pytest.approx(one[0], rel=0.5)  # the norms see half a batch each
+
+
+def test_the_first_part_has_zooms_of_its_own(scenes, tmp_path, monkeypatch):
+    recipe = replace(TINY, epochs=4, first_share=0.5, first_scale=(0.5, 0.5), scale=(2.0, 2.0))
+    zooms = []
+    draw = samples.draw
+    monkeypatch.setattr(samples, 'draw', lambda *a, **k: zooms.append(k['scale']) or draw(*a, **k))
+    train(recipe, datasets.load('folder', 'train', scenes), tmp_path / 'run', device='cpu')
+    assert zooms == [(0.5, 0.5)] * 2 + [(2.0, 2.0)] * 2
+
+
+def test_a_run_that_is_interrupted_saves_itself(scenes, tmp_path):
+    process = subprocess.Popen(
+        command(*arguments(scenes, tmp_path, replace(TINY, epochs=100_000), '--checkpoint-every', '1')),
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (tmp_path / 'last.pt').exists() and process.poll() is None:
+        time.sleep(0.05)
+    before = torch.load(tmp_path / 'last.pt', weights_only=True)['step']
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 130 and 'continue with --resume' in output and 'Traceback' not in output
+    assert torch.load(tmp_path / 'last.pt', weights_only=True)['step'] > before
+
+
+def test_the_command_line_says_what_is_wrong(scenes, tmp_path, capsys):
+    assert main(['train', '--model', 'laanet', '--data', 'folder', '--data-root', str(tmp_path)]) == 1
+    assert f"ERROR: no label set '{tmp_path}/labels.yaml'" in capsys.readouterr().err.replace('\n', ' ')
+    few = ['train', '--model', 'laanet', '--data', 'folder', '--data-root', str(scenes),
+           '--out', str(tmp_path / 'o')]
+    assert main([*few, '--batch', '16']) == 1
+    assert 'has 8 images, fewer than a batch of 16' in capsys.readouterr().err
+    assert main([*few, '--batch', '4', '--device', 'cuda:77']) == 1
+    assert "device 'cuda:77' does not exist" in capsys.readouterr().err
+    assert main([*few, '--batch', '4', '--device', 'cpu', '--mode', 'graph']) == 1
+    assert 'mode graph needs a CUDA device' in capsys.readouterr().err
