@@ -20,7 +20,7 @@ def test_dilated_gradients_are_right_in_the_layout_that_is_used(device, precisio
 
 
 def test_the_check_finds_wrong_gradients():
-    """Those of torch 2.13 are wrong where the CPU has bfloat16 instructions; with ours all layouts are right."""
+    """Those of torch 2.13 are, where the CPU has bfloat16 instructions; with ours all layouts are right."""
     where = torch.device('cpu')
     if torch.__version__.startswith('2.13') and machine.has_bfloat16():
         assert gradients.gradient_error(where, torch.bfloat16, torch.channels_last, quick=False) > 0.5

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--size', type=_size, metavar='WIDTHxHEIGHT',
                         help='resize all images and labels to this size')
     parser.add_argument('--recipe', default='best', choices=RECIPES,
-                        help="paper: the network's own; best: ours, for a GPU; cpu: ours, for a few CPU cores")
+                        help="paper: the network's own; best: ours, for a GPU; cpu: ours, for a few cores")
     parser.add_argument('--out', default='',
                         help='folder that gets weights, checkpoint and log; default: runs/MODEL-DATA')
     parser.add_argument('--device', default='auto',
