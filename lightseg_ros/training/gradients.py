@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where torch's gradients are wrong or slow on a processor: our own, and which layouts to train in."""
+"""Our own gradients where torch's are wrong or slow on a CPU, and a check of every memory layout."""
 import math
 from typing import Any
 
@@ -10,16 +10,18 @@ import torch.nn.functional as F
 
 
 class GradientError(ValueError):
-    """No memory layout has right gradients; the text says in which precision to train instead."""
+    """No memory layout gives correct gradients; the text says which precision to train in instead."""
 
 
 def gradient_error(device: torch.device, dtype: torch.dtype, layout: torch.memory_format, *,
-                   quick: bool = True) -> float:
+                   fast: bool = True) -> float:
     """
-    Relative error of the weight gradient of dilated depthwise convolutions, against float32 in NCHW.
+    Return the relative error of the weight gradient of dilated depthwise convolutions.
 
-    Rounding gives some 0.003 in bfloat16. torch 2.13's own gradient (`quick=False`) is off by 1.4 or inf on a
-    CPU in bfloat16 channels-last, in silence, and these networks are full of such convolutions.
+    The reference is float32 in NCHW. `fast`: on a CPU, measure our gradient (`use_fast_cpu_gradients`)
+    instead of torch's. Rounding alone gives about 0.003 in bfloat16. On CPUs with bfloat16 instructions,
+    torch 2.13's own gradient has an error of 1.4 or inf in bfloat16 channels-last, without any warning. The
+    networks here consist mostly of such convolutions.
     """
     worst = 0.0
     generator = torch.Generator().manual_seed(0)
@@ -32,7 +34,7 @@ def gradient_error(device: torch.device, dtype: torch.dtype, layout: torch.memor
             module = nn.Conv2d(32, 32, kernel, padding=padding, dilation=dilation, groups=32, bias=False)
             module = module.to(device, kind)
             module.weight.data.copy_(w)
-            if quick and device.type != 'cuda' and kind is dtype:
+            if fast and device.type != 'cuda' and kind is dtype:
                 use_fast_cpu_gradients(module)
             image, upper = (t.to(kind).contiguous(memory_format=form) for t in (x, g))
             found.append(torch.autograd.grad(module(image), module.weight, upper)[0].float())
@@ -42,7 +44,7 @@ def gradient_error(device: torch.device, dtype: torch.dtype, layout: torch.memor
 
 
 def correct_memory_formats(device: torch.device, precision: str) -> list[torch.memory_format]:
-    """Memory layouts whose gradients are right on this device and this torch; `GradientError` if none is."""
+    """Return the memory layouts with correct gradients on this device; `GradientError` if there is none."""
     dtype = getattr(torch, precision)
     layouts = [layout for layout in (torch.channels_last, torch.contiguous_format)
                if gradient_error(device, dtype, layout) < 0.05]
@@ -52,12 +54,12 @@ def correct_memory_formats(device: torch.device, precision: str) -> list[torch.m
     return layouts
 
 
-class _QuickPReLU(torch.autograd.Function):
+class _FastPReLU(torch.autograd.Function):
     """
-    PReLU with a slope for each channel, by what torch vectorises on a processor.
+    PReLU with one slope per channel, built from operations that torch vectorises on a CPU.
 
-    Channels-last (N, C, H, W) is taken as (N * H, W * C), with the slopes repeated along a row: torch's loops
-    over eight or sixteen channels take ten times as long as those over rows.
+    A channels-last tensor (N, C, H, W) is viewed as (N * H, W * C), with the slopes repeated along each row.
+    torch's own loops run over the 8 or 16 channels only, which takes ten times as long.
     """
 
     @staticmethod
@@ -87,28 +89,28 @@ def _channels_last(x: Tensor) -> bool:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(N, C, H, W) in channels-last -> a view, (N * H, W * C)."""
+    """Return a view (N * H, W * C) of a channels-last tensor (N, C, H, W)."""
     n, c, h, w = x.shape
     return x.permute(0, 2, 3, 1).view(n * h, w * c)
 
 
 def _like(rows: Tensor, x: Tensor) -> Tensor:
-    """(N * H, W * C) -> a view in channels-last, (N, C, H, W) of `x`."""
+    """Return a channels-last view (N, C, H, W), the shape of `x`, of a tensor (N * H, W * C)."""
     n, c, h, w = x.shape
     return rows.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 class _PReLU(nn.PReLU):
     def forward(self, input: Tensor) -> Tensor:
-        return _QuickPReLU.apply(input, self.weight) if self.training else super().forward(input)
+        return _FastPReLU.apply(input, self.weight) if self.training else super().forward(input)
 
 
 class _DilatedDepthwise(torch.autograd.Function):
     """
-    A depthwise convolution of stride 1 whose gradients are what torch does quickly, and right, in any layout.
+    A depthwise convolution of stride 1 with gradients that are fast and correct in every memory layout.
 
-    The gradient of the input is a convolution of the upper gradient with the kernel turned round; that of a
-    weight is the upper gradient times the input shifted by its tap, summed up in float32 or wider.
+    The gradient of the input is the output's gradient convolved with the flipped kernel. The gradient of a
+    weight is the sum, in float32 or wider, of the output's gradient times the input shifted by that tap.
     """
 
     @staticmethod
@@ -138,7 +140,7 @@ class _Conv2d(nn.Conv2d):
         if not self.training:
             return super().forward(input)
         x, weight = input, self.weight
-        if torch.is_autocast_enabled('cpu'):  # knows torch's own convolution only
+        if torch.is_autocast_enabled('cpu'):  # autocast converts torch's own convolution only
             dtype = torch.get_autocast_dtype('cpu')
             x, weight = x.to(dtype), weight.to(dtype)
         return _DilatedDepthwise.apply(x, weight, self.padding, self.dilation)
@@ -146,10 +148,12 @@ class _Conv2d(nn.Conv2d):
 
 def use_fast_cpu_gradients(network: nn.Module) -> None:
     """
-    Give a network that is trained on a processor our gradients of PReLU and dilated depthwise convolutions.
+    Make a network use our gradients of PReLU and of dilated depthwise convolutions; for training on a CPU.
 
-    With torch 2.13's a step takes 1.2 to 1.5 times as long, and channels-last can't be used in bfloat16.
+    With torch 2.13's gradients a step takes 1.2 to 1.5 times as long, and bfloat16 channels-last is wrong.
     """
+    # Swapping __class__ keeps the modules themselves: parameters and names in the state dict stay as they are,
+    # and the network files need not know about training. In evaluation mode torch's own forward runs.
     for module in network.modules():
         if type(module) is nn.PReLU and module.num_parameters > 1:
             module.__class__ = _PReLU

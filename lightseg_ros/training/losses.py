@@ -1,10 +1,10 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Loss functions: logits (N, K, H, W) and labels (N, H, W) int64, 255 = void, to a scalar in fp32.
+Loss functions: logits (N, K, H, W) and labels (N, H, W) int64, void 255, give a scalar in float32.
 
-None of them waits for the device or has a size that depends on the data, so a CUDA graph can hold them.
-A batch without any valid pixel gives 0, not NaN.
+They never wait for the device, and no tensor size depends on the data, so a CUDA graph can hold them. A batch
+without valid pixels gives 0, not NaN.
 """
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ import torch.nn.functional as F
 
 
 def class_weights(frequency: Tensor, offset: float = 1.10) -> Tensor:
-    """W = 1 / ln(offset + f), (K,): ENet's weights with the offset that the DABNet family uses."""
+    """Return 1 / ln(offset + f), (K,): ENet's class weights, with the offset that the DABNet family uses."""
     return 1 / torch.log(offset + frequency)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, *,
                   smoothing: float = 0.0, ignore_id: int = 255) -> Tensor:
-    """Class-weighted cross entropy: the weighted mean over the pixels that are not void."""
+    """Return the class-weighted cross entropy, as the weighted mean over the pixels that are not void."""
     loss = F.cross_entropy(logits.float(), labels, weight, ignore_index=ignore_id, reduction='sum',
                            label_smoothing=smoothing)
     valid = labels != ignore_id
@@ -29,13 +29,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, 
 def ohem(logits: Tensor, labels: Tensor, weight: Tensor | None = None, *, threshold: float = 0.7,
          kept: float = 1 / 16, ignore_id: int = 255) -> Tensor:
     """
-    Cross entropy of the hard pixels (the Cityscapes loss of FBSNet and ELANet).
+    Return the cross entropy of the hard pixels: the Cityscapes loss of FBSNet and ELANet.
 
-    Hard is a pixel whose true class got a probability of at most `threshold`; where fewer than the share
-    `kept` of all pixels are, the hardest ones up to that number.
+    A pixel is hard if the probability of its true class is at most `threshold`. If these are fewer than the
+    share `kept` of all pixels, the hardest pixels up to that share count.
     """
     with torch.no_grad():
-        # Void counts as probability 1: it comes last, and where valid pixels are too few all of them stay.
+        # Void has probability 1, so it is chosen last; where valid pixels are few, all of them stay.
         p = (-F.cross_entropy(logits.float(), labels, ignore_index=ignore_id, reduction='none')).exp()
         hardest = p.flatten().topk(max(1, int(p.numel() * kept)), largest=False, sorted=False).values
         limit = hardest.max().clamp_min(threshold)
@@ -44,10 +44,10 @@ def ohem(logits: Tensor, labels: Tensor, weight: Tensor | None = None, *, thresh
 
 def focal_terms(frequency: Tensor) -> tuple[Tensor, Tensor]:
     """
-    AFFNet's alpha (K,) float and gamma (K,) int64 from the class frequencies of the training labels.
+    Return AFFNet's alpha (K,) float and gamma (K,) int64 for the class frequencies of the training labels.
 
-    w = 1 / ln(1.02 + f), alpha = w / max w, gamma = floor(log10(f / min f)): common classes are damped by how
-    many orders of magnitude more common they are than the rarest. A class that never occurs has gamma 0.
+    w = 1 / ln(1.02 + f), alpha = w / max w, gamma = floor(log10(f / min f)). So gamma counts the orders of
+    magnitude by which a class is more frequent than the rarest one. A class that never occurs has gamma 0.
     """
     w = class_weights(frequency, 1.02)
     seen = frequency > 0
@@ -59,15 +59,15 @@ def focal_terms(frequency: Tensor) -> tuple[Tensor, Tensor]:
 def owfl(logits: Tensor, labels: Tensor, alpha: Tensor, gamma: Tensor, *, highest_gamma: int,
          ignore_id: int = 255) -> Tensor:
     """
-    AFFNet's loss: mean of -alpha (1 - p)^gamma ln p over valid pixels, plus 0.5 unweighted cross entropy.
+    Return AFFNet's loss: the mean of -alpha (1 - p)^gamma ln p over valid pixels, plus 0.5 cross entropy.
 
-    `highest_gamma`: the largest of `gamma`, as a Python number.
+    `highest_gamma`: the largest value in `gamma`, as a Python number, so that the device is not asked for it.
     """
     valid = labels != ignore_id
     safe = labels.where(valid, 0)
     log_p = F.log_softmax(logits.float(), 1).gather(1, safe.unsqueeze(1)).squeeze(1)
     miss = (1 - log_p.exp()).clamp_min(0)
-    # A product instead of pow, whose gradient is NaN at 0^0.
+    # A product, because the gradient of pow is NaN at 0^0.
     damping = torch.ones_like(miss)
     for power in range(highest_gamma):
         damping = damping * torch.where(gamma[safe] > power, miss, 1.0)
@@ -76,7 +76,7 @@ def owfl(logits: Tensor, labels: Tensor, alpha: Tensor, gamma: Tensor, *, highes
 
 
 def distillation(logits: Tensor, labels: Tensor, target: Tensor, *, ignore_id: int = 255) -> Tensor:
-    """Cross entropy with a teacher's probabilities `target` (N, K, H, W), mean over valid pixels."""
+    """Return the mean cross entropy over valid pixels with a teacher's probabilities, (N, K, H, W)."""
     valid = labels != ignore_id
     loss = -(target * F.log_softmax(logits.float(), 1)).sum(1)
     return (loss * valid).sum() / valid.sum().clamp_min(1)

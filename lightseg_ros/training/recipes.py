@@ -1,13 +1,13 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: every number that a training run depends on, and presets of them for each network."""
+"""Recipes: all the numbers that a training run depends on, and presets for each network."""
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 
 class RecipeError(ValueError):
-    """A recipe that does not exist or does not fit together; the text lists what is known."""
+    """A recipe that does not exist, or values that do not fit; the text lists what is possible."""
 
 
 CHOICES = {
@@ -24,45 +24,46 @@ def _number(default: Any, text: str) -> Any:
 @dataclass(frozen=True)
 class Recipe:
     """
-    How a network is trained; stored in the card of its weights.
+    How a network is trained. The card of its weights stores all fields.
 
-    The learning rate rises from a third of its peak over the warm-up, then falls as (1 - t)^power, where t
-    goes from 0 to 1 over the run (FBSNet's and DABNet's schedule, there with power 0.9).
+    The learning rate rises from a third of its peak during the warm-up, then falls as (1 - t)^power, where t
+    goes from 0 to 1 over the run. This is the schedule of FBSNet and DABNet, which use power 0.9. Sizes are
+    (height, width) in pixels.
     """
 
     network: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     epochs: int = _number(100, 'passes over the data set')
-    budget_s: float = _number(0.0, 'end the schedule after this many seconds of training (all resumed runs '
-                                   'together) unless the epochs end it before; 0: no such end')
-    batch: int = _number(8, 'images a step, over all processes together')
+    budget_s: float = _number(0.0, 'end the schedule after this many seconds of training, in all resumed '
+                                   'calls together, unless the epochs end before; 0: no time budget')
+    batch: int = _number(8, 'images per step, of all processes together')
     crop: tuple[int, int] = _number((360, 480), 'size of the crops')
-    first_crop: tuple[int, int] = _number((240, 320), 'crops of the first part of the run')
-    first_scale: tuple[float, ...] = _number((), 'zoom of that first part; none: as in the rest')
-    first_share: float = _number(0.0, 'how much of the run that first part is, 0 to 1')
-    scale: tuple[float, ...] = _number((0.5, 2.0), 'zoom: a range (two numbers, log-uniform) or a set (more)')
+    first_crop: tuple[int, int] = _number((240, 320), 'size of the crops in the first part of the run')
+    first_scale: tuple[float, ...] = _number((), 'zoom of the first part; default: as in the rest')
+    first_share: float = _number(0.0, 'length of the first part, as a share of the run, 0 to 1')
+    scale: tuple[float, ...] = _number((0.5, 2.0), 'zoom: two numbers are a range (log-uniform), more a set')
     color: float = _number(0.2, 'half-range of the factors of brightness, contrast and saturation')
     blur: float = _number(0.0, 'share of the images that are blurred, 0 to 1')
-    mix: float = _number(0.0, 'share of the images that get classes of another one pasted in, 0 to 1')
-    loss: str = _number('ce', 'ce: cross entropy; ohem: of the hard pixels; owfl: OWFL + 0.5 CE (AFFNet)')
-    class_weights: bool = _number(True, 'weigh classes by 1 / ln(1.10 + frequency) in ce and ohem')
+    mix: float = _number(0.0, 'share of the images with classes of another image pasted in, 0 to 1')
+    loss: str = _number('ce', 'ce: cross entropy; ohem: ce of the hard pixels; owfl: OWFL + 0.5 ce (AFFNet)')
+    class_weights: bool = _number(True, 'weight classes by 1 / ln(1.10 + frequency) in ce and ohem')
     smoothing: float = _number(0.0, 'label smoothing of ce')
-    init: str = _number('', 'weights file to start from instead of random weights; its classes may be others')
-    auxiliary: float = _number(0.0, 'weight of the loss of a second classifier, of the deepest features, '
-                                    'that only training knows')
-    teachers: tuple[str, ...] = _number((), 'weights files whose mean prediction is learned too')
-    distill: float = _number(1.0, 'weight of that loss')
-    optimizer: str = _number('adamw', 'adamw, adam (decay as L2) or sgd (momentum 0.9, decay as L2)')
+    init: str = _number('', 'weights file to start from instead of random weights; its classes may differ')
+    auxiliary: float = _number(0.0, 'weight of the loss of a second classifier on the deepest '
+                                    'features; the finished weights are without it')
+    teachers: tuple[str, ...] = _number((), 'weights files whose mean prediction is a further target')
+    distill: float = _number(1.0, 'weight of the loss of the teachers')
+    optimizer: str = _number('adamw', 'adamw, adam (L2 decay) or sgd (momentum 0.9, L2 decay)')
     lr: float = _number(3e-3, 'highest learning rate')
     weight_decay: float = _number(1e-2, 'weight decay of convolutions')
-    decay_all: bool = _number(False, 'decay norms, slopes and biases as well')
+    decay_all: bool = _number(False, 'decay norms, PReLU slopes and biases too')
     warmup: int = _number(100, 'steps of warm-up')
     power: float = _number(0.9, 'exponent of the poly schedule')
-    clip: float = _number(5.0, 'longest gradient; 0: any')
-    ema: float = _number(0.998, 'decay of the averaged weights, which are kept; 0: keep the last ones')
-    divide_std: bool = _number(True, 'normalise by mean and std; else subtract the mean only')
-    precision: str = _number('bfloat16', 'of the forward pass: bfloat16 or float32; weights stay float32')
-    seed: int = _number(1, 'of weights, order and augmentation')
+    clip: float = _number(5.0, 'largest norm of the gradient; 0: no limit')
+    ema: float = _number(0.998, 'decay of the averaged weights, the result; 0: no average')
+    divide_std: bool = _number(True, 'divide by std after subtracting the mean')
+    precision: str = _number('bfloat16', 'of the forward pass: bfloat16 or float32; weights stay in float32')
+    seed: int = _number(1, 'seed of weights, order and augmentation')
 
     def __post_init__(self):
         for name in ('epochs', 'batch', 'lr'):
@@ -86,39 +87,40 @@ class Recipe:
                 raise RecipeError(f'unknown {name} {getattr(self, name)!r}; known: {", ".join(known)}')
 
     def plain(self) -> dict[str, Any]:
-        """As JSON knows it: lists, no tuples."""
+        """Return all fields as JSON has them: lists instead of tuples."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
 
-# What a few CPU cores can do in an hour or two: most epochs on whole images at about half their size, a
-# quarter of the pixels, the rest at full size. Rate, decay, second classifier, no average: best on CamVid val
-# (docs/training.md): in so few steps an average lags behind weights that the schedule brings to rest.
+# For a few CPU cores. Most epochs see whole images at about half their size, a quarter of the pixels; the
+# others see the full size. Learning rate, decay, second classifier and no averaging were best on CamVid val
+# (docs/training.md): in so few steps the average lags behind the weights.
 CPU: dict[str, Any] = {
     'epochs': 64, 'batch': 4, 'first_crop': (180, 240), 'first_scale': (0.45, 0.8), 'first_share': 0.7,
     'scale': (0.6, 1.6), 'color': 0.25, 'lr': 6e-3, 'weight_decay': 5e-2, 'ema': 0.0,
     'auxiliary': 0.4}
 
-# What FBSNet, ELANet and the DABNet family share on CamVid: mean subtraction alone, scales from a set, no
-# colour, Adam with L2 decay on everything, the last weights. The papers of LAANet and AFFNet give no numbers
-# for CamVid.
+# What FBSNet, ELANet and the DABNet family share on CamVid: only the mean is subtracted, scales come from a
+# set, no colour augmentation, Adam with L2 decay on all parameters, the last weights are the result. The
+# papers of LAANet and AFFNet give no numbers for CamVid.
 DABNET: dict[str, Any] = {
     'epochs': 1000, 'batch': 8, 'scale': (0.75, 1.0, 1.25, 1.5, 1.75, 2.0), 'color': 0.0,
     'optimizer': 'adam', 'lr': 1e-3, 'weight_decay': 2e-4, 'decay_all': True, 'warmup': 100, 'clip': 0.0,
     'ema': 0.0, 'divide_std': False}
 PAPER: dict[str, dict[str, Any]] = {
-    # SGD on both data sets, but every number of it is lost: the family's recipe instead.
+    # The paper says SGD on both data sets but gives no numbers, so this is the family's recipe.
     'laanet': DABNET,
     'fbsnet': DABNET | {'batch': 6},
-    # The learning rate for CamVid is not documented: the family's.
+    # The learning rate for CamVid is not documented, so this is the family's.
     'elanet': DABNET | {'warmup': 500},
-    # 250,000 steps of batch 8, poly from 0.01; optimiser, decay, augmentation and loss are not stated.
+    # 250,000 steps of batch 8, poly decay from 0.01. The paper does not state optimiser, weight decay,
+    # augmentation and loss.
     'lrnnet': DABNET | {'epochs': 5450, 'optimizer': 'sgd', 'lr': 1e-2, 'weight_decay': 1e-4},
-    # Cityscapes' numbers. Random translation by up to 2 pixels is a crop of an image that is not scaled.
+    # The numbers for Cityscapes. A crop of an unscaled image is its random translation by up to 2 pixels.
     'affnet': DABNET | {'epochs': 150, 'batch': 10, 'lr': 5e-4, 'weight_decay': 1e-4, 'scale': (1.0, 1.0),
                         'crop': (358, 478), 'loss': 'owfl'},
 }
 
-# Ours, the same for all: AdamW that leaves norms alone, averaged weights, more augmentation.
+# Ours, the same for all networks: AdamW without decay of the norms, averaged weights, more augmentation.
 BEST: dict[str, Any] = {
     'epochs': 1000, 'batch': 16, 'scale': (0.5, 2.0), 'color': 0.3, 'blur': 0.2, 'mix': 0.25, 'lr': 4e-3,
     'weight_decay': 2e-2, 'warmup': 300, 'ema': 0.999}
@@ -127,7 +129,7 @@ RECIPES = ('paper', 'best', 'cpu')
 
 
 def load(name: str, network: str, **changes: Any) -> Recipe:
-    """Build a recipe by its name for a network, with `changes`; `RecipeError` lists what is known."""
+    """Build a network's recipe by name, with `changes` to its fields; `RecipeError` lists what exists."""
     if name not in RECIPES:
         raise RecipeError(f'unknown recipe {name!r}; known: {", ".join(RECIPES)}')
     preset = {'paper': PAPER.get(network, DABNET), 'best': BEST, 'cpu': CPU}[name]
