@@ -150,9 +150,9 @@ def use_fast_cpu_gradients(network: nn.Module) -> None:
     """
     Make a network use our gradients of PReLU and of dilated depthwise convolutions; for training on a CPU.
 
-    With torch 2.13's gradients a step takes 1.2 to 1.5 times as long, and bfloat16 channels-last is wrong.
+    torch 2.13's own make a step take 1.2 to 1.5 times as long, and are wrong in bfloat16 channels-last.
     """
-    # Swapping __class__ keeps the modules themselves: parameters and names in the state dict stay as they are,
+    # Swapping __class__ keeps the modules themselves: parameters and names in the state dict stay the same,
     # and the network files need not know about training. In evaluation mode torch's own forward runs.
     for module in network.modules():
         if type(module) is nn.PReLU and module.num_parameters > 1:
