@@ -7,12 +7,13 @@ SECONDS ?= 30
 TOPIC ?=
 BIN := .venv/bin
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check docs bench clean
 
 help:
 	@echo 'make demo [INPUT=folder|video|bag|/dev/video0] [MODEL=laanet] [RESOLUTION=WxH] [SECONDS=30] [TOPIC=image topic of a bag]'
 	@echo 'make test     tests'
 	@echo 'make check    ruff and mypy'
+	@echo 'make docs     rewrite the generated blocks of the documentation'
 	@echo 'make bench    speed tables for this machine'
 	@echo 'make clean    remove what the others made, .venv too'
 
@@ -26,6 +27,9 @@ test: .venv/dev
 check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/run
+	$(BIN)/python docs/update.py
 
 bench: .venv/run
 	$(BIN)/lightseg bench

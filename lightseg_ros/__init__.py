@@ -3,6 +3,7 @@
 """Lightweight semantic segmentation for ROS 2."""
 import os
 from pathlib import Path
+from typing import Any
 
 __version__ = '0.1.0'
 
@@ -31,3 +32,11 @@ def share_dir() -> Path:
     raise FileNotFoundError(
         f'no share/lightseg_ros/config above {here}: the package is installed without its data files; '
         'install it with colcon or pip')
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Segmenter` and `Prediction` when they are first used: torch takes a second to load."""
+    if name in ('Segmenter', 'Prediction'):
+        from .inference import segmenter
+        return getattr(segmenter, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

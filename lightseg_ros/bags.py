@@ -4,7 +4,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-import functools
 import hashlib
 import os
 from pathlib import Path
@@ -26,6 +25,7 @@ from rosbags.typesys import get_typestore, Stores
 
 from . import images
 from .labels import LabelSet
+from .mcap_repair import indexed_copy, is_complete
 
 # The definitions that we need are the same in every ROS 2 distribution, and others are not asked for: a bag
 # without them, or with broken ones, reads all the same.
@@ -33,7 +33,6 @@ ROS1, ROS2 = get_typestore(Stores.ROS1_NOETIC), get_typestore(Stores.ROS2_HUMBLE
 TYPES = ROS2.types
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 NS = 10 ** 9
-MAGIC = b'\x89MCAP0\r\n'
 
 
 class BagError(ValueError):
@@ -148,10 +147,10 @@ class Bag:
                 raise BagError(f'{path} is no bag: expected metadata.yaml, .mcap or .db3 files in it')
             self.notes.append(f'{path.name}: no metadata.yaml, its files are read by name')
             return [r for p in sorted(parts, key=_by_number) for r in self._open(p)]
-        if path.is_dir() and (broken := [p for p in path.glob('*.mcap') if not _ends(p)]):
+        if path.is_dir() and (broken := [p for p in path.glob('*.mcap') if not is_complete(p)]):
             parts = sorted(path.glob('*.mcap'), key=_by_number)
             return [r for p in parts for r in self._open(self._repaired(p) if p in broken else p)]
-        if path.suffix == '.mcap' and path.is_file() and not _ends(path):
+        if path.suffix == '.mcap' and path.is_file() and not is_complete(path):
             path = self._repaired(path)
         try:
             reader = Reader1(path) if path.suffix == '.bag' and path.is_file() else Reader2(path)
@@ -163,19 +162,10 @@ class Bag:
 
     def _repaired(self, path: Path) -> Path:
         found = path.stat()
-        folder, kept = _indexed_copy(path, found.st_size, found.st_mtime_ns)
+        folder, kept = indexed_copy(path, found.st_size, found.st_mtime_ns)
         self._stack.callback(lambda: folder)  # as long as this bag is open
         self.notes.append(f'{path.name}: cut short, {kept} of its {found.st_size} bytes are whole records')
         return Path(folder.name) / path.name
-
-
-@functools.lru_cache(maxsize=2)
-def _indexed_copy(path: Path, size: int, mtime_ns: int) -> tuple[tempfile.TemporaryDirectory, int]:
-    """Copy an mcap file that was cut short and index it, once a process: every task of a replay opens it."""
-    folder = tempfile.TemporaryDirectory(prefix='lightseg_')
-    copy = Path(folder.name) / path.name
-    shutil.copyfile(path, copy)
-    return folder, _reindex(copy)
 
 
 def header(stamp_ns: int, frame_id: str = '') -> Any:
@@ -349,55 +339,3 @@ def _text(e: Exception) -> str:
 def _by_number(path: Path) -> tuple:
     """Sort key that puts bag_10.mcap behind bag_9.mcap."""
     return tuple(int(t) if t.isdigit() else t for t in re.split(r'(\d+)', path.name))
-
-
-def _ends(path: Path) -> bool:
-    """Whether an mcap file ends as one should; recorders write the index when they close it."""
-    with open(path, 'rb') as f:
-        begins = f.read(8) == MAGIC
-        f.seek(max(0, path.stat().st_size - 8))
-        return not begins or f.read() == MAGIC
-
-
-def _reindex(path: Path) -> int:
-    """
-    Cut an mcap file behind its last whole record and write the index that is missing; bytes kept.
-
-    The format is https://mcap.dev/spec: records of opcode (1 byte), length (8), content. A chunk index needs
-    what stands in the chunk's own head and in the message index records that follow it.
-    """
-    size, end = path.stat().st_size, len(MAGIC)
-    # of each chunk: start, length, head, message indexes (channel -> offset), their length
-    chunks: list[tuple[int, int, bytes, dict[int, int], int]] = []
-    with open(path, 'r+b') as f:
-        while end + 9 <= size:
-            f.seek(end)
-            opcode, length = struct.unpack('<BQ', f.read(9))
-            if end + 9 + length > size or opcode in (0x02, 0x0F):
-                break
-            if opcode == 0x06:
-                chunks.append((end, 9 + length, f.read(min(length, 64)), {}, 0))
-            elif opcode == 0x07 and chunks:
-                start, n, head, offsets, total = chunks[-1]
-                channel, entries = struct.unpack('<HI', f.read(6))
-                if entries:
-                    offsets[channel] = end
-                chunks[-1] = (start, n, head, offsets, total + 9 + length)
-            end += 9 + length
-        f.truncate(end)
-        f.seek(end)
-        f.write(struct.pack('<BQI', 0x0F, 4, 0))
-        summary = f.tell() if any(c[3] for c in chunks) else 0
-        for start, n, head, offsets, total in chunks if summary else ():
-            first, last, raw_size, _, name_size = struct.unpack_from('<QQQII', head)
-            name = head[32:32 + name_size]
-            packed_size, = struct.unpack_from('<Q', head, 32 + name_size)
-            index = struct.pack('<QQQQI', first, last, start, n, 10 * len(offsets))
-            index += b''.join(struct.pack('<HQ', *item) for item in offsets.items())
-            index += struct.pack('<QI', total, name_size) + name + struct.pack('<QQ', packed_size, raw_size)
-            f.write(struct.pack('<BQ', 0x08, len(index)) + index)
-        if summary:
-            # Statistics without any number: a reader then looks for channels and counts in the chunks.
-            f.write(struct.pack('<BQQHIIIIQQI', 0x0B, 46, 0, 0, 0, 0, 0, len(chunks), 0, 0, 0))
-        f.write(struct.pack('<BQQQI', 0x02, 20, summary, 0, 0) + MAGIC)
-    return end

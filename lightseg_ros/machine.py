@@ -1,10 +1,12 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine is: processor name, instructions, resident memory, versions of what results depend on."""
+"""What this machine is: CPU, instructions, resident memory, versions; and the stamp of every result."""
+from datetime import datetime, timezone
 import importlib.metadata
 import os
 from pathlib import Path
 import platform
+from typing import Any
 
 from . import __version__
 
@@ -42,6 +44,20 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return out
+
+
+def stamp(device: str = '') -> dict[str, Any]:
+    """
+    Return what every result is stamped with, so that two of them can be compared fairly.
+
+    `date` (UTC, ISO 8601), `device` (the name given, or the CPU's), `processor`, `cores` that this process
+    may use, `load` (runnable processes, mean of the last minute) and `versions`.
+    """
+    return {'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+            'device': device if device not in ('', 'CPU') else processor_name(),
+            'processor': processor_name(),
+            'cores': len(os.sched_getaffinity(0)), 'load': round(os.getloadavg()[0], 2),
+            'versions': versions()}
 
 
 def _cpuinfo() -> str:

@@ -14,7 +14,7 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin  # noqa: E402
 from rosbags.rosbag2 import Writer as Writer2  # noqa: E402
 from rosbags.rosbag2.enums import CompressionFormat  # noqa: E402
 
-from lightseg_ros import bags, images, labels  # noqa: E402
+from lightseg_ros import bags, images, labels, mcap_repair  # noqa: E402
 from lightseg_ros.bags import Bag, BagError, NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 
@@ -189,7 +189,7 @@ def test_ros1_cut_short(tmp_path):
     ('foreign.bag', b'hello world' * 9, 'magic is invalid'),
     ('foreign.db3', b'hello world' * 9, 'not a database'),
     ('foreign.txt', b'hello', "Unrecognized storage format '.txt'"),
-    ('cut.mcap', bags.MAGIC, 'does not open')])
+    ('cut.mcap', mcap_repair.MAGIC, 'does not open')])
 def test_no_bags(tmp_path, name, data, text):
     if data is not None:
         (tmp_path / name).write_bytes(data)
@@ -322,8 +322,8 @@ def test_a_cut_file_is_indexed_once_a_process(tmp_path, monkeypatch):
     cut = tmp_path / 'cut.mcap'
     cut.write_bytes((tmp_path / 'whole.mcap').read_bytes()[:-5000])
     made = []
-    real = bags._reindex
-    monkeypatch.setattr(bags, '_reindex', lambda path: made.append(path) or real(path))
+    real = mcap_repair._reindex
+    monkeypatch.setattr(mcap_repair, '_reindex', lambda path: made.append(path) or real(path))
     for _ in range(3):
         with Bag(cut) as bag:
             assert 'cut short' in bag.notes[0] and decoded(bag)

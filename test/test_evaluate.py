@@ -15,7 +15,7 @@ from lightseg_ros.bags import Bag, NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 from lightseg_ros.evaluation import evaluate as replays  # noqa: E402
 from lightseg_ros.evaluation import recordings  # noqa: E402
-from lightseg_ros.evaluation.evaluate import ModelSpec, ReplayError  # noqa: E402
+from lightseg_ros.evaluation.evaluate import EvaluationError, ModelSpec  # noqa: E402
 from lightseg_ros.evaluation.recordings import GroundTruthSource  # noqa: E402
 
 IMAGE, LABEL = '/camera/image_raw', '/camera/label'
@@ -52,9 +52,9 @@ def two_bags(tmp_path_factory):
     return [write_bag(folder / 'first', 11, bad=(4,)), write_bag(folder / 'second.mcap', 7, seed=1)]
 
 
-def figures(scores):
+def figures(found):
     """Everything in a result but the times."""
-    result = scores.result()
+    result = found.scores.result()
     del result['latency_ms']
     for row in result['frames']:
         del row['latency_ms']
@@ -63,8 +63,8 @@ def figures(scores):
 
 @pytest.fixture(scope='module')
 def serial(two_bags, model):
-    scores, _ = replays.evaluate_bags(two_bags, model, truth=TRUTH, quiet=True)
-    return figures(scores), scores
+    found = replays.evaluate_bags(two_bags, model, truth=TRUTH, quiet=True)
+    return figures(found), found.scores
 
 
 def test_several_bags(serial, two_bags, model):
@@ -78,9 +78,10 @@ def test_several_bags(serial, two_bags, model):
     # Stability is measured from frame to frame, not from one bag to the next, nor over a gap.
     first = {(f['source'], f['index']) for f in result['frames'] if f['consistency'] is None}
     assert first == {('first', 0), ('first', 5), ('second.mcap', 0)}
-    again, sources = replays.evaluate_bags(two_bags, model, truth=TRUTH, quiet=True)
+    again = replays.evaluate_bags(two_bags, model, truth=TRUTH, quiet=True)
     assert figures(again) == result, 'a second run gives other numbers'
-    assert [s['frames'] for s in sources] == [11, 7] and sources[0]['sha256'] == bags.digest(two_bags[0])
+    assert [s['frames'] for s in again.sources] == [11, 7]
+    assert again.sources[0]['sha256'] == bags.digest(two_bags[0])
 
 
 def test_scores_are_those_of_the_segmenter(serial, two_bags, model):
@@ -103,17 +104,17 @@ def test_scores_are_those_of_the_segmenter(serial, two_bags, model):
 
 
 def test_batches_count_the_same_frames(serial, two_bags, model):
-    scores, _ = replays.evaluate_bags(two_bags, model, truth=TRUTH, batch=4, quiet=True)
-    result = figures(scores)
+    found = replays.evaluate_bags(two_bags, model, truth=TRUTH, batch=4, quiet=True)
+    result = figures(found)
     assert result['counts'] == serial[0]['counts']
     assert [f['index'] for f in result['frames']] == [f['index'] for f in serial[0]['frames']]
     assert result['miou'] == pytest.approx(serial[0]['miou'], abs=0.05)
 
 
 def test_processes_give_the_same(serial, two_bags, model):
-    scores, _ = replays.evaluate_bags(two_bags, model, truth=TRUTH, workers=2, frames_per_task=3, quiet=True)
-    assert figures(scores) == serial[0]
-    assert (scores.best, scores.worst) == (serial[1].best, serial[1].worst)
+    found = replays.evaluate_bags(two_bags, model, truth=TRUTH, workers=2, frames_per_task=3, quiet=True)
+    assert figures(found) == serial[0]
+    assert (found.scores.best, found.scores.worst) == (serial[1].best, serial[1].worst)
 
 
 def test_dask_gives_the_same_even_if_a_worker_dies(serial, two_bags, model, tmp_path):
@@ -123,14 +124,14 @@ def test_dask_gives_the_same_even_if_a_worker_dies(serial, two_bags, model, tmp_
                                   dashboard_address=None, local_directory=str(tmp_path)) as cluster, \
             distributed.Client(cluster) as client:
         address = cluster.scheduler_address
-        scores, _ = replays.evaluate_bags(two_bags, model, truth=TRUTH, dask=address, frames_per_task=3,
+        found = replays.evaluate_bags(two_bags, model, truth=TRUTH, dask=address, frames_per_task=3,
                                           quiet=True)
-        assert figures(scores) == serial[0]
+        assert figures(found) == serial[0]
         victim = sorted(client.scheduler_info()['workers'])[0]
         client.run(_die_at_the_next_task, workers=[victim])
-        scores, _ = replays.evaluate_bags(two_bags, model, truth=TRUTH, dask=address, frames_per_task=3,
+        found = replays.evaluate_bags(two_bags, model, truth=TRUTH, dask=address, frames_per_task=3,
                                           quiet=True)
-        assert figures(scores) == serial[0]
+        assert figures(found) == serial[0]
         # The one that is started in its place has another address.
         assert victim not in client.scheduler_info()['workers'], 'it did not die'
 
@@ -145,12 +146,12 @@ def _die_at_the_next_task():
 def test_no_dask_scheduler(two_bags, model, monkeypatch):
     monkeypatch.setattr(replays, 'DASK_TIMEOUT_S', 0.5)
     pytest.importorskip('distributed', reason='dask.distributed is not installed')
-    with pytest.raises(ReplayError, match='no Dask scheduler at tcp://127.0.0.1:9'):
+    with pytest.raises(EvaluationError, match='no Dask scheduler at tcp://127.0.0.1:9'):
         replays.evaluate_bags(two_bags, model, dask='tcp://127.0.0.1:9', image_topic=IMAGE, quiet=True)
 
 
 def test_another_file_of_the_same_name(model):
-    with pytest.raises(ReplayError, match='is another file than the one of the same name'):
+    with pytest.raises(EvaluationError, match='is another file than the one of the same name'):
         replace(model, digest='0' * 64).load()
 
 
@@ -168,8 +169,8 @@ def test_folder_and_bag_are_the_same(camvid, random_weights, tmp_path):
     folder = figures(replays.evaluate_dataset(dataset, model.load(), quiet=True))
     bag = tmp_path / 'camvid.mcap'
     bags.from_folder(tmp_path / 'test', bag, truth=tmp_path / 'testannot', labels=dataset.labels)
-    topic, _ = replays.evaluate_bags([bag], model, truth=TRUTH, quiet=True)
-    files, _ = replays.evaluate_bags([bag], model, image_topic=IMAGE, quiet=True,
+    topic = replays.evaluate_bags([bag], model, truth=TRUTH, quiet=True)
+    files = replays.evaluate_bags([bag], model, image_topic=IMAGE, quiet=True,
                                      truth=GroundTruthSource(folder=tmp_path / 'testannot', source_ids=True))
     folder['counts'].update(duplicate_stamps=0, stamps_back=0, without_truth=0, truth_without_frame=0)
     for frame in folder['frames']:
@@ -182,7 +183,7 @@ def test_folder_and_bag_are_the_same(camvid, random_weights, tmp_path):
 def test_classes_that_differ(camvid, random_weights):
     dataset = datasets.camvid('test', camvid)
     names = ('nothing', *dataset.labels.names[1:])
-    with pytest.raises(ReplayError, match='the weights know sky, .*; camvid has nothing, '):
+    with pytest.raises(EvaluationError, match='the weights know sky, .*; camvid has nothing, '):
         replays.evaluate_dataset(replace(dataset, labels=replace(dataset.labels, names=names, groups={})),
                                  ModelSpec(str(random_weights), 'cpu').load())
 
@@ -210,8 +211,8 @@ def test_record(camvid, random_weights, tmp_path, capsys):
 
 def test_out_bag(two_bags, model, tmp_path, serial):
     out = tmp_path / 'out.mcap'
-    scores, _ = replays.evaluate_bags(two_bags, model, truth=TRUTH, out=out, quiet=True)
-    assert figures(scores) == serial[0]
+    found = replays.evaluate_bags(two_bags, model, truth=TRUTH, out=out, quiet=True)
+    assert figures(found) == serial[0]
     segment = model.load()
     with Bag(out) as bag:
         assert {t.name: (t.type.rsplit('/')[-1], t.count) for t in bag.topics.values()} == {
@@ -234,7 +235,7 @@ def test_out_bag(two_bags, model, tmp_path, serial):
         np.testing.assert_array_equal(images.decode(label.read())[..., 0], expected.labels)
         np.testing.assert_array_equal(images.decode(confidence.read())[..., 0], expected.confidence)
         assert np.abs(images.decode(overlay.read()).astype(int) - expected.overlay).mean() < 12
-    with pytest.raises(ReplayError, match='leave out --workers'):
+    with pytest.raises(EvaluationError, match='leave out --workers'):
         replays.evaluate_bags(two_bags, model, out=tmp_path / 'b', workers=2)
 
 
@@ -275,7 +276,7 @@ def test_labels_that_never_match(tmp_path, model):
         for topic, stamp in ((IMAGE, 5 * NS), (LABEL, 7 * NS)):
             writer.write(topic, bags.image(np.zeros((48, 72), np.uint8), 'mono8', bags.header(stamp)), stamp)
     text = r'no label of /camera/label lies within 5 ms .* stamped 5.000 to 5.000 s'
-    with pytest.raises(ReplayError, match=text):
+    with pytest.raises(EvaluationError, match=text):
         replays.evaluate_bags([tmp_path / 'bag'], model, truth=TRUTH, quiet=True)
 
 

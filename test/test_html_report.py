@@ -12,8 +12,8 @@ import pytest
 
 from lightseg_ros import labels
 from lightseg_ros.cli import main
-from lightseg_ros.evaluation import html_report, scores
-from lightseg_ros.evaluation.html_report import ReportError
+from lightseg_ros.evaluation import html_report, scores, text_report
+from lightseg_ros.evaluation.text_report import ReportError
 
 PHONE = 390
 FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking',
@@ -38,7 +38,7 @@ def measure(count=40, noise=0.3, truth=True, seed=0):
 
 
 def stamped(measured):
-    return {'format': html_report.FORMAT, 'made': '2026-01-02T03:04:05+00:00', 'options': {'batch': 1},
+    return {'format': text_report.FORMAT, 'date': '2026-01-02T03:04:05+00:00', 'options': {'batch': 1},
             'model': {'network': 'laanet', 'dataset': 'camvid', 'weights': 'w.safetensors',
                       'sha256': 'c0ffee' * 10, 'resolution': '480x360', 'resize_mode': 'fit',
                       'precision': 'float32', 'backend': 'torch 2.13.0'},
@@ -131,29 +131,30 @@ def test_screenshot(pages, chromium, tmp_path):
 
 def test_json(tmp_path):
     result = stamped(measure(3))
-    html_report.write_json(result, tmp_path / 'new' / 'r.json')
-    assert html_report.read_json(tmp_path / 'new' / 'r.json') == result
+    text_report.write_json(result, tmp_path / 'new' / 'r.json')
+    assert text_report.read_json(tmp_path / 'new' / 'r.json') == result
     assert [p.name for p in (tmp_path / 'new').iterdir()] == ['r.json']
-    for text, error in (('{', 'is not JSON'), ('[]', 'is no result'), ('{"format": "x"}', 'is no result')):
+    for text, error in (('{', 'is not JSON'), ('[]', 'is not a result'),
+                        ('{"format": "x"}', 'is not a result')):
         (tmp_path / 'bad.json').write_text(text)
         with pytest.raises(ReportError, match=error):
-            html_report.read_json(tmp_path / 'bad.json')
+            text_report.read_json(tmp_path / 'bad.json')
     with pytest.raises(ReportError, match='No such file'):
-        html_report.read_json(tmp_path / 'missing.json')
+        text_report.read_json(tmp_path / 'missing.json')
 
 
 def test_text():
-    text = html_report.text(stamped(measure(5)))
+    text = text_report.text(stamped(measure(5)))
     assert re.search(r'road +\d+\.\d\d +\d+\.\d\d +\d+\.\d\d', text)
     assert 'temporal consistency 95.00 %' in text
     assert '6 frames read' in text and '1 x failed: frame 17' in text
-    assert 'IoU' not in html_report.text(stamped(measure(2, truth=False)))
+    assert 'IoU' not in text_report.text(stamped(measure(2, truth=False)))
 
 
 def test_compare(tmp_path, capsys):
     paths = [tmp_path / 'good.json', tmp_path / 'bad' / 'result.json']
     for path, noise in zip(paths, (0.3, 0.5)):
-        html_report.write_json(stamped(measure(noise=noise)), path)
+        text_report.write_json(stamped(measure(noise=noise)), path)
     page = tmp_path / 'c.html'
     assert main(['compare', *map(str, paths), '--html', str(page)]) == 0
     said = capsys.readouterr().out

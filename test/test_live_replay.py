@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Bags played over DDS to a real node in a process of its own: every frame is accounted for and scored."""
+from dataclasses import replace
 import json
 import os
 from pathlib import Path
@@ -12,11 +13,11 @@ import pytest
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 
-from lightseg_ros import bags  # noqa: E402
+from lightseg_ros import bags, weights  # noqa: E402
 from lightseg_ros.bags import NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 from lightseg_ros.evaluation import evaluate as offline  # noqa: E402
-from lightseg_ros.evaluation.evaluate import ModelSpec, ReplayError  # noqa: E402
+from lightseg_ros.evaluation.evaluate import EvaluationError, ModelSpec  # noqa: E402
 from lightseg_ros.evaluation.recordings import GroundTruthSource  # noqa: E402
 from lightseg_ros.live import replay as live  # noqa: E402
 from lightseg_ros.live.probe import NodeProcess, nodes, ProbeError  # noqa: E402
@@ -105,8 +106,8 @@ def check(result, account, path, model):
     assert sum(account[k] for k in fates) == COUNT
     assert account['returned'] == result['counts']['segmented'] >= 1  # how many is the machine's business
     assert account['end_to_end']['count'] == account['returned'] and 0 < account['end_to_end']['p50'] < 5000
-    scores, _ = offline.evaluate_bags([path], model, truth=GroundTruthSource(topic=LABEL), quiet=True)
-    expected = {f['index']: f for f in scores.result()['frames']}
+    alone = offline.evaluate_bags([path], model, truth=GroundTruthSource(topic=LABEL), quiet=True)
+    expected = {f['index']: f for f in alone.scores.result()['frames']}
     for frame in result['frames']:
         for key in ('stamp_ns', 'miou', 'accuracy', 'shares', 'confidence'):
             assert frame[key] == expected[frame['index']][key]
@@ -116,14 +117,14 @@ def check(result, account, path, model):
 def test_own_node(model, tmp_path):
     """A node is started, gets one frame that it can't read among the others, and is stopped again."""
     path = write_bag(tmp_path / 'bag', 'rgb8', bad=(6,))
-    scores, sources, account = live.replay(path, model, live.Live(deadline_s=0.0),
-                                           truth=GroundTruthSource(topic=LABEL),
-                                           quiet=True, log=tmp_path / 'node.log')
-    result = scores.result()
+    found = live.replay(path, model, live.Live(deadline_s=0.0), truth=GroundTruthSource(topic=LABEL),
+                        quiet=True, log=tmp_path / 'node.log')
+    result, account = found.result({}), found.account
     check(result, account, path, model)
+    assert result['model'] == model.load().identity() and result['live'] == account
     assert account['failed'] <= 1 and account['late'] == account['returned'], 'all are later than 0 ms'
     assert result['counts']['failed'] == 1 and result['counts'].get('missing', 0) == 14 - account['returned']
-    assert sources[0]['frames'] == COUNT
+    assert found.sources[0]['frames'] == COUNT
     assert f'waiting for /replay_{os.getpid()}/image' in (tmp_path / 'node.log').read_text()
 
 
@@ -140,6 +141,30 @@ def test_running_node_on_simulated_time(model, compressed, running_node, tmp_pat
     assert running_node.running, 'a node that was there before stays'
 
 
+def test_the_result_names_the_network_of_the_node(model, compressed, running_node, tmp_path):
+    """What a running node runs stands in the result, not what --model would load here."""
+    network, card = weights.load(model.name)
+    other = tmp_path / 'other.safetensors'
+    weights.save(other, network, replace(card, dataset='elsewhere', source='the same tensors, another card'))
+    told = live.Live(node='/segmentation', use_sim_time=True, rate=4.0)
+    found = live.replay(compressed, ModelSpec(str(other), 'cpu', precision='bfloat16'), told,
+                        image_topic='/camera/image_raw/compressed', quiet=True)
+    node = found.result({})['model']
+    assert (node['weights'], node['sha256']) == (Path(model.name).name, weights.digest(model.name))
+    assert (node['precision'], node['resolution'], node['dataset']) == ('float32', '96x64', card.dataset)
+
+
+def test_a_node_with_other_classes_is_refused(model, compressed, running_node, tmp_path):
+    _, card = weights.load(model.name)
+    labels = replace(card.labels, names=('nothing', *card.labels.names[1:]), groups={})
+    other = tmp_path / 'other.safetensors'
+    weights.save(other, weights.load(model.name)[0], replace(card, labels=labels))
+    with pytest.raises(EvaluationError, match='/segmentation has the classes .*; --model has nothing, '):
+        live.replay(compressed, ModelSpec(str(other), 'cpu'),
+                    live.Live(node='/segmentation', use_sim_time=True),
+                    image_topic='/camera/image_raw/compressed', quiet=True)
+
+
 def test_ros2_bag_play(model, compressed, running_node, tmp_path, monkeypatch):
     """Frames that another player plays are timed when they come by."""
     player = tmp_path / 'ros2'
@@ -148,15 +173,15 @@ def test_ros2_bag_play(model, compressed, running_node, tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
     told = live.Live(node='/segmentation', player='ros2', use_sim_time=True)
     truth = GroundTruthSource(topic=LABEL)
-    scores, _, account = live.replay(compressed, model, told, truth=truth, quiet=True)
-    check(scores.result(), account, compressed, model)
+    found = live.replay(compressed, model, told, truth=truth, quiet=True)
+    check(found.scores.result(), found.account, compressed, model)
 
 
 def test_what_is_refused(model, compressed, tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
-    with pytest.raises(ReplayError, match='there is no ros2 here'):
+    with pytest.raises(EvaluationError, match='there is no ros2 here'):
         live.Live(player='ros2')
-    with pytest.raises(ReplayError, match='rate is 0; expected more'):
+    with pytest.raises(EvaluationError, match='rate is 0; expected more'):
         live.Live(rate=0)
     with pytest.raises(WeightsError, match='no such file'):
         live.replay(compressed, ModelSpec('nothing.safetensors'), live.Live())

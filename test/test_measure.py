@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightseg_ros import cli, weights
-from lightseg_ros.benchmark import measure
+from lightseg_ros.benchmark import measure, report
 from lightseg_ros.benchmark.measure import BenchError, Contender
 from lightseg_ros.inference import export
 
@@ -38,7 +38,7 @@ def result(model):
     return measure.bench([model], [(128, 96)], contenders, device='cpu', rounds=3, each=2, strict=False)
 
 
-def test_a_row_has_times_ratios_and_the_floor(result):
+def test_a_row_has_times_ratios_and_the_roofline(result):
     exact, near = result['rows']
     assert (exact['network'], exact['resolution'], exact['backend'], exact['precision']) == (
         'affnet', '128x96', 'torch', 'float32')
@@ -49,15 +49,15 @@ def test_a_row_has_times_ratios_and_the_floor(result):
         assert 0 < row['network_ms']['p50'] <= row['network_ms']['max']
         assert row['fps'] == pytest.approx(1e3 / row['frame_ms']['p50'])
         assert row['network_speedup'] > 0 and row['eager_frame_ms'] > 0
-        assert row['floor_ms'] > 0 and row['bound'] in ('operations', 'bytes')
+        assert row['roofline_ms'] > 0 and row['bound'] in ('operations', 'bytes')
     assert exact['eager_network_ms'] == near['eager_network_ms'], 'they share one reference'
 
 
 def test_a_result_says_where_it_comes_from(result):
-    assert result['format'] == measure.FORMAT and result['versions']['torch'] == torch.__version__
+    assert result['format'] == report.FORMAT and result['versions']['torch'] == torch.__version__
     assert result['cores'] >= 1 and result['device'] and result['date'].endswith('+00:00')
     assert result['rates']['float32']['flops'] > 1e8 and result['rates']['float32']['bytes'] > 1e8
-    line, other = measure.means(result)
+    line, other = report.means(result)
     assert line.startswith('128x96 torch float32: 1 networks') and 'bfloat16' in other
 
 
@@ -105,11 +105,11 @@ def test_command_line(model, tmp_path, capsys):
 def test_what_cannot_be_plotted(tmp_path, result):
     path = tmp_path / 'result.json'
     path.write_text('{}')
-    with pytest.raises(BenchError, match='is no result'):
-        measure.plot([path], tmp_path / 'x.png')
-    measure.write({**result, 'rows': [{**r, 'miou': None} for r in result['rows']]}, path)
-    with pytest.raises(BenchError, match='no row of these results has an accuracy'):
-        measure.plot([path], tmp_path / 'x.png')
+    with pytest.raises(report.ReportError, match='is no result'):
+        report.plot([path], tmp_path / 'x.png')
+    report.write({**result, 'rows': [{**r, 'miou': None} for r in result['rows']]}, path)
+    with pytest.raises(report.ReportError, match='no row of these results has an accuracy'):
+        report.plot([path], tmp_path / 'x.png')
 
 
 def test_startup_is_measured_in_processes_of_their_own(model):

@@ -1,24 +1,19 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-How fast: network alone and frame to labels, beside plain torch in the same run and the floor of the hardware.
+How fast: network alone and frame to labels, beside plain torch in the same run and the hardware's roofline.
 
 Contenders and reference take turns in short blocks, so that whatever else the machine does hits all of them;
 ratios are medians over these rounds. Before anything is timed, labels are compared with the reference's.
 """
 from collections.abc import Callable, Sequence
 import copy
-from dataclasses import asdict, dataclass, field
-import datetime
+from dataclasses import asdict, dataclass
 import functools
-import importlib.metadata
-import importlib.util
-import json
 import logging
 import math
 import os
 from pathlib import Path
-import platform
 import subprocess
 import sys
 import tempfile
@@ -30,15 +25,16 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 
-from .. import __version__, datasets, info, machine, networks, weights
+from .. import datasets, info, machine, networks, weights
 from ..inference import export, segmenter
 from ..inference.segmenter import Segmenter
 from ..metrics import LatencyStats
 from ..weights import Card
+from . import report
+from .report import BenchRow
 
 log = logging.getLogger(__name__)
 
-FORMAT = 'lightseg-bench-1'
 # Share of pixels with the reference's label, in percent, that a precision must reach with trained weights.
 AGREEMENT = {'float32': 99.99, 'float16': 99.8, 'bfloat16': 98.5}
 
@@ -66,47 +62,6 @@ def parse_contender(text: str) -> Contender:
     return Contender(backend, precision)
 
 
-@dataclass
-class Row:
-    """
-    What was measured of one network, resolution and contender.
-
-    Times in ms; `network_ms`: input tensor to logits, `frame_ms`: uint8 frame on the host to uint8 labels on
-    the host, `fps`: one such frame after the other, `stream_fps`: with one uploaded while another is
-    computed (CUDA), `engine_percent`: share of a frame that is not the network, `processor_ms`: what a frame
-    costs all cores together, `eager_...`: the reference's median, `..._speedup`: median ratio to it over the
-    rounds (of processor time too, which other load does not touch).
-    `agreement`: percent of pixels with the reference's label. `floor_ms`: no version of the network is
-    faster than this, for `bound` ('operations' or 'bytes'). `memory_mb`: what the process grew by (CPU), or
-    the peak that torch held (CUDA).
-    """
-
-    network: str
-    weights: str
-    parameters: int
-    miou: float | None
-    resolution: str
-    backend: str
-    precision: str
-    threads: int
-    agreement: float
-    floor_ms: float
-    bound: str
-    memory_mb: float
-    network_ms: dict[str, float] = field(default_factory=dict)
-    frame_ms: dict[str, float] = field(default_factory=dict)
-    fps: float = 0.0
-    stream_fps: float | None = None
-    engine_percent: float = 0.0
-    processor_ms: float = 0.0
-    eager_network_ms: float = 0.0
-    eager_frame_ms: float = 0.0
-    eager_processor_ms: float = 0.0
-    network_speedup: float = 0.0
-    frame_speedup: float = 0.0
-    processor_speedup: float = 0.0
-
-
 def bench(names: Sequence[str] = networks.PAPER_NETWORKS,
           resolutions: Sequence[tuple[int, int]] = ((480, 360),),
           contenders: Sequence[Contender] = (AUTO,), *, device: str = 'auto',
@@ -120,7 +75,7 @@ def bench(names: Sequence[str] = networks.PAPER_NETWORKS,
     With `strict`, labels that differ from the reference's more than `AGREEMENT` allows raise `BenchError`.
     `out`: file that is written after every network, so that what ends the run does not take all with it.
     """
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     rates: dict[str, dict[str, float]] = {}
     result: dict[str, Any] = {**environment(device), 'rates': rates}
     for name in names:
@@ -129,142 +84,18 @@ def bench(names: Sequence[str] = networks.PAPER_NETWORKS,
             rows += _bench_network(network, card, kind, _frames(resolution), contenders, device=device,
                                    threads=threads, rounds=rounds, each=each, rates=rates, strict=strict)
             for row in rows[-len(contenders):]:
-                print(line(row), flush=True)
+                print(report.line(row), flush=True)
         result['rows'] = [asdict(r) for r in rows]
         if out:
-            write(result, out)
+            report.write(result, out)
     return result
-
-
-def line(row: Row) -> str:
-    """Spell a row for a terminal."""
-    return (f'{row.network:<8} {row.resolution:>9} {row.backend:>13} {row.precision:<8}  network '
-            f'{row.network_ms["p50"]:7.2f} ms ({row.network_speedup:5.2f} x)  frame p50 '
-            f'{row.frame_ms["p50"]:7.2f} p95 {row.frame_ms["p95"]:7.2f} p99 {row.frame_ms["p99"]:7.2f} ms '
-            f'({row.frame_speedup:5.2f} x) {row.fps:7.1f} fps  processor {row.processor_ms:7.2f} ms '
-            f'({row.processor_speedup:5.2f} x)  floor {row.floor_ms:6.2f} ms ({row.bound})  '
-            f'equal {row.agreement:.3f} %  {row.memory_mb:.0f} MB  {row.weights}')
-
-
-def means(result: dict[str, Any]) -> list[str]:
-    """Geometric means over the networks of the speedups, a line for each resolution and contender."""
-    groups: dict[tuple[str, str, str], list[dict]] = {}
-    for row in result['rows']:
-        groups.setdefault((row['resolution'], row['backend'], row['precision']), []).append(row)
-    out = []
-    for (resolution, backend, precision), rows in groups.items():
-        network, frame, processor = (
-            math.exp(sum(math.log(r[f'{k}_speedup']) for r in rows) / len(rows))
-            for k in ('network', 'frame', 'processor'))
-        out.append(f'{resolution} {backend} {precision}: {len(rows)} networks, geometric mean over plain '
-                   f'torch float32: network {network:.2f} x, frame {frame:.2f} x, processor time '
-                   f'{processor:.2f} x')
-    return out
 
 
 def environment(device: str = 'auto') -> dict[str, Any]:
-    """Return what a result is stamped with: device, versions, date, load of the machine."""
+    """Return the format and stamp of a result that is measured on `device`."""
     where, _ = segmenter.parse_device(device)
-    versions = {'lightseg_ros': __version__, 'python': platform.python_version(), 'torch': torch.__version__}
-    for package in ('openvino', 'onnxruntime', 'triton'):
-        if importlib.util.find_spec(package):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        'format': FORMAT, 'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-        'device': torch.cuda.get_device_name(where) if where.type == 'cuda' else machine.processor_name(),
-        'cores': len(os.sched_getaffinity(0)), 'load': round(os.getloadavg()[0], 2), 'versions': versions}
-
-
-def plot(paths: Sequence[Path], out: Path) -> Path:
-    """
-    Draw accuracy against speed, a disc as large as the network, as the papers' first figures do.
-
-    `paths`: results as `write` leaves them; rows without an accuracy are left out. `BenchError` if none is
-    left.
-    """
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot, ticker
-    rows = []
-    for path in paths:
-        result = _read(path)
-        rows += [r | {'device': result['device']} for r in result.get('rows', []) if r['miou'] is not None]
-    if not rows:
-        raise BenchError('no row of these results has an accuracy: their weights do not name one')
-    kinds = sorted({(r['device'], r['resolution'], r['backend'], r['precision']) for r in rows})
-    figure, axes = pyplot.subplots(figsize=(9, 6), layout='constrained')
-    for i, kind in enumerate(kinds):
-        chosen = [r for r in rows if (r['device'], r['resolution'], r['backend'], r['precision']) == kind]
-        axes.scatter([r['fps'] for r in chosen], [r['miou'] for r in chosen], alpha=0.6, color=f'C{i}',
-                     s=[r['parameters'] / 3000 for r in chosen], label=', '.join(kind))
-    for name, miou in sorted({(r['network'], r['miou']) for r in rows}):
-        speeds = [r['fps'] for r in rows if (r['network'], r['miou']) == (name, miou)]
-        axes.plot(speeds, [miou] * len(speeds), color='0.8', zorder=0)
-        # Above its slowest disc: beside it, another's may lie.
-        axes.annotate(name, (min(speeds), miou), (0, 16), textcoords='offset points', ha='center')
-    axes.set_xlim(0.7 * min(r['fps'] for r in rows), 1.4 * max(r['fps'] for r in rows))
-    axes.set_xscale('log')
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.xaxis.set_major_formatter('{x:g}')
-    axes.set_xlabel('frames a second, uint8 frame to uint8 labels (median)')
-    axes.set_ylabel('mIoU, % (as the weights name it)')
-    axes.margins(y=0.15)
-    legend = figure.legend(loc='outside lower center', ncols=2, fontsize=8)
-    for handle in legend.legend_handles:
-        handle.set_sizes([60])  # type: ignore[union-attr]
-    axes.set_title('accuracy against speed; a disc is as large as the network has parameters')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
-    pyplot.close(figure)
-    return out
-
-
-def table(paths: Sequence[Path]) -> str:
-    """Spell results as Markdown tables: networks first, then the node through DDS."""
-    results = [_read(path) for path in paths]
-    lines = []
-    for result in results:
-        lines += [f'{result["device"]}, {result["cores"]} cores, {result["date"][:10]}, '
-                  + ', '.join(f'{k} {v}' for k, v in result['versions'].items()), '']
-        if result.get('rows'):
-            lines += ['| network | size | backend | precision | network ms | frame ms p50 / p95 / p99 | fps '
-                      '| faster than plain torch | floor ms | equal labels % |', '|---' * 10 + '|']
-        for r in result.get('rows', []):
-            ms = r['frame_ms']
-            name = r['network'] + ('' if r['weights'] == 'trained' else ' (random weights)')
-            lines.append(
-                f'| {name} | {r["resolution"]} | {r["backend"]} | {r["precision"]} | '
-                f'{r["network_ms"]["p50"]:.1f} | {ms["p50"]:.1f} / {ms["p95"]:.1f} / {ms["p99"]:.1f} | '
-                f'{r["fps"]:.0f} | {r["frame_speedup"]:.1f} x | {r["floor_ms"]:.1f} ({r["bound"]}) | '
-                f'{r["agreement"]:.2f} |')
-        if result.get('ros_rows'):
-            lines += ['| image | overlay | Hz | latency ms p50 / p95 / p99 | network ms | lost % '
-                      '| processor % | memory MB | highest Hz |', '|---' * 9 + '|']
-        for r in result.get('ros_rows', []):
-            ms = r['latency_ms']
-            memory = f'{r["memory_mb"]:.0f} ({r["memory_growth_mb"]:+.0f})' if 'memory_mb' in r else ''
-            lines.append(
-                f'| {r["size"]} | {"yes" if r["overlay"] else ""} | {r["rate_hz"]:g} | {ms["p50"]:.1f} / '
-                f'{ms["p95"]:.1f} / {ms["p99"]:.1f} | {r["stages"].get("network", 0):.1f} | '
-                f'{r["loss_percent"]:.1f} | {r["processor_percent"]:.0f} | {memory} | '
-                f'{r["highest_rate_hz"]:.0f} |')
-        lines.append('')
-    return '\n'.join(lines)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    result = json.loads(path.read_text())
-    if result.get('format') != FORMAT:
-        raise BenchError(f'{path} is no result of "lightseg bench": format {result.get("format")!r}, '
-                         f'expected {FORMAT!r}')
-    return result
-
-
-def write(result: dict[str, Any], path: Path) -> None:
-    """Write a result as indented JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + '\n')
+    name = torch.cuda.get_device_name(where) if where.type == 'cuda' else ''
+    return {'format': report.FORMAT, **machine.stamp(name)}
 
 
 def startup(model: str, *, device: str = 'auto', backend: str = 'auto', precision: str = 'auto',
@@ -355,7 +186,7 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class Eager:
+class Reference:
     """The reference: the network as its file has it, float32, NCHW, nothing folded or compiled."""
 
     def __init__(self, network: nn.Module, card: Card, device: torch.device):
@@ -381,16 +212,16 @@ class Eager:
 
 def _bench_network(network: nn.Module, card: Card, kind: str, frames: list[np.ndarray],
                    contenders: Sequence[Contender], *, device: str, threads: int, rounds: int,
-                   each: int, rates: dict[str, dict[str, float]], strict: bool) -> list[Row]:
+                   each: int, rates: dict[str, dict[str, float]], strict: bool) -> list[BenchRow]:
     where, _ = segmenter.parse_device(device)
     height, width = frames[0].shape[:2]
     resolution = f'{width}x{height}'
     if threads:
         torch.set_num_threads(threads)
-    eager = Eager(network, card, where)
+    eager = Reference(network, card, where)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # torch's float32 is TF32 unless told
         truth = [eager.labels(frame) for frame in frames]
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     runs: list[tuple[Callable[[], None], Callable[[np.ndarray], Any]]] = [
         (_network_alone(eager.run, eager.prepare(frames[0]), where), eager.labels)]
     for contender in contenders:
@@ -408,13 +239,13 @@ def _bench_network(network: nn.Module, card: Card, kind: str, frames: list[np.nd
             rates[segment.precision] = rates_of(where, segment.precision)
         rate = rates[segment.precision]
         operations, moved = cost(network, card, (width, height), segment.dtype.itemsize)
-        floors = {'operations': 1e3 * operations / rate['flops'], 'bytes': 1e3 * moved / rate['bytes']}
-        bound = max(floors, key=lambda k: floors[k])
+        rooflines = {'operations': 1e3 * operations / rate['flops'], 'bytes': 1e3 * moved / rate['bytes']}
+        bound = max(rooflines, key=lambda k: rooflines[k])
         runs.append((segment.network_alone(frames[0]), functools.partial(_segment, segment)))
-        rows.append(Row(
+        rows.append(BenchRow(
             card.network, kind, sum(p.numel() for p in network.parameters()), _miou(card), resolution,
             segment.backend, segment.precision, threads or torch.get_num_threads(), agreement,
-            floors[bound], bound, memory))
+            rooflines[bound], bound, memory))
         if where.type == 'cuda':
             rows[-1].stream_fps = _stream_fps(segment, frames, rounds * each)
     times = _take_turns(runs, frames, where, rounds, each)

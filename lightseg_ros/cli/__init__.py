@@ -19,7 +19,7 @@ VERBS = {
     'train': 'train a network',
     'train-all': 'train all networks side by side, inside a time limit',
     'export': 'write a network as ONNX',
-    'bench': 'how fast the networks run here, beside plain torch and the floor of the hardware',
+    'bench': 'how fast the networks run here, beside plain torch and the roofline of the hardware',
 }
 
 

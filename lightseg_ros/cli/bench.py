@@ -35,12 +35,12 @@ def run(args: argparse.Namespace) -> int | None:
     import json
 
     from .. import networks
-    from ..benchmark import measure
+    from ..benchmark import measure, report
     if args.table:
-        print(measure.table(args.table))
+        print(report.table(args.table))
         return None
     if args.plot:
-        print(measure.plot(args.plot, args.out or Path('out/bench.png')))
+        print(report.plot(args.plot, args.out or Path('out/bench.png')))
         return None
     from ..sizes import parse_size
     sizes = [parse_size(r) for r in args.resolutions or ()]
@@ -53,12 +53,12 @@ def run(args: argparse.Namespace) -> int | None:
         names = args.networks or networks.PAPER_NETWORKS
         result = measure.bench(names, sizes or [(480, 360)], contenders, device=args.device,
                              threads=args.threads, rounds=args.rounds, out=args.out)
-        print('\n'.join(measure.means(result)))
+        print('\n'.join(report.means(result)))
         if args.startup:
             first = contenders[0]
             result['startup_s'] = measure.startup(names[0], device=args.device, backend=first.backend,
                                                 precision=first.precision)
     if args.out:
-        measure.write(result, args.out)
+        report.write(result, args.out)
     print(json.dumps(result))
     return None

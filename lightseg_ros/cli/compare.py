@@ -15,17 +15,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..evaluation import html_report, scores
+    from ..evaluation import html_report, scores, text_report
     if len(args.results) < 2:
-        raise html_report.ReportError('one result has nothing to be compared with; name two or more')
+        raise text_report.ReportError('one result has nothing to be compared with; name two or more')
     results = {}
     for path in args.results:
-        result = html_report.read_json(path)
+        result = text_report.read_json(path)
         name = path.parent.name if path.stem == 'result' and path.parent.name else path.stem
         results[name if name not in results else str(path)] = result
     first, *others = results
     paired = {name: scores.paired_difference(results[first]['frames'], results[name]['frames'])
               for name in others}
-    print(html_report.compare_text(results, paired))
+    print(text_report.compare_text(results, paired))
     if args.html:
         print(html_report.write_comparison(results, paired, args.html))

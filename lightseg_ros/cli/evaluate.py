@@ -75,10 +75,10 @@ def model_from(args: argparse.Namespace) -> 'ModelSpec':
 
 
 def truth_from(args: argparse.Namespace) -> 'GroundTruthSource':
-    from ..evaluation.evaluate import ReplayError
+    from ..evaluation.evaluate import EvaluationError
     from ..evaluation.recordings import GroundTruthSource
     if args.label_topic and args.label_dir:
-        raise ReplayError('ground truth comes from --label-topic or --label-dir, not from both')
+        raise EvaluationError('ground truth comes from --label-topic or --label-dir, not from both')
     ids = args.label_ids or ('source' if args.label_dir else 'class')
     return GroundTruthSource(args.label_topic, args.label_dir, ids == 'source', round(args.tolerance * 1e9),
                  args.frame_rate)
@@ -93,42 +93,41 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 def write(result: dict, scores: 'Scores', args: argparse.Namespace) -> None:
     """Print a result, and write it where it was asked for."""
-    from ..evaluation import html_report
-    print(html_report.text(result))
+    from ..evaluation import html_report, text_report
+    print(text_report.text(result))
     if args.json:
-        html_report.write_json(result, args.json)
+        text_report.write_json(result, args.json)
     if args.report:
-        html_report.write_json(result, args.report / 'result.json')
+        text_report.write_json(result, args.report / 'result.json')
         print(html_report.write_html(result, scores.best, scores.worst, args.report / 'report.html'))
 
 
 def exit_code(result: dict) -> int:
-    from ..evaluation import html_report
-    return 3 if any(result['counts'].get(key) for key in html_report.TROUBLE) else 0
+    from ..evaluation import text_report
+    return 3 if any(result['counts'].get(key) for key in text_report.TROUBLE) else 0
 
 
 def run(args: argparse.Namespace) -> int:
     from .. import datasets
     from ..evaluation import evaluate
     if bool(args.bags) == bool(args.data):
-        raise evaluate.ReplayError('name bags, or a data set with --data; one of the two')
+        raise evaluate.EvaluationError('name bags, or a data set with --data; one of the two')
     if args.record and not args.data:
-        raise evaluate.ReplayError('--record writes what was measured on a data set: it wants --data')
+        raise evaluate.EvaluationError('--record writes what was measured on a data set: it wants --data')
     for name in ('batch', 'workers', 'frames_per_task'):
         if getattr(args, name) < 1:
-            raise evaluate.ReplayError(f'{name} is {getattr(args, name)}; expected 1 or more')
+            raise evaluate.EvaluationError(f'{name} is {getattr(args, name)}; expected 1 or more')
     check_outputs(args)
     model = model_from(args)
     if args.data:
         dataset = datasets.load(args.data, args.split, args.data_root)
-        scores = evaluate.evaluate_dataset(dataset, model.load(), batch=args.batch)
-        sources = [{'name': f'{dataset.name} {dataset.split}', 'frames': len(dataset)}]
+        found = evaluate.evaluate_dataset(dataset, model.load(), batch=args.batch)
     else:
-        scores, sources = evaluate.evaluate_bags(
+        found = evaluate.evaluate_bags(
             args.bags, model, image_topic=args.image_topic, truth=truth_from(args), batch=args.batch,
             workers=args.workers, dask=args.dask, frames_per_task=args.frames_per_task, out=args.out)
-    result = evaluate.describe(model, vars(args)) | {'sources': sources} | scores.result()
-    write(result, scores, args)
+    result = found.result(vars(args))
+    write(result, found.scores, args)
     if args.record:
         print(evaluate.record(model, dataset, result))
     return exit_code(result)

@@ -28,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..evaluation.evaluate import describe
     from ..live import replay as live_replay
     live = live_replay.Live(args.rate, args.node, args.use_sim_time, args.player, args.deadline)
     evaluate.check_outputs(args)
     model = evaluate.model_from(args)
-    scores, sources, account = live_replay.replay(
-        args.bag, model, live, image_topic=args.image_topic, truth=evaluate.truth_from(args))
-    result = describe(model, vars(args)) | {'sources': sources} | scores.result() | {'live': account}
-    evaluate.write(result, scores, args)
+    found = live_replay.replay(args.bag, model, live, image_topic=args.image_topic,
+                               truth=evaluate.truth_from(args))
+    result = found.result(vars(args))
+    evaluate.write(result, found.scores, args)
+    account = found.account
     return 3 if account['failed'] or account['not_returned'] else evaluate.exit_code(result)

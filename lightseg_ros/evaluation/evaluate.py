@@ -6,7 +6,6 @@ from concurrent.futures import as_completed, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 import json
 import multiprocessing
 import os
@@ -17,18 +16,16 @@ from time import perf_counter
 from typing import Any
 
 import cv2
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from .. import __version__, bags, weights
+from .. import bags, machine, weights
 from ..bags import BagError
 from ..datasets import DataSet
 from ..health import Health
-from ..inference import backends, segmenter
+from ..inference import segmenter
 from ..inference.segmenter import Prediction, Segmenter
 from ..labels import LabelSet
-from . import html_report, recordings
+from . import recordings, text_report
 from .recordings import Frame, GroundTruthSource, Recording, Skip, Task
 from .scores import Consistency, Scores
 
@@ -36,7 +33,7 @@ FRAMES_PER_TASK = 200
 DASK_TIMEOUT_S = 10.0
 
 
-class ReplayError(ValueError):
+class EvaluationError(ValueError):
     """An evaluation that can't start or has nothing to score; the text says what is missing."""
 
 
@@ -59,12 +56,38 @@ class ModelSpec:
         return weights.resolve(self.name)
 
     def load(self) -> Segmenter:
-        """Build the segmenter; `ReplayError` where the file is another than the one that was meant."""
+        """Build the segmenter; `EvaluationError` where the file is another than the one that was meant."""
         if self.digest and weights.digest(self.path) != self.digest:
-            raise ReplayError(f'{self.path} on {platform.node()} is another file than the one of the same '
-                              'name here (SHA-256 differs): copy it there')
+            raise EvaluationError(f'{self.path} on {platform.node()} is another file than the one of the '
+                                  'same name here (SHA-256 differs): copy it there')
         return segmenter.load(self.path, self.device, self.resolution, resize_mode=self.resize_mode,
                               backend=self.backend, precision=self.precision, threads=self.threads)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    What was measured, and of what.
+
+    `sources`: what is said of each bag or data set. `model`: the network and how it ran, `device`: where, as
+    `Segmenter.identity` and `Segmenter.device_name` name them.
+    """
+
+    scores: Scores
+    sources: list[dict[str, Any]]
+    model: dict[str, str]
+    device: str
+
+    def result(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the result as reports take it, stamped; `options`: what the user asked for."""
+        def plain(value: Any) -> Any:
+            if isinstance(value, list):
+                return [str(v) for v in value]
+            return value if isinstance(value, (int, float)) else str(value)
+
+        asked = {k: plain(v) for k, v in options.items() if v not in (None, '', [], False)}
+        return {'format': text_report.FORMAT, **machine.stamp(self.device), 'options': asked,
+                'model': self.model, 'sources': self.sources} | self.scores.result()
 
 
 def read_dataset(dataset: DataSet) -> Iterator[Frame]:
@@ -126,32 +149,35 @@ def score(frames: Iterable[Frame | Skip], segment: Segmenter, scores: Scores, *,
     return scores
 
 
-def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1, quiet: bool = False) -> Scores:
-    """Score a data set's split; `ReplayError` if the weights know other classes."""
+def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1,
+                     quiet: bool = False) -> Evaluation:
+    """Score a data set's split; `EvaluationError` if the weights know other classes."""
     if segment.labels.names != dataset.labels.names:
-        raise ReplayError(f'the weights know {", ".join(segment.labels.names)}; {dataset.name} has '
+        raise EvaluationError(f'the weights know {", ".join(segment.labels.names)}; {dataset.name} has '
                           f'{", ".join(dataset.labels.names)}')
     scores = Scores(segment.labels, truth=True)
     scores.counts['read'] = len(dataset)
     title = f'{dataset.name} {dataset.split}'
     with tqdm(total=len(dataset), desc=title, unit='frame', disable=quiet or None) as bar:
-        return score(read_dataset(dataset), segment, scores, batch=batch, progress=bar.update)
+        score(read_dataset(dataset), segment, scores, batch=batch, progress=bar.update)
+    sources: list[dict[str, Any]] = [{'name': title, 'frames': len(dataset)}]
+    return Evaluation(scores, sources, segment.identity(), segment.device_name())
 
 
 def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic: str | None = None,
                   truth: GroundTruthSource | None = None, batch: int = 1, workers: int = 1,
                   dask: str | None = None,
                   frames_per_task: int = FRAMES_PER_TASK, out: Path | None = None,
-                  quiet: bool = False) -> tuple[Scores, list[dict[str, Any]]]:
+                  quiet: bool = False) -> Evaluation:
     """
-    Score bags, one after the other; returns the scores and what is to be said of each bag.
+    Score bags, one after the other.
 
     With `workers` or the address of a `dask` scheduler the bags are cut into tasks that run elsewhere; the
     scores are the same. `out`: an mcap bag with the results (this process only). A bag that can't be read is
-    said and left out; `ReplayError` if nothing is left.
+    said and left out; `EvaluationError` if nothing is left.
     """
     if out and (workers > 1 or dask):
-        raise ReplayError('--out writes frames in order, with one worker: leave out --workers and --dask')
+        raise EvaluationError('--out writes frames in order, with one worker: leave out --workers and --dask')
     truth = truth or GroundTruthSource()
     found, sources, errors = [], [], []
     for path in paths:
@@ -163,11 +189,12 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
             sources.append({'name': Path(path).name, 'path': str(path), 'frames': 0, 'error': str(e)})
     total = sum(len(r.times) for r in found)
     if not total:
-        raise ReplayError('; '.join(errors) or f'no frames in {", ".join(str(p) for p in paths)}: '
+        raise EvaluationError('; '.join(errors) or f'no frames in {", ".join(str(p) for p in paths)}: '
                           'the image topics hold no message')
     if truth and not any(p is not None for r in found for p in r.partners):
-        raise ReplayError(_no_truth(found, truth))
-    scores = Scores(weights.read_card(model.path).labels, bool(truth))
+        raise EvaluationError(_no_truth(found, truth))
+    segment = model.load()
+    scores = Scores(segment.labels, bool(truth))
     for text in errors:
         scores.skip('bags_failed', text)
     for recording in found:
@@ -182,13 +209,12 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
                     else _on_processes(workers, tasks, model, batch, bar):
                 scores.merge(part)
         else:
-            segment = model.load()
             with _Recorder(out, segment.labels, model.name) if out else nullcontext() as done:
                 for recording in found:
                     for task in recording.tasks(max(1, len(recording.times))):
                         score(recordings.read(task, segment.labels), segment, scores, batch=batch, done=done,
                               progress=bar.update)
-    return scores, sources
+    return Evaluation(scores, sources, segment.identity(), segment.device_name())
 
 
 def score_task(task: Task, model: ModelSpec, batch: int = 1) -> Scores:
@@ -201,25 +227,6 @@ def score_task(task: Task, model: ModelSpec, batch: int = 1) -> Scores:
     assert segment is not None
     scores = Scores(segment.labels, bool(task.truth))
     return score(recordings.read(task, segment.labels), segment, scores, batch=batch)
-
-
-def describe(model: ModelSpec, options: dict[str, Any]) -> dict[str, Any]:
-    """Return what stamps a result: weights, configuration (`options`), device, versions, time."""
-    segment = model.load()
-    size = segment.resolution
-    return {
-        'format': html_report.FORMAT, 'made': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        'options': {k: v if isinstance(v, (int, float)) else [str(i) for i in v] if isinstance(v, list)
-                    else str(v) for k, v in options.items() if v not in (None, '', [], False)},
-        'model': {'network': segment.card.network, 'dataset': segment.card.dataset,
-                  'weights': model.path.name, 'sha256': weights.digest(model.path),
-                  'resolution': f'{size[0]}x{size[1]}' if size else 'native',
-                  'resize_mode': model.resize_mode,
-                  'precision': segment.precision, 'backend': backends.version(segment.backend)},
-        'device': segment.device_name(),
-        'versions': {'lightseg_ros': __version__, 'torch': torch.__version__, 'numpy': np.__version__,
-                     'opencv': cv2.__version__, 'python': platform.python_version(),
-                     'system': f'{platform.system()} {platform.machine()}'}}
 
 
 def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
@@ -258,7 +265,8 @@ def _on_processes(workers: int, tasks: list[Task], model: ModelSpec, batch: int,
             for future in futures:
                 yield future.result()
         except BrokenProcessPool as e:
-            raise ReplayError('a worker process died, probably for want of memory: fewer --workers?') from e
+            raise EvaluationError('a worker process died, probably for want of memory: give fewer '
+                                  '--workers') from e
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -267,15 +275,15 @@ def _on_dask(address: str, tasks: list[Task], model: ModelSpec, batch: int, bar:
     try:
         import distributed
     except ImportError as e:
-        raise ReplayError(f'--dask needs distributed ({e}): pip install "dask[distributed]"') from e
+        raise EvaluationError(f'--dask needs distributed ({e}): pip install "dask[distributed]"') from e
     try:
         client = distributed.Client(address, timeout=DASK_TIMEOUT_S)
     except (OSError, ValueError) as e:
-        raise ReplayError(f'no Dask scheduler at {address} ({e}): start one with "dask scheduler", and '
+        raise EvaluationError(f'no Dask scheduler at {address} ({e}): start one with "dask scheduler", and '
                           'workers with "dask worker ADDRESS"') from e
     with client:
         if not client.scheduler_info()['workers']:
-            raise ReplayError(f'the Dask scheduler at {address} has no workers: "dask worker {address}"')
+            raise EvaluationError(f'the Dask scheduler at {address} has no workers: "dask worker {address}"')
         # The scheduler gives a lost worker's tasks, and its results not yet fetched, to another one.
         futures = [client.submit(score_task, t, model, batch, pure=False) for t in tasks]
         of = {f.key: t for f, t in zip(futures, tasks)}
@@ -285,7 +293,7 @@ def _on_dask(address: str, tasks: list[Task], model: ModelSpec, batch: int, bar:
             for future in futures:
                 yield future.result()
         except distributed.KilledWorker as e:
-            raise ReplayError(f'a task brought down its Dask workers one after the other: {e}') from e
+            raise EvaluationError(f'a task brought down its Dask workers one after the other: {e}') from e
 
 
 def _no_truth(found: list[Recording], truth: GroundTruthSource) -> str:

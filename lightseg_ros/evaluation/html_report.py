@@ -1,126 +1,16 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Result dict -> text, JSON, one HTML file that needs nothing else; computes nothing."""
+"""A result as one HTML file that needs nothing else; it only draws what was computed."""
 import base64
 from collections.abc import Sequence
 from html import escape
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from .scores import Picture
+from .text_report import COUNTS, figure, FIGURES, number, paired_text
 
-FORMAT = 'lightseg-result-1'
-COUNTS = {
-    'read': 'frames read', 'segmented': 'segmented', 'scored': 'scored against ground truth',
-    'failed': 'failed', 'without_truth': 'without ground truth',
-    'truth_without_frame': 'labels without a frame',
-    'truth_failed': 'labels of no use', 'duplicate_stamps': 'duplicate stamps',
-    'stamps_back': 'stamps that jump back', 'bags_failed': 'bags not read', 'bags_damaged': 'damaged bags',
-    'missing': 'played without a label coming back',
-}
-# Of these the exit code tells: something was there and could not be used.
-TROUBLE = ('failed', 'truth_failed', 'bags_failed', 'bags_damaged')
-
-
-# Of a comparison: title, key of the result, of its counts or of its total latency, digits.
-FIGURES = (('mIoU %', 'miou', 2), ('pixel accuracy %', 'accuracy', 2), ('boundary F1 %', 'boundary_f1', 2),
-           ('ECE %', 'ece', 2), ('temporal consistency %', 'consistency', 2), ('frame p50 ms', 'p50', 1),
-           ('frame p95 ms', 'p95', 1), ('frames segmented', 'segmented', 0), ('frames failed', 'failed', 0))
 COLORS = ('#2266bb', '#d9822b', '#2e9e5b', '#c0392b', '#7a4fb5', '#5d6b7c')
-
-
-class ReportError(ValueError):
-    """A file that is no result of ours."""
-
-
-def number(value: float | None, unit: str = '', digits: int = 2) -> str:
-    """Spell a figure; a dash for one that was not measured."""
-    return '–' if value is None else f'{value:.{digits}f}{unit}'
-
-
-def text(result: dict[str, Any]) -> str:
-    """Spell a result for a terminal: a row a class, then the figures of the whole."""
-    lines = []
-    width = max(len(n) for n in result['iou'])
-    scored = bool(result['counts'].get('scored'))
-    if scored:
-        lines.append(f'{"class":<{width}}  {"IoU %":>6}  {"boundary F1 %":>13}  {"share %":>7}')
-        lines += [f'{n:<{width}}  {number(v):>6}  {number(result["boundary_f1_per_class"][n]):>13}  '
-                  f'{result["shares"][n]:>7.2f}' for n, v in result['iou'].items()]
-        lines += ['', f'mIoU {number(result["miou"])} %   pixel accuracy {number(result["accuracy"])} %   '
-                  f'boundary F1 {number(result["boundary_f1"])} %   ECE {number(result["ece"])} %']
-    else:
-        lines.append(f'{"class":<{width}}  {"share %":>7}')
-        lines += [f'{n:<{width}}  {v:>7.2f}' for n, v in result['shares'].items()]
-    if result['consistency'] is not None:
-        lines.append(f'temporal consistency {number(result["consistency"])} %')
-    if (t := result['latency_ms'].get('total')) and 'live' not in result:
-        lines.append(f'a frame takes p50 {t["p50"]:.1f} ms, p95 {t["p95"]:.1f}, max {t["max"]:.1f} on '
-                     f'{result["device"]}')
-    if live := result.get('live'):
-        ms = live['end_to_end']
-        lines.append(f'frame to label: p50 {ms["p50"]:.1f} ms, p95 {ms["p95"]:.1f}, max {ms["max"]:.1f}; '
-                     f'{live["late"]} later than {live["deadline_ms"]:g} ms')
-        lines.append(', '.join(f'{live[k]} {k.replace("_", " ")}' for k in (
-            'played', 'returned', 'dropped', 'failed', 'not_received', 'not_returned')))
-    lines.append(', '.join(f'{n} {COUNTS.get(k, k)}' for k, n in result['counts'].items() if n))
-    lines += [f'  {s["count"]} x {s["what"]}: {s["first"]}' for s in result['skipped']]
-    return '\n'.join(lines)
-
-
-def compare_text(results: dict[str, dict[str, Any]], paired: dict[str, dict[str, Any]]) -> str:
-    """Spell several results side by side; `paired`: each one's `scores.paired_difference` to the first."""
-    names = list(results)
-    classes = list(dict.fromkeys(n for r in results.values() for n in r['iou']))
-    rows = [('', *names)]
-    rows += [(title, *(number(_figure(r, key), digits=digits) for r in results.values()))
-             for title, key, digits in FIGURES if any(_figure(r, key) is not None for r in results.values())]
-    rows += [(f'IoU {n} %', *(number(r['iou'].get(n)) for r in results.values())) for n in classes
-             if any(r['iou'].get(n) is not None for r in results.values())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ['  '.join(f'{cell:<{w}}' if i == 0 else f'{cell:>{w}}' for i, (cell, w) in
-                       enumerate(zip(row, widths))) for row in rows]
-    return '\n'.join([*lines, '', *(_paired_text(n, names[0], p) for n, p in paired.items())])
-
-
-def _figure(result: dict[str, Any], key: str) -> float | None:
-    if key in ('p50', 'p95'):
-        return (result['latency_ms'].get('total') or {}).get(key)
-    return result[key] if key in result else result['counts'].get(key)
-
-
-def _paired_text(name: str, first: str, p: dict[str, Any]) -> str:
-    if not p['frames']:
-        return f'{name} and {first} share no scored frame'
-    return (f'{name} minus {first}: {p["mean"]:+.2f} points of mIoU a frame, 95 % interval {p["low"]:+.2f} '
-            f'to {p["high"]:+.2f}, over {p["frames"]} frames ({p["better"]} better, {p["worse"]} worse): '
-            + ('no clear difference' if p['low'] < 0 < p['high'] else 'the mean over frames')
-            + '; the table pools the pixels of all frames')
-
-
-def write_json(result: dict[str, Any], path: Path) -> None:
-    """Write a result; it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(result, indent=1, allow_nan=False))
-    os.replace(temporary, path)
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a result; `ReportError` for another file."""
-    try:
-        result = json.loads(Path(path).read_text())
-    except OSError as e:
-        raise ReportError(f'{path}: {e.strerror}') from e
-    except ValueError as e:
-        raise ReportError(f'{path} is not JSON: {e}') from e
-    if not isinstance(result, dict) or result.get('format') != FORMAT:
-        raise ReportError(f'{path} is no result of "lightseg evaluate --json" or "replay --json"')
-    return result
-
-
 CSS = """
 :root { --ink: #1c2430; --soft: #5d6b7c; --line: #d9dfe6; --card: #f5f7f9; --blue: #26b; --red: #c03; }
 * { box-sizing: border-box; }
@@ -164,7 +54,7 @@ def write_html(result: dict[str, Any], best: Sequence[Picture], worst: Sequence[
     title = f'{result["model"]["network"]} on {", ".join(s["name"] for s in result["sources"])}'
     by = 'mIoU' if scored else 'mean confidence'
     body = [
-        f'<h1>{escape(title)}</h1><p class="soft">{escape(result["made"])} · {escape(result["device"])} · '
+        f'<h1>{escape(title)}</h1><p class="soft">{escape(result["date"])} · {escape(result["device"])} · '
         f'{escape(result["model"]["resolution"])} · {escape(result["model"]["precision"])} · '
         f'{escape(result["model"]["backend"])}</p>',
         _cards(result), _trouble(result), _live(result), '<h2>Classes</h2>', _classes(result, colors)]
@@ -199,8 +89,8 @@ def write_comparison(results: dict[str, dict[str, Any]], paired: dict[str, dict[
     head = '<tr><th></th>' + ''.join(f'<th>{_swatch(colors[n])}{escape(n)}</th>' for n in results) + '</tr>'
     rows = ''.join(
         f'<tr><td>{escape(title)}</td>' + ''.join(
-            f'<td>{number(_figure(r, key), digits=digits)}</td>' for r in results.values()) + '</tr>'
-        for title, key, digits in FIGURES if any(_figure(r, key) is not None for r in results.values()))
+            f'<td>{number(figure(r, key), digits=digits)}</td>' for r in results.values()) + '</tr>'
+        for title, key, digits in FIGURES if any(figure(r, key) is not None for r in results.values()))
     body = [f'<h1>{escape(" · ".join(results))}</h1><h2>Figures</h2>',
             f'<div class="wide"><table>{head}{rows}</table></div>']
     classes = list(dict.fromkeys(n for r in results.values() for n in r['iou']))
@@ -214,7 +104,7 @@ def write_comparison(results: dict[str, dict[str, Any]], paired: dict[str, dict[
         body += [f'<h2>IoU %</h2><div class="wide"><table class="stacked">{head}{rows}</table></div>']
     for name, p in paired.items():
         body += [f'<h2>{escape(name)} minus {escape(next(iter(results)))}</h2>'
-                 f'<p>{escape(_paired_text(name, next(iter(results)), p))}</p>']
+                 f'<p>{escape(paired_text(name, next(iter(results)), p))}</p>']
         if p['frames']:
             body += [_differences(p['differences'])]
     for name, r in results.items():

@@ -99,6 +99,7 @@ class Segmenter:
             raise SegmenterError(f'threads is {threads}; expected 0 (one for each core) or more')
         self.card = card
         self.labels = card.labels
+        self.weights = self.sha256 = ''  # name and digest of the file, where it was loaded from one
         self.device, target = parse_device(device)
         self.resolution = parse_resolution(resolution, card)
         self.resize_mode = resize_mode
@@ -134,7 +135,10 @@ class Segmenter:
 
         `options`: the keyword arguments of the class. `WeightsError` where the file is missing or damaged.
         """
-        return cls(*weights.load(weights.resolve(model)), device, resolution, **options)
+        path = weights.resolve(model)
+        segment = cls(*weights.load(path), device, resolution, **options)
+        segment.weights, segment.sha256 = path.name, weights.digest(path)
+        return segment
 
     def _choose(self, backend: str, target: str) -> tuple[str, str]:
         """Return the name of the backend and why it was taken."""
@@ -184,6 +188,13 @@ class Segmenter:
     def device_name(self) -> str:
         """Return the device's name as its maker calls it; 'CPU' for a CPU, 'GPU' for Intel graphics."""
         return self._engine.device_name
+
+    def identity(self) -> dict[str, str]:
+        """Return which network this is and how it runs, as a result and the node's diagnostics state it."""
+        return {'network': self.card.network, 'dataset': self.card.dataset, 'weights': self.weights,
+                'sha256': self.sha256, 'resize_mode': self.resize_mode, 'precision': self.precision,
+                'resolution': '{}x{}'.format(*self.resolution) if self.resolution else 'native',
+                'backend': backends.version(self.backend)}
 
     def resources(self) -> dict[str, str]:
         """Return device and memory in MB: the process's resident set, and what the engine holds on a GPU."""

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+import json
 import os
 from pathlib import Path
 import signal
@@ -18,14 +19,22 @@ import numpy as np
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.time import Time
 from sensor_msgs.msg import Image
-from std_msgs.msg import Header
+from std_msgs.msg import Header, String
 
 from .. import images, share_dir
+from ..labels import LabelSet
+
+try:
+    from vision_msgs.msg import LabelInfo
+except ImportError:  # not on PyPI; nodes then publish the label set as JSON
+    LabelInfo = None
 
 RELIABLE = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
+                     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class ProbeError(ValueError):
@@ -155,6 +164,10 @@ class Probe(Node):
                 Image, topics[part], lambda msg, part=part: self._on_image(part, msg), RELIABLE)
             for part in parts + optional}
         self.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
+        self.class_names: tuple[str, ...] = ()
+        self.create_subscription(String, f'{segmentation}/label_info_json', self._on_label_set, LATCHED)
+        if LabelInfo is not None:
+            self.create_subscription(LabelInfo, f'{segmentation}/label_info', self._on_label_info, LATCHED)
         self._publisher: Any = None
         if plays and 'frame' not in parts:
             self._publisher = self.create_publisher(plays, image_topic, RELIABLE)
@@ -226,6 +239,13 @@ class Probe(Node):
         for status in msg.status:
             if status.name == self._status_name:
                 self.diagnostics = Diagnostics(status.message, {v.key: v.value for v in status.values})
+
+
+    def _on_label_set(self, msg: String) -> None:
+        self.class_names = LabelSet.from_dict(json.loads(msg.data)).names
+
+    def _on_label_info(self, msg: Any) -> None:
+        self.class_names = tuple(c.class_name for c in sorted(msg.class_map, key=lambda c: c.class_id))
 
 
 def _yaml(value: Any) -> str:

@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+import logging
 import os
 from pathlib import Path
 import shutil
@@ -24,12 +25,14 @@ from tqdm import tqdm
 from .. import bags, images, weights
 from ..bags import Bag, NS
 from ..evaluation import recordings
-from ..evaluation.evaluate import ModelSpec, ReplayError
+from ..evaluation.evaluate import Evaluation, EvaluationError, ModelSpec
 from ..evaluation.recordings import Frame, GroundTruthSource, Recording
 from ..evaluation.scores import Consistency, Scores
 from ..labels import LabelSet
 from ..metrics import LatencyStats
 from .probe import isolate, NodeProcess, nodes, Probe, Seen
+
+log = logging.getLogger(__name__)
 
 CLOCK_PERIOD_S = 0.01
 COUNTERS = ('received', 'processed', 'dropped', 'failed')
@@ -54,12 +57,12 @@ class Live:
 
     def __post_init__(self) -> None:
         if not self.rate > 0:
-            raise ReplayError(f'rate is {self.rate:g}; expected more than 0')
+            raise EvaluationError(f'rate is {self.rate:g}; expected more than 0')
         if self.player not in ('own', 'ros2'):
-            raise ReplayError(f"player is {self.player!r}; expected 'own' or 'ros2'")
+            raise EvaluationError(f"player is {self.player!r}; expected 'own' or 'ros2'")
         if self.player == 'ros2' and not shutil.which('ros2'):
-            raise ReplayError('--player ros2 needs "ros2 bag play", and there is no ros2 here: source the '
-                              'ROS distribution, or use the own player')
+            raise EvaluationError('--player ros2 needs "ros2 bag play", and there is no ros2 here: source '
+                                  'the ROS distribution, or use the own player')
 
 
 @dataclass
@@ -86,21 +89,35 @@ class Collected:
             self.writer.write(topic, bags.image(array, 'mono8', bags.header(seen.stamp_ns)), index)
 
 
+@dataclass(frozen=True)
+class LiveEvaluation(Evaluation):
+    """
+    What came back from a node, and the account of every frame.
+
+    `account`: `played` is the sum of `returned`, `dropped` (by the node, for a newer one), `failed` (in the
+    node), `not_received` (lost on the wire, or replaced in the node's queue of one before it looked) and
+    `not_returned` (processed, but the result was lost).
+    """
+
+    account: dict[str, Any]
+
+    def result(self, options: dict[str, Any]) -> dict[str, Any]:
+        return super().result(options) | {'live': self.account}
+
+
 def replay(path: Path, model: ModelSpec, live: Live, *, image_topic: str | None = None,
            truth: GroundTruthSource | None = None, quiet: bool = False,
-           log: Path | None = None) -> tuple[Scores, list[dict[str, Any]], dict[str, Any]]:
+           log: Path | None = None) -> LiveEvaluation:
     """
     Play a bag to a node in real time and score the labels that come back.
 
-    Returns the scores, what is to be said of the bag, and the account of every frame: `played` is the sum of
-    `returned`, `dropped` (by the node, for a newer one), `failed` (in the node), `not_received` (lost on the
-    wire, or replaced in the node's queue of one before it looked) and `not_returned` (processed, but the
-    result was lost). `ReplayError` or `ProbeError` if there is nothing to play or nobody to play to.
+    The network that the result names is the one that the node's diagnostics name, never the one that `model`
+    would load here. `EvaluationError` or `ProbeError` if there is nothing to play or nobody to play to.
     """
     labels = weights.read_card(model.path).labels
     recording = recordings.index_bag(path, image_topic, truth)
     if not recording.times:
-        raise ReplayError(f'no frames in {path}: {recording.topic} holds no message')
+        raise EvaluationError(f'no frames in {path}: {recording.topic} holds no message')
     with Bag(path) as bag:
         compressed = bag.topics[recording.topic].type.endswith('CompressedImage')
     if not live.node:
@@ -111,8 +128,8 @@ def replay(path: Path, model: ModelSpec, live: Live, *, image_topic: str | None 
             kept = Path(folder) / 'results.mcap'
             with bags.Writer(kept) as writer:
                 collected = Collected(writer)
-                account = _play(recording, model, live, compressed, collected, quiet,
-                                log or Path(folder) / 'segmentation.log')
+                account, identity, device = _play(recording, model, live, compressed, collected, quiet,
+                                                  log or Path(folder) / 'segmentation.log')
             scores = _score(recording, collected, kept, labels, quiet)
     finally:
         rclpy.try_shutdown()
@@ -123,12 +140,12 @@ def replay(path: Path, model: ModelSpec, live: Live, *, image_topic: str | None 
     account |= {'late': late, 'deadline_ms': 1e3 * live.deadline_s, 'rate': live.rate,
                 'use_sim_time': live.use_sim_time, 'player': live.player, 'node': live.node or 'started here',
                 'end_to_end': latency.summary()}
-    return scores, [recording.describe()], account
+    return LiveEvaluation(scores, [recording.describe()], identity, device, account)
 
 
 def _play(recording: Recording, model: ModelSpec, live: Live, compressed: bool, collected: Collected,
-          quiet: bool, log: Path) -> dict[str, Any]:
-    """Play everything, wait for the last results; returns the node's and our counts."""
+          quiet: bool, log: Path) -> tuple[dict[str, Any], dict[str, str], str]:
+    """Play everything, wait for the last results; returns all counts, the node's network and its device."""
     topic, name = recording.topic, live.node
     processes = []
     if not live.node:
@@ -150,7 +167,9 @@ def _play(recording: Recording, model: ModelSpec, live: Live, compressed: bool, 
         try:
             probe.wait_connected(60.0, *processes)
             if not probe.wait(lambda: bool(probe.diagnostics.values), 15.0, *processes):
-                raise ReplayError('the node publishes no diagnostics, by which frames are accounted for')
+                raise EvaluationError('the node publishes no diagnostics, by which frames are accounted for')
+            identity, device = _identity(probe, name)
+            _check_classes(probe, name, weights.read_card(model.path).labels, processes)
             before = _counters(probe)
             if live.player == 'own':
                 _play_own(recording, live, probe, collected, quiet, processes)
@@ -162,7 +181,28 @@ def _play(recording: Recording, model: ModelSpec, live: Live, compressed: bool, 
             probe.destroy_node()
     played, returned = len(collected.played_s), len(collected.latency_ms)
     return {'played': played, 'returned': returned, 'dropped': node['dropped'], 'failed': node['failed'],
-            'not_received': played - node['received'], 'not_returned': node['processed'] - returned}
+            'not_received': played - node['received'],
+            'not_returned': node['processed'] - returned}, identity, device
+
+
+def _identity(probe: Probe, name: str) -> tuple[dict[str, str], str]:
+    """Return which network a node runs and where, from its diagnostics; 'unknown' for what they don't say."""
+    values = probe.diagnostics.values
+    keys = ('network', 'dataset', 'weights', 'sha256', 'resolution', 'resize_mode', 'precision', 'backend')
+    missing = [key for key in keys if key not in values]
+    if missing:
+        log.warning('the diagnostics of %s do not say its %s: the result calls these unknown', name,
+                    ', '.join(missing))
+    return {key: values.get(key, 'unknown') for key in keys}, values.get('device', 'unknown')
+
+
+def _check_classes(probe: Probe, name: str, labels: LabelSet, processes: list[NodeProcess]) -> None:
+    """Refuse a node whose classes are not those that its labels will be scored by."""
+    if not probe.wait(lambda: bool(probe.class_names), 5.0, *processes):
+        raise EvaluationError(f'{name} publishes no label_info, so nobody knows what its labels mean')
+    if probe.class_names != labels.names:
+        raise EvaluationError(f'{name} has the classes {", ".join(probe.class_names)}; --model has '
+                              f'{", ".join(labels.names)}: name the weights that the node runs')
 
 
 def _play_own(recording: Recording, live: Live, probe: Probe, collected: Collected, quiet: bool,
@@ -228,7 +268,8 @@ def _play_ros2(recording: Recording, live: Live, probe: Probe, collected: Collec
             player.send_signal(signal.SIGINT)
         player.wait(15)
     if player.returncode:
-        raise ReplayError(f'"{" ".join(command)}" ended with exit code {player.returncode}; see its output')
+        raise EvaluationError(f'"{" ".join(command)}" ended with exit code {player.returncode}; see its '
+                              'output')
 
 
 def _settle(probe: Probe, collected: Collected, before: dict[str, int],

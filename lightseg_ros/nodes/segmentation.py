@@ -321,7 +321,9 @@ class SegmentationNode(Node):
             self.get_logger().warning(
                 f'{topic} has another publisher: is this node running twice? Give each a name or a namespace',
                 throttle_duration_sec=60.0)
-        more = {'model': self._segmenter.card.network, **self._segmenter.resources()}
+        # 'model' is what 'network' was called first; dashboards may read it.
+        more = {'model': self._segmenter.card.network, **self._segmenter.identity(),
+                **self._segmenter.resources()}
         for name, camera in self._cameras.items():
             of_points = camera.points.values() if camera.points else {}
             status = camera.health.status(self._mailbox.dropped[name], of_points | more)

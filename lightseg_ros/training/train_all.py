@@ -143,7 +143,7 @@ def score(plan: Plan, names: Sequence[str], root: str | None) -> tuple[str, list
             try:
                 dataset = datasets.load(plan.data, plan.test, root)
                 model = evaluate.ModelSpec(str(path), plan.device)
-                result = evaluate.evaluate_dataset(dataset, model.load()).result()
+                result = evaluate.evaluate_dataset(dataset, model.load()).scores.result()
                 log.info('%s', evaluate.record(model, dataset, result))
             except ValueError as e:
                 log.error('%s could not be scored: %s', network, e)

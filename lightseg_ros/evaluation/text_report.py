@@ -1,0 +1,114 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""A result as text for a terminal and as a JSON file; both only spell what was computed."""
+import json
+from pathlib import Path
+from typing import Any
+
+from ..files import write_whole
+
+FORMAT = 'lightseg-result-1'
+COUNTS = {
+    'read': 'frames read', 'segmented': 'segmented', 'scored': 'scored against ground truth',
+    'failed': 'failed', 'without_truth': 'without ground truth',
+    'truth_without_frame': 'labels without a frame',
+    'truth_failed': 'labels that can not be used', 'duplicate_stamps': 'duplicate stamps',
+    'stamps_back': 'stamps that jump back', 'bags_failed': 'bags not read', 'bags_damaged': 'damaged bags',
+    'missing': 'played without a label coming back',
+}
+# Counts that make the exit code 3: something was there and could not be used.
+TROUBLE = ('failed', 'truth_failed', 'bags_failed', 'bags_damaged')
+
+
+# Rows of a comparison: title, key of the result, of its counts or of its total latency, digits.
+FIGURES = (('mIoU %', 'miou', 2), ('pixel accuracy %', 'accuracy', 2), ('boundary F1 %', 'boundary_f1', 2),
+           ('ECE %', 'ece', 2), ('temporal consistency %', 'consistency', 2), ('frame p50 ms', 'p50', 1),
+           ('frame p95 ms', 'p95', 1), ('frames segmented', 'segmented', 0), ('frames failed', 'failed', 0))
+
+
+class ReportError(ValueError):
+    """A file that is not a result of lightseg."""
+
+
+def number(value: float | None, unit: str = '', digits: int = 2) -> str:
+    """Spell a figure; a dash for one that was not measured."""
+    return '–' if value is None else f'{value:.{digits}f}{unit}'
+
+
+def text(result: dict[str, Any]) -> str:
+    """Spell a result for a terminal: one row per class, then the figures of the whole."""
+    lines = []
+    width = max(len(n) for n in result['iou'])
+    scored = bool(result['counts'].get('scored'))
+    if scored:
+        lines.append(f'{"class":<{width}}  {"IoU %":>6}  {"boundary F1 %":>13}  {"share %":>7}')
+        lines += [f'{n:<{width}}  {number(v):>6}  {number(result["boundary_f1_per_class"][n]):>13}  '
+                  f'{result["shares"][n]:>7.2f}' for n, v in result['iou'].items()]
+        lines += ['', f'mIoU {number(result["miou"])} %   pixel accuracy {number(result["accuracy"])} %   '
+                  f'boundary F1 {number(result["boundary_f1"])} %   ECE {number(result["ece"])} %']
+    else:
+        lines.append(f'{"class":<{width}}  {"share %":>7}')
+        lines += [f'{n:<{width}}  {v:>7.2f}' for n, v in result['shares'].items()]
+    if result['consistency'] is not None:
+        lines.append(f'temporal consistency {number(result["consistency"])} %')
+    if (t := result['latency_ms'].get('total')) and 'live' not in result:
+        lines.append(f'a frame takes p50 {t["p50"]:.1f} ms, p95 {t["p95"]:.1f}, max {t["max"]:.1f} on '
+                     f'{result["device"]}')
+    if live := result.get('live'):
+        ms = live['end_to_end']
+        lines.append(f'frame to label: p50 {ms["p50"]:.1f} ms, p95 {ms["p95"]:.1f}, max {ms["max"]:.1f}; '
+                     f'{live["late"]} later than {live["deadline_ms"]:g} ms')
+        lines.append(', '.join(f'{live[k]} {k.replace("_", " ")}' for k in (
+            'played', 'returned', 'dropped', 'failed', 'not_received', 'not_returned')))
+    lines.append(', '.join(f'{n} {COUNTS.get(k, k)}' for k, n in result['counts'].items() if n))
+    lines += [f'  {s["count"]} x {s["what"]}: {s["first"]}' for s in result['skipped']]
+    return '\n'.join(lines)
+
+
+def compare_text(results: dict[str, dict[str, Any]], paired: dict[str, dict[str, Any]]) -> str:
+    """Spell several results side by side; `paired`: each one's `scores.paired_difference` to the first."""
+    names = list(results)
+    classes = list(dict.fromkeys(n for r in results.values() for n in r['iou']))
+    rows = [('', *names)]
+    rows += [(title, *(number(figure(r, key), digits=digits) for r in results.values()))
+             for title, key, digits in FIGURES if any(figure(r, key) is not None for r in results.values())]
+    rows += [(f'IoU {n} %', *(number(r['iou'].get(n)) for r in results.values())) for n in classes
+             if any(r['iou'].get(n) is not None for r in results.values())]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ['  '.join(f'{cell:<{w}}' if i == 0 else f'{cell:>{w}}' for i, (cell, w) in
+                       enumerate(zip(row, widths))) for row in rows]
+    return '\n'.join([*lines, '', *(paired_text(n, names[0], p) for n, p in paired.items())])
+
+
+def figure(result: dict[str, Any], key: str) -> float | None:
+    if key in ('p50', 'p95'):
+        return (result['latency_ms'].get('total') or {}).get(key)
+    return result[key] if key in result else result['counts'].get(key)
+
+
+def paired_text(name: str, first: str, p: dict[str, Any]) -> str:
+    """Spell the paired difference of two results."""
+    if not p['frames']:
+        return f'{name} and {first} share no scored frame'
+    return (f'{name} minus {first}: {p["mean"]:+.2f} points of mIoU per frame, 95 % interval {p["low"]:+.2f} '
+            f'to {p["high"]:+.2f}, over {p["frames"]} frames ({p["better"]} better, {p["worse"]} worse): '
+            + ('no clear difference' if p['low'] < 0 < p['high'] else 'the mean over frames')
+            + '; the table pools the pixels of all frames')
+
+
+def write_json(result: dict[str, Any], path: Path) -> None:
+    """Write a result; it appears whole or not at all."""
+    write_whole(path, json.dumps(result, indent=1, allow_nan=False))
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a result; `ReportError` for another file."""
+    try:
+        result = json.loads(Path(path).read_text())
+    except OSError as e:
+        raise ReportError(f'{path}: {e.strerror}') from e
+    except ValueError as e:
+        raise ReportError(f'{path} is not JSON: {e}') from e
+    if not isinstance(result, dict) or result.get('format') != FORMAT:
+        raise ReportError(f'{path} is not a result of "lightseg evaluate --json" or "replay --json"')
+    return result

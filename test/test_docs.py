@@ -1,0 +1,74 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation says what the code does: generated blocks, links, examples."""
+import importlib.util
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')])
+
+
+@pytest.fixture(scope='module')
+def update():
+    spec = importlib.util.spec_from_file_location('update', ROOT / 'docs' / 'update.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('page, block', [
+    ('README.md', 'networks'), ('docs/networks.md', 'counts'), ('docs/node.md', 'parameters'),
+    ('CONTRIBUTING.md', 'tree')])
+def test_generated_blocks_are_up_to_date(update, page, block):
+    if block == 'parameters':
+        pytest.importorskip('rclpy', reason='rclpy is not installed')
+    before, after = update.updated(page, block)
+    assert before == after, f'{page}: run "make docs"'
+
+
+def test_every_block_is_checked(update):
+    marks = {(str(p.relative_to(ROOT)), name) for p in PAGES
+             for name in re.findall(r'<!-- (\w+) -->', p.read_text())}
+    assert marks == set(update.BLOCKS)
+
+
+def test_links_lead_somewhere():
+    checked = 0
+    for page in PAGES:
+        for target in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
+            if '://' in target:
+                continue
+            name, _, anchor = target.partition('#')
+            other = (page.parent / name).resolve() if name else page
+            assert other.exists(), f'{page.name} links to {target}'
+            if anchor:
+                heads = re.findall(r'^#+ (.+)$', other.read_text(), re.MULTILINE)
+                assert anchor in {re.sub(r'[^\w -]', '', h).lower().replace(' ', '-') for h in heads}, target
+            checked += 1
+    assert checked > 20
+
+
+def test_the_readme_is_short():
+    text = (ROOT / 'README.md').read_text()
+    text = re.sub(r'<!-- networks -->.*<!-- /networks -->', '', text, flags=re.DOTALL)
+    assert len(text.split()) < 1100
+
+
+def test_the_library_s_example_runs(tmp_path):
+    """The first Python block of docs/library.md, as it stands there, in a process of its own."""
+    block = re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'library.md').read_text(), re.DOTALL)[1]
+    (tmp_path / 'example.py').write_text(block)
+    import cv2
+    import numpy as np
+    cv2.imwrite(str(tmp_path / 'street.jpg'), np.full((240, 320, 3), 128, np.uint8))
+    done = subprocess.run([sys.executable, 'example.py'], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=300, check=False,
+                          env={'PYTHONPATH': str(ROOT), 'HOME': str(tmp_path), 'PATH': ''})
+    assert done.returncode == 0, done.stderr
+    assert cv2.imread(str(tmp_path / 'overlay.png')).shape == (240, 320, 3)
+    assert 'sky' in done.stdout
