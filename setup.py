@@ -6,6 +6,20 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 NAME = 'lightseg_ros'
+# What pip installs. In a ROS distribution package.xml names the same things, and apt and rosdep install them.
+REQUIRED = ['numpy', 'opencv-python-headless>=4.8,<5', 'pyyaml', 'safetensors', 'torch>=2.4', 'tqdm']
+EXTRAS = {
+    # OpenVINO and Numba make a CPU several times faster.
+    'cpu': ['numba', 'openvino'],
+    'train': ['matplotlib'],
+    # Bags, and the pictures of reports.
+    'eval': ['matplotlib', 'rosbags>=0.11'],
+    # ROS 2 Kilted from PyPI: x86-64 Linux, CPython 3.10 to 3.14.
+    'ros': ['ros-rclpy[fastrtps]', 'ros-ament-index-python', 'ros-diagnostic-msgs', 'ros-rosgraph-msgs',
+            'ros-sensor-msgs', 'ros-std-msgs'],
+    'export': ['onnx', 'onnxruntime', 'onnxscript'],
+}
+EXTRAS['all'] = sorted({name for names in EXTRAS.values() for name in names} - set(EXTRAS['ros']))
 
 
 def data_files() -> list[tuple[str, list[str]]]:
@@ -31,9 +45,8 @@ setup(
     data_files=data_files(),
     zip_safe=False,
     python_requires='>=3.10',
-    # package.xml and requirements.txt say what it runs on: apt has it in a ROS distribution, PyPI elsewhere.
-    install_requires=['setuptools'],
-    extras_require={'test': ['pytest']},
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
     entry_points={
         'console_scripts': [
             'segmentation_node = lightseg_ros.nodes.segmentation:main',

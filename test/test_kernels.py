@@ -37,8 +37,8 @@ def plain(logits, size):
 
 @pytest.mark.parametrize('shape', SIZES)
 def test_bands_are_upsampling_and_argmax(shape):
-    logits, frames = scene(*shape)
-    labels, _, confidence = kernels.postprocess(logits, frames, PALETTE, 0.5, overlay=False, confidence=True)
+    logits, _ = scene(*shape)
+    labels, confidence = kernels._label_in_bands(logits.float(), shape[4:], True)
     expected, certainty = plain(logits, shape[4:])
     assert labels.dtype == confidence.dtype == torch.uint8
     assert (labels == expected).double().mean() >= 0.9999
@@ -53,12 +53,29 @@ def test_compiled_labels_are_upsampling_and_argmax(shape, noise):
     """Whether classes meet in few cells or in all of them; larger, smaller, and of the same size."""
     logits = torch.randn(shape[:4]) if noise else scene(*shape)[0]
     size = shape[4:]
-    found = kernels._label_compiled(logits, size)
-    assert found.dtype == torch.uint8 and len(found.unique()) > 2
-    assert (found == plain(logits, size)[0]).double().mean() >= 0.9999
+    expected, highest = plain(logits, size)
+    found, none = kernels._label_compiled(logits, size, False)
+    assert found.dtype == torch.uint8 and len(found.unique()) > 2 and not none.numel()
+    assert (found == expected).double().mean() >= 0.9999
+    both, confidence = kernels.label(logits, size, True)
+    assert torch.equal(both, kernels._label_compiled(logits, size, True)[0])
+    assert (both == expected).double().mean() >= 0.9999
+    difference = float((confidence.double() - highest).abs().max())
+    print(f'largest difference of the confidence: {difference:.4f} of 255')
+    assert difference <= 0.51, 'more than rounding'
     if shape[2:4] != size:
         assert torch.equal(kernels.label(logits, size, False)[0], found)
     assert (found == kernels._label_in_bands(logits, size, False)[0]).double().mean() >= 0.9999
+
+
+def test_confidence_of_logits_that_are_far_apart():
+    """Certain pixels are 255, equal classes share the certainty, and huge logits overflow nothing."""
+    pytest.importorskip('numba')
+    for scale in (1e-3, 1.0, 1e3):
+        logits = torch.randn(1, 11, 30, 40, generator=torch.Generator().manual_seed(0)) * scale
+        confidence = kernels.label(logits, (120, 160), True)[1]
+        assert (confidence.double() - plain(logits, (120, 160))[1]).abs().max() <= 0.51, scale
+    assert (kernels.label(torch.zeros(1, 4, 8, 8), (16, 16), True)[1] == 64).all()
 
 
 def test_labels_without_numba(monkeypatch):

@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The package as ROS builds it: colcon, the installed tree, the parameter and the launch file."""
+import ast
 import dataclasses
 import os
 from pathlib import Path
@@ -87,6 +88,24 @@ def test_package_xml_names_what_the_code_imports():
            'launch', 'launch_ros', 'rcl_interfaces', 'rosgraph_msgs', 'ament_index_python',
            'lifecycle_msgs', 'nav_msgs', 'geometry_msgs'}
     assert imported & ros <= named
+
+
+def test_pip_installs_what_the_code_imports():
+    """Every third-party import is a requirement of setup.py, or of one of its extras."""
+    text = (ROOT / 'setup.py').read_text()
+    names = {'cv2': 'opencv-python-headless', 'yaml': 'pyyaml', 'distributed': None, 'triton': None,
+             'vision_msgs': None, 'rcl_interfaces': None, 'std_srvs': None, 'lifecycle_msgs': None}
+    checked = 0
+    for path in (ROOT / 'lightseg_ros').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            found = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in {f.split('.')[0] for f in found} - sys.stdlib_module_names:
+                wanted = names.get(name, name.replace('_', '-'))
+                assert wanted is None or f"'{wanted}" in text or f"'ros-{wanted}" in text, (
+                    f'{path.name} imports {name}, which setup.py does not name')
+                checked += 1
+    assert checked > 100
 
 
 def test_parameter_file_equals_the_code():

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--resolutions', nargs='+', metavar='WxH',
                         help='of frames and network, 480x360 if not given; with --ros of images')
     parser.add_argument('--contenders', nargs='+', default=['auto:auto'], metavar='BACKEND:PRECISION',
-                        help='openvino, onnxruntime, torch, torch-compile; float32, bfloat16, float16, int8')
+                        help='openvino, onnxruntime, torch, torch-compile; float32, bfloat16, float16')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     parser.add_argument('--threads', type=int, default=0, help='of the processor, 0: one for each core')
     parser.add_argument('--rounds', type=int, default=10, help='how often the contenders take turns')
