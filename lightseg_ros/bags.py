@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Bags in and out via rosbags: ROS 2 sqlite3 and mcap, ROS 1; without ROS, a message at a time."""
+"""Read and write bags without ROS, one message at a time: ROS 2 sqlite3 and mcap, and ROS 1, by rosbags."""
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ from . import images
 from .labels import LabelSet
 from .mcap_repair import indexed_copy, is_complete
 
-# The definitions that we need are the same in every ROS 2 distribution, and others are not asked for: a bag
-# without them, or with broken ones, reads all the same.
+# The message definitions that we need are the same in every ROS 2 distribution. A bag's own definitions are
+# not used, so a bag without them, or with broken ones, can be read.
 ROS1, ROS2 = get_typestore(Stores.ROS1_NOETIC), get_typestore(Stores.ROS2_HUMBLE)
 TYPES = ROS2.types
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
@@ -36,7 +36,7 @@ NS = 10 ** 9
 
 
 class BagError(ValueError):
-    """A bag or message that can't be read or written; says which, what was found and what to do."""
+    """A bag or message that can't be read or written; the text says which, what was found and what to do."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A message as it lies in the bag. `time_ns`: when it was recorded. `raw`: CDR, or ROS 1's own format."""
+    """A message as the bag stores it. `time_ns`: when it was recorded. `raw`: CDR, or ROS 1's own format."""
 
     topic: str
     type: str
@@ -76,7 +76,7 @@ class Recorded:
             raise BagError(f'{self.topic}: a message of {len(self.raw)} bytes is no {self.type} ({e})') from e
 
     def stamp_ns(self) -> int:
-        """Stamp of the header that the message begins with; `time_ns` where it is 0, that is not set."""
+        """Return the stamp of the message's header in ns, or `time_ns` where it is 0, that is, not set."""
         try:
             if self.ros1:
                 sec, nanosec = struct.unpack_from('<II', self.raw, 4)
@@ -116,7 +116,7 @@ class Bag:
         self._stack.close()
 
     def image_topic(self, wanted: str | None = None, exclude: Sequence[str] = ()) -> Topic:
-        """Find the image topic: `wanted`, else the only one there is; `BagError` lists the bag's."""
+        """Find the image topic: `wanted`, or the bag's only one; `BagError` lists those of the bag."""
         found = [t for t in self.topics.values() if t.type in IMAGE_TYPES and t.name not in exclude]
         if wanted is not None:
             found = [t for t in found if t.name == wanted]
@@ -129,7 +129,7 @@ class Bag:
                        + ('. Name one with --image-topic' if found else ''))
 
     def messages(self, *topics: str, start_ns: int | None = None) -> Iterator[Recorded]:
-        """Yield the topics' messages by recording time, from `start_ns` on; `BagError` if it breaks off."""
+        """Yield messages by recording time, from `start_ns` on; `BagError` where the bag breaks off."""
         count = 0
         try:
             for reader in self._readers:
@@ -144,7 +144,7 @@ class Bag:
         if path.is_dir() and not (path / 'metadata.yaml').is_file():
             parts = [p for p in path.iterdir() if p.suffix in ('.mcap', '.db3')]
             if not parts:
-                raise BagError(f'{path} is no bag: expected metadata.yaml, .mcap or .db3 files in it')
+                raise BagError(f'{path} is not a bag: expected metadata.yaml, .mcap or .db3 files in it')
             self.notes.append(f'{path.name}: no metadata.yaml, its files are read by name')
             return [r for p in sorted(parts, key=_by_number) for r in self._open(p)]
         if path.is_dir() and (broken := [p for p in path.glob('*.mcap') if not is_complete(p)]):
@@ -163,7 +163,7 @@ class Bag:
     def _repaired(self, path: Path) -> Path:
         found = path.stat()
         folder, kept = indexed_copy(path, found.st_size, found.st_mtime_ns)
-        self._stack.callback(lambda: folder)  # as long as this bag is open
+        self._stack.callback(lambda: folder)  # keeps the folder as long as this bag is open
         self.notes.append(f'{path.name}: cut short, {kept} of its {found.st_size} bytes are whole records')
         return Path(folder.name) / path.name
 
@@ -242,12 +242,12 @@ class Writer:
 
 def folder_stamps(paths: Sequence[Path], rate: float) -> list[int]:
     """
-    Stamps in ns for the files of a folder, from their names; `rate` in Hz.
+    Return stamps in ns for the files of a folder, from their names; `rate` in Hz.
 
     A name of 16 digits or more is the stamp itself; SECONDS.NANOSECONDS or SECONDS_NANOSECONDS too. Otherwise
-    the last number in a name counts frames: frame n of a recording lies at 1 s + n / rate (0001TP_008550 and
-    0001TP_008580 lie a second apart at 30 Hz). What stands before it names the recording; each further one
-    begins a second after the one before. Without numbers the files follow each other.
+    the last number in a name counts frames: frame n of a recording is at 1 s + n / rate (0001TP_008550 and
+    0001TP_008580 are one second apart at 30 Hz). The text before it names the recording; each recording
+    starts one second after the previous one. Files without numbers follow each other.
     """
     stems = [p.stem for p in paths]
     if all(re.fullmatch(r'\d{16,}', s) for s in stems):
@@ -273,12 +273,14 @@ def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: L
                 label_topic: str = '/camera/label', encoding: str = 'rgb8', storage: str = 'mcap',
                 frame_id: str = 'camera') -> int:
     """
-    Make a bag of a data set's folder: image, camera_info and, with `truth`, label topics; frames written.
+    Make a bag from a data set's folder, with image, camera_info and, with `truth`, label topics.
+
+    Returns the number of frames written.
 
     `truth` holds label images of the same stems in the data set's own ids; they become class ids of `labels`
     with its `ignore_id` as void, mono8. A frame without a label image is written alone. `encoding`: rgb8,
     bgr8, mono8, or 'png' or 'jpeg' for a CompressedImage on IMAGE_TOPIC/compressed. Stamps: `folder_stamps`.
-    `BagError` names the file that is no image, `LabelError` ids that are not in the label set.
+    `BagError` names a file that is not an image, `LabelError` ids that are not in the label set.
     """
     paths = image_files(frames)
     partners = {p.stem: p for p in image_files(truth)} if truth else {}
@@ -305,7 +307,7 @@ def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: L
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files of a folder by name; `BagError` if there are none."""
+    """Return the image files of a folder, sorted by name; `BagError` if there are none."""
     suffixes = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes) if folder.is_dir() else []
     if not found:
@@ -337,5 +339,5 @@ def _text(e: Exception) -> str:
 
 
 def _by_number(path: Path) -> tuple:
-    """Sort key that puts bag_10.mcap behind bag_9.mcap."""
+    """Return a sort key that puts bag_10.mcap after bag_9.mcap."""
     return tuple(int(t) if t.isdigit() else t for t in re.split(r'(\d+)', path.name))

@@ -1,10 +1,10 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Image and CompressedImage messages <-> uint8 arrays; alone knows encodings, `step` and endianness.
+Image and CompressedImage messages to uint8 arrays and back: encodings, `step` and byte order.
 
-Messages are duck-typed: those of rclpy and of rosbags both do. Nothing of ROS is imported, but for cv_bridge,
-which gets the encodings that are not in the tables below where it is installed.
+No other module knows these. Messages are duck-typed: those of rclpy and of rosbags both work. ROS is not
+needed; where cv_bridge is installed, it decodes the encodings that are not in the tables below.
 """
 from array import array as byte_array
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class ImageError(ValueError):
-    """A message that is not a whole image, or in an encoding that we can't read; says what was found."""
+    """A message that is not a whole image, or has an unknown encoding; the text says what was found."""
 
 
 RGB, BGR = slice(0, 3), slice(2, None, -1)
@@ -47,10 +47,11 @@ def decode(msg: Any) -> np.ndarray:
     """
     Decode an Image or CompressedImage message to (H, W, 3) uint8 RGB.
 
-    A view of the message's data wherever its layout allows: padded rows are strided over, BGR is a reversed
-    last axis, grey a repeated one. Copy it to write to it or to outlive the message. 16-bit channels are
-    scaled by 255 / 65535, YUV is BT.601 limited range, alpha is dropped, a JPEG's EXIF orientation is not
-    applied.
+    The result is a view of the message's data wherever its layout allows: strides skip the padding of rows,
+    BGR becomes a reversed last axis, grey a repeated one. Copy it before writing to it, or to keep it longer
+    than the message. 16-bit channels are scaled by 255 / 65535, YUV is BT.601 limited range, alpha is
+    dropped, and a JPEG's EXIF orientation is not applied.
+
     `ImageError` for an unknown encoding, zero size, a `step` shorter than a row, and short or broken data.
     """
     if not hasattr(msg, 'encoding'):
@@ -79,7 +80,8 @@ def decode_depth(msg: Any) -> np.ndarray:
     """
     Decode a depth Image message (REP 118) to (H, W) float32 metres along the optical axis.
 
-    NaN where nothing was measured: 0 or less, not finite. 16UC1 and mono16 are millimetres, 32FC1 metres.
+    NaN where nothing was measured (0, negative or not finite). 16UC1 and mono16 hold millimetres, 32FC1
+    metres.
     `ImageError` as in `decode`.
     """
     if msg.encoding not in DEPTH:
@@ -134,7 +136,7 @@ def _rows(msg: Any, height: int, width: int, channels: int, size: int = 1, start
     row = width * channels * size
     if step < row:
         raise ImageError(f'{msg.encoding} of {msg.width}x{msg.height}, step {msg.step}; expected at least '
-                         f'{row} bytes a row')
+                         f'{row} bytes per row')
     # The padding of the last row may be missing.
     needed = start + step * (height - 1) + row
     if len(msg.data) < needed:

@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Label sets: class names, colours, groups and the id that means "unlabeled"; data, not code."""
+"""Label sets: class names, colours, groups and the id that means "unlabeled", from YAML files."""
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

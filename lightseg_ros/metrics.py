@@ -11,8 +11,8 @@ class ConfusionMatrix:
     Counts of (truth, prediction) pixel pairs; percentages are 0-100.
 
     `counts`: (K, K + 1) int64, row = truth, column = prediction, last column = predicted "unlabeled".
-    Pixels whose truth is `ignore_id` are not counted. IoU is TP / (TP + FP + FN); a class that stands in the
-    truth or the prediction and is never hit counts as 0, one that stands in neither is NaN and left out of
+    Pixels whose truth is `ignore_id` are not counted. IoU is TP / (TP + FP + FN). A class that occurs in the
+    truth or the prediction and is never hit counts as 0; one that occurs in neither is NaN and is left out of
     the mean.
     """
 
@@ -60,9 +60,9 @@ class ConfusionMatrix:
 
 class LatencyStats:
     """
-    Milliseconds of the last `capacity` frames (None: of all), with the count of all frames.
+    Milliseconds of the last `capacity` frames (None: of all frames), and the count of all frames.
 
-    Nothing is thrown away as an outlier before the maximum.
+    No outlier is removed before the maximum is taken.
     """
 
     def __init__(self, capacity: int | None = None):

@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a camera's frames come from, without ROS: folder, video, device, bag, or the synthetic street."""
+"""Sources of frames for a camera, without ROS: folder, video, device, bag, or the synthetic street."""
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 import logging
@@ -45,7 +45,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Frame:
+class SourceFrame:
     """
     A frame: rgb (H, W, 3) uint8.
 
@@ -66,12 +66,12 @@ class Source:
     """
     Frames, and their pace.
 
-    `frames()`: an iterator over all frames, from the first one, each time anew. `rate`: frames a second that
-    they want to be shown at; 0: at their stamps' pace, or for a `live` source as they come.
+    `frames()`: a new iterator over all frames, from the first one. `rate`: frames per second to publish them
+    at; 0 means at the pace of their stamps, or as they come for a `live` source.
     """
 
     description: str
-    frames: Callable[[], Iterator[Frame]]
+    frames: Callable[[], Iterator[SourceFrame]]
     rate: float = 0.0
     live: bool = False
 
@@ -79,14 +79,14 @@ class Source:
 def open_source(name: str, *, topic: str = '', rate: float = 0.0, width: int = 0, height: int = 0,
                 seed: int = 0, depth: bool = False, warn: Warn = log.warning) -> Source:
     """
-    Open a source by its name; `SourceError` if there is nothing to see.
+    Open a source by its name; `SourceError` if it gives no frames.
 
     name: 'synthetic'; a folder of images (with CamVid's labels from the folder of the same name and 'annot',
     if it lies beside it); an image; a video; a bag, with `topic` where it has several image topics;
-    '/dev/video0' or its number. `rate`: frames a second; 0: the source's own, for a folder 10, for the street
-    15. `width`, `height`: what frames are resized to; 0: their own size, or with the other one given, what
-    keeps the shape. `seed`: of the street; `depth`: with its depth, which no other source has. `warn`: is
-    told of each frame that is left out.
+    '/dev/video0' or its number. `rate`: frames per second; 0 means the source's own, 10 for a folder, 15 for
+    the street. `width`, `height`: the size of the frames; 0 means their own, or, if the other one is given,
+    what keeps the aspect ratio. `seed`: of the street. `depth`: with depth, which only the street has. `warn`
+    is called with a text for each frame that is left out.
     """
     if not name:
         raise SourceError("no source; expected 'synthetic', a folder of images, a video, a bag or a device")
@@ -123,11 +123,11 @@ def _street(rate: float, width: int, height: int, seed: int, depth: bool) -> Sou
     calibration = Calibration(street.matrix, np.eye(3), np.hstack([street.matrix, np.zeros((3, 1))]),
                               (0.0,) * 5, 'plumb_bob')
 
-    def frames() -> Iterator[Frame]:
+    def frames() -> Iterator[SourceFrame]:
         index = 0
         while True:
             rgb, ids = street.render(index / rate)
-            yield Frame(rgb, round(index * 1e9 / rate), ids, calibration, street.depth)
+            yield SourceFrame(rgb, round(index * 1e9 / rate), ids, calibration, street.depth)
             index += 1
 
     return Source(f'synthetic street {width}x{height}, seed {seed}', frames, rate)
@@ -159,7 +159,7 @@ def _folder(path: Path, rate: float, warn: Warn) -> Source:
             warn(f'{label_file}: {e}; shown without ground truth')
             return None
 
-    def frames() -> Iterator[Frame]:
+    def frames() -> Iterator[SourceFrame]:
         skipped = 0
         for file in files:
             bgr = cv2.imread(str(file), cv2.IMREAD_COLOR)
@@ -168,7 +168,7 @@ def _folder(path: Path, rate: float, warn: Warn) -> Source:
                 warn(f'{file} is not a readable image: left out ({skipped} of {len(files)} so far)')
                 continue
             rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-            yield Frame(rgb, truth=truth(file, rgb.shape[:2]))
+            yield SourceFrame(rgb, truth=truth(file, rgb.shape[:2]))
         if skipped == len(files):
             raise SourceError(f'none of the {skipped} images in {folder} is readable, {files[0].name} the '
                               'first')
@@ -197,11 +197,11 @@ def _video(path: Path, rate: float) -> Source:
     if not ok:
         raise SourceError(f'{path} holds no frame that can be read')
 
-    def frames() -> Iterator[Frame]:
+    def frames() -> Iterator[SourceFrame]:
         capture = start()
         index = 0
         while (read := capture.read())[0]:
-            yield Frame(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB), round(index * 1e9 / own_rate))
+            yield SourceFrame(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB), round(index * 1e9 / own_rate))
             index += 1
         capture.release()
 
@@ -220,9 +220,9 @@ def _device(name: str, rate: float, width: int, height: int) -> Source:
         if value:
             capture.set(key, value)
 
-    def frames() -> Iterator[Frame]:
+    def frames() -> Iterator[SourceFrame]:
         while (read := capture.read())[0]:
-            yield Frame(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
+            yield SourceFrame(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
         raise SourceError(f'device {name} gives no more frames: unplugged?')
 
     return Source(f'device {name}', frames, rate, live=True)
@@ -247,7 +247,7 @@ def _bag(path: Path, topic: str, rate: float, warn: Warn) -> Source:
         raise SourceError(f'{path}: topic {found.name} has no messages')
     info_topic = found.name.removesuffix('/compressed').rsplit('/', 1)[0] + '/camera_info'
 
-    def frames() -> Iterator[Frame]:
+    def frames() -> Iterator[SourceFrame]:
         calibration, skipped, shown = None, 0, 0
         try:
             with bags.Bag(path) as bag:
@@ -266,7 +266,7 @@ def _bag(path: Path, topic: str, rate: float, warn: Warn) -> Source:
                         warn(f'{path}: a message is left out ({skipped} so far): {e}')
                         continue
                     shown += 1
-                    yield Frame(rgb, recorded.time_ns, calibration=calibration)
+                    yield SourceFrame(rgb, recorded.time_ns, calibration=calibration)
         except BagError as e:
             if not shown:
                 raise SourceError(str(e)) from e
@@ -286,14 +286,14 @@ def _calibration(info: Any) -> Calibration | None:
                        tuple(map(float, d)), info.distortion_model)
 
 
-def _resized(frame: Frame, width: int, height: int) -> Frame:
+def _resized(frame: SourceFrame, width: int, height: int) -> SourceFrame:
     own_height, own_width = frame.rgb.shape[:2]
     size = (width or max(round(height * own_width / own_height), 1),
             height or max(round(width * own_height / own_width), 1))
     if size == (own_width, own_height):
         return frame
     x, y = size[0] / own_width, size[1] / own_height
-    return Frame(
+    return SourceFrame(
         cv2.resize(frame.rgb, size, interpolation=cv2.INTER_AREA if x * y < 1 else cv2.INTER_LINEAR),
         frame.stamp_ns,
         None if frame.truth is None else cv2.resize(frame.truth, size, interpolation=cv2.INTER_NEAREST_EXACT),

@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights files: safetensors whose metadata (the card) say all that it takes to run them."""
+"""Weights files: safetensors whose metadata (the card) says everything that is needed to run them."""
 from dataclasses import asdict, dataclass, field
 import hashlib
 import json

@@ -12,7 +12,7 @@ pytest.importorskip('rosbags', reason='rosbags is not installed')
 from lightseg_ros import bags, labels  # noqa: E402
 from lightseg_ros.bags import NS  # noqa: E402
 from lightseg_ros.evaluation import recordings  # noqa: E402
-from lightseg_ros.evaluation.recordings import Frame, GroundTruthSource, Skip  # noqa: E402
+from lightseg_ros.evaluation.recordings import GroundTruthSource, RecordedFrame, Skip  # noqa: E402
 
 CAMVID = labels.load('camvid')
 IMAGE, LABEL = '/camera/image_raw', '/camera/label'
@@ -68,7 +68,7 @@ def read(recording, size=10 ** 6):
 def found(items):
     """(index, red of the frame, class id of its truth or None) of each counted frame."""
     return [(f.index, int(f.rgb[0, 0, 0]), None if f.truth is None else int(f.truth[0, 0]))
-            for f in items if isinstance(f, Frame) and f.counted]
+            for f in items if isinstance(f, RecordedFrame) and f.counted]
 
 
 @pytest.mark.parametrize('stamps, others, tolerance, expected', [

@@ -1,7 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-How fast: network alone and frame to labels, beside plain torch in the same run and the hardware's roofline.
+What is timed: network alone and frame to labels, beside plain torch in the same run and the roofline.
 
 Contenders and reference take turns in short blocks, so that whatever else the machine does hits all of them;
 ratios are medians over these rounds. Before anything is timed, labels are compared with the reference's.
@@ -73,7 +73,7 @@ def bench(names: Sequence[str] = networks.PAPER_NETWORKS,
     `names`: packaged networks or paths of weights files; one without packaged weights runs with random ones,
     which the row says. `resolutions`: (width, height) of frames and network alike. `rounds` of `each` calls.
     With `strict`, labels that differ from the reference's more than `AGREEMENT` allows raise `BenchError`.
-    `out`: file that is written after every network, so that what ends the run does not take all with it.
+    `out`: a file that is written after every network, so that an aborted run keeps what it measured.
     """
     rows: list[BenchRow] = []
     rates: dict[str, dict[str, float]] = {}
@@ -129,7 +129,7 @@ def startup(model: str, *, device: str = 'auto', backend: str = 'auto', precisio
 
 def cost(network: nn.Module, card: Card, resolution: tuple[int, int], itemsize: int) -> tuple[float, float]:
     """
-    Operations and bytes that a network can't do without, for an image of (width, height).
+    Return the operations and bytes that a network needs at least, for an image of (width, height).
 
     Operations: two for each multiply-accumulate of a convolution. Bytes: every convolution reads its input
     and weights and writes its output once, everything between them is free.

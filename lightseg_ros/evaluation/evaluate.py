@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Bags and data sets -> Segmenter -> Scores: offline, every frame, in order; on one machine or on many."""
+"""Evaluation of bags and data sets: every frame, in order, without ROS, on one machine or on many."""
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import as_completed, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,7 +26,7 @@ from ..inference import segmenter
 from ..inference.segmenter import Prediction, Segmenter
 from ..labels import LabelSet
 from . import recordings, text_report
-from .recordings import Frame, GroundTruthSource, Recording, Skip, Task
+from .recordings import GroundTruthSource, RecordedFrame, Recording, Skip, Task
 from .scores import Consistency, Scores
 
 FRAMES_PER_TASK = 200
@@ -39,7 +39,7 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which network runs how: the arguments of `segmenter.load`. `digest` is checked where it is set."""
+    """Which network runs how: the arguments of `Segmenter.load`. `digest` is checked where it is set."""
 
     name: str
     device: str = 'auto'
@@ -56,7 +56,7 @@ class ModelSpec:
         return weights.resolve(self.name)
 
     def load(self) -> Segmenter:
-        """Build the segmenter; `EvaluationError` where the file is another than the one that was meant."""
+        """Build the segmenter; `EvaluationError` if the file is not the one whose digest was given."""
         if self.digest and weights.digest(self.path) != self.digest:
             raise EvaluationError(f'{self.path} on {platform.node()} is another file than the one of the '
                                   'same name here (SHA-256 differs): copy it there')
@@ -69,8 +69,8 @@ class Evaluation:
     """
     What was measured, and of what.
 
-    `sources`: what is said of each bag or data set. `model`: the network and how it ran, `device`: where, as
-    `Segmenter.identity` and `Segmenter.device_name` name them.
+    `sources`: the description of each bag or data set. `model`: the network and how it ran, from
+    `Segmenter.identity`. `device`: where it ran, from `Segmenter.device_name`.
     """
 
     scores: Scores
@@ -90,18 +90,18 @@ class Evaluation:
                 'model': self.model, 'sources': self.sources} | self.scores.result()
 
 
-def read_dataset(dataset: DataSet) -> Iterator[Frame]:
+def read_dataset(dataset: DataSet) -> Iterator[RecordedFrame]:
     """Read a data set's pairs by the stamps that `bags.from_folder` gives them."""
     stamps = bags.folder_stamps([p.image for p in dataset.pairs], 30.0)
     for i in sorted(range(len(dataset)), key=lambda i: stamps[i]):
         began = perf_counter()
         rgb, truth = dataset.read(i)
-        yield Frame(f'{dataset.name}-{dataset.split}', i, stamps[i], rgb, truth,
+        yield RecordedFrame(f'{dataset.name}-{dataset.split}', i, stamps[i], rgb, truth,
                     1e3 * (perf_counter() - began))
 
 
-def score(frames: Iterable[Frame | Skip], segment: Segmenter, scores: Scores, *, batch: int = 1,
-          done: Callable[[Frame, Prediction], None] | None = None,
+def score(frames: Iterable[RecordedFrame | Skip], segment: Segmenter, scores: Scores, *, batch: int = 1,
+          done: Callable[[RecordedFrame, Prediction], None] | None = None,
           progress: Callable[[int], Any] = lambda n: None) -> Scores:
     """
     Segment frames in order and add them to the scores, which are returned.
@@ -109,11 +109,11 @@ def score(frames: Iterable[Frame | Skip], segment: Segmenter, scores: Scores, *,
     `batch`: how many go through the network at once. `done` gets every result, with overlay and confidence.
     """
     consistency = Consistency()
-    waiting: list[Frame] = []
+    waiting: list[RecordedFrame] = []
     sizes: set[tuple[int, ...]] = set()
 
     def flush() -> None:
-        # What is compiled or allocated for a new size is no frame's latency.
+        # Compiling and allocating for a new size does not count as a frame's latency.
         if new := {f.rgb.shape for f in waiting} - sizes:
             segment([f.rgb for f in waiting], overlay=done is not None, confidence=True)
             sizes.update(new)
@@ -133,7 +133,7 @@ def score(frames: Iterable[Frame | Skip], segment: Segmenter, scores: Scores, *,
         waiting.clear()
 
     for frame in frames:
-        if isinstance(frame, Frame):
+        if isinstance(frame, RecordedFrame):
             waiting.append(frame)
             if len(waiting) == batch:
                 flush()
@@ -173,8 +173,8 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
     Score bags, one after the other.
 
     With `workers` or the address of a `dask` scheduler the bags are cut into tasks that run elsewhere; the
-    scores are the same. `out`: an mcap bag with the results (this process only). A bag that can't be read is
-    said and left out; `EvaluationError` if nothing is left.
+    scores are the same. `out`: an mcap bag for the results (this process only). A bag that can't be read is
+    named and left out; `EvaluationError` if none is left.
     """
     if out and (workers > 1 or dask):
         raise EvaluationError('--out writes frames in order, with one worker: leave out --workers and --dask')
@@ -230,7 +230,7 @@ def score_task(task: Task, model: ModelSpec, batch: int = 1) -> Scores:
 
 
 def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
-    """Write what was measured on a split into the card of the model's weights file; says so in a line."""
+    """Write what was measured on a split into the card of the weights file; return a line about it."""
     network, card = weights.load(model.path)
     split, command = dataset.split, dataset.command(card.network)
     if model.resolution:
@@ -242,7 +242,7 @@ def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
 
 
 class _Worker(threading.local):
-    """What a worker keeps between tasks; a segmenter serves one thread, and Dask's workers have several."""
+    """What a worker thread keeps between tasks: a segmenter serves one thread, Dask's workers have many."""
 
     model: ModelSpec | None = None
     segmenter: Segmenter | None = None
@@ -284,7 +284,7 @@ def _on_dask(address: str, tasks: list[Task], model: ModelSpec, batch: int, bar:
     with client:
         if not client.scheduler_info()['workers']:
             raise EvaluationError(f'the Dask scheduler at {address} has no workers: "dask worker {address}"')
-        # The scheduler gives a lost worker's tasks, and its results not yet fetched, to another one.
+        # The scheduler gives the tasks of a lost worker, and its results not yet fetched, to another one.
         futures = [client.submit(score_task, t, model, batch, pure=False) for t in tasks]
         of = {f.key: t for f, t in zip(futures, tasks)}
         try:
@@ -313,7 +313,7 @@ class _Recorder:
     health: Health = field(default_factory=Health)
     last_status_ns: int | None = None
 
-    def __enter__(self) -> Callable[[Frame, Prediction], None]:
+    def __enter__(self) -> Callable[[RecordedFrame, Prediction], None]:
         self.writer = bags.Writer(self.path)
         self.writer.__enter__()
         return self.write
@@ -321,7 +321,7 @@ class _Recorder:
     def __exit__(self, *error: Any) -> None:
         self.writer.__exit__(*error)
 
-    def write(self, frame: Frame, prediction: Prediction) -> None:
+    def write(self, frame: RecordedFrame, prediction: Prediction) -> None:
         stamp = frame.stamp_ns
         head = bags.header(stamp, frame.frame_id)
         if self.last_status_ns is None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a bag holds for scoring: its frames in order, each with its ground truth, cut into tasks."""
+"""The frames of a bag in order, each with its ground truth, cut into tasks for workers."""
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -17,7 +17,7 @@ from ..bags import Bag, BagError
 from ..images import ImageError
 from ..labels import LabelError, LabelSet
 
-# Labels that are read before their frame's turn; more means that the two topics are in another order.
+# Labels that are kept because they come before their frame; more means that the topics are out of order.
 KEPT_LABELS = 64
 
 
@@ -43,7 +43,11 @@ class GroundTruthSource:
 
 @dataclass(frozen=True)
 class MessageIndex:
-    """Message number `place` of a topic: read from `start_ns` on (None: all), where number `begin` lies."""
+    """
+    Where message number `place` of a topic lies.
+
+    Read from `start_ns` on (None: from the start of the bag); the first message there has number `begin`.
+    """
 
     place: int
     start_ns: int | None = None
@@ -55,7 +59,7 @@ class Task:
     """
     A run of a bag's frames that one worker scores: numbers `first` to `last` (exclusive) of the image topic.
 
-    `start`: the frame before, from which the first one's temporal consistency is measured. `partners`: of
+    `start`: the previous frame, which the first one's temporal consistency is measured from. `partners`: for
     each frame, where its label lies on the label topic, or the label's file, or None.
     """
 
@@ -70,7 +74,7 @@ class Task:
 
 @dataclass
 class Recording:
-    """What `index_bag` found in a bag: recording times and stamps of its frames, and each one's label."""
+    """What `index_bag` found in a bag: recording time, stamp and label of each frame."""
 
     path: Path
     topic: str
@@ -98,11 +102,11 @@ class Recording:
 
 
 @dataclass
-class Frame:
+class RecordedFrame:
     """
     A decoded frame with its ground truth, class ids (H, W) uint8.
 
-    `counted` is False for the one before a task's first: it only begins the comparison.
+    `counted` is False for the frame before a task's first one: it is only compared with.
     """
 
     source: str
@@ -117,7 +121,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Skip:
-    """A frame ('failed', 'before' if it would not be counted) or a label ('truth_failed') of no use."""
+    """A frame that can't be used ('failed', 'before' if it is not counted), or a label ('truth_failed')."""
 
     what: str
     reason: str
@@ -166,7 +170,7 @@ def index_bag(path: str | Path, image_topic: str | None = None,
 
 
 def match(stamps: Sequence[int], others: Sequence[int], tolerance: int) -> list[int | None]:
-    """Pair each stamp with the place of the nearest other within the tolerance, each used once; ns."""
+    """Pair each stamp (ns) with the index of the nearest other one within the tolerance, used once."""
     order = sorted(range(len(others)), key=lambda i: others[i])
     values = [others[i] for i in order]
     pairs = []
@@ -185,17 +189,17 @@ def match(stamps: Sequence[int], others: Sequence[int], tolerance: int) -> list[
 
 
 def places(times: Sequence[int], numbers: Sequence[int]) -> list[MessageIndex]:
-    """Where messages lie by their recording times; if those jump back, reading begins at the beginning."""
+    """Locate messages by their recording times; if those jump back, read from the start of the bag."""
     if any(b < a for a, b in zip(times, times[1:])):
         return [MessageIndex(n) for n in numbers]
     starts = [times[max(0, n)] for n in numbers]
     return [MessageIndex(n, start, bisect_left(times, start)) for n, start in zip(numbers, starts)]
 
 
-def read(task: Task, labels: LabelSet) -> Iterator[Frame | Skip]:
-    """Decode a task's frames one at a time, with their ground truth; what is of no use comes as `Skip`."""
+def read(task: Task, labels: LabelSet) -> Iterator[RecordedFrame | Skip]:
+    """Decode a task's frames one at a time, with their ground truth; what can't be used comes as `Skip`."""
     source = Path(task.bag).name
-    # The labels are read by a reader of their own: one file can't be read in two places at a time.
+    # Labels have a reader of their own: one reader can't be at two places of a file.
     with Bag(task.bag) as bag, Bag(task.bag) if task.truth.topic else nullcontext() as label_bag:
         truths = _Truths(label_bag, task, labels)
         messages = bag.messages(task.topic, start_ns=task.start.start_ns)
@@ -205,7 +209,7 @@ def read(task: Task, labels: LabelSet) -> Iterator[Frame | Skip]:
                 began = perf_counter()
                 try:
                     msg = message.read()
-                    frame = Frame(source, number, message.stamp_ns(), images.decode(msg),
+                    frame = RecordedFrame(source, number, message.stamp_ns(), images.decode(msg),
                                   frame_id=msg.header.frame_id, counted=counted)
                 except (BagError, ImageError) as e:
                     yield Skip('failed' if counted else 'before', f'{source} frame {number}: {e}')
@@ -218,7 +222,7 @@ def read(task: Task, labels: LabelSet) -> Iterator[Frame | Skip]:
                             yield Skip('truth_failed', f'{source} frame {number}: {e}')
                     yield frame
             if number == task.last - 1:
-                return  # not one message further, where a damaged bag breaks off
+                return  # stop here: a damaged bag may break off at the next message
 
 
 class _Truths:
@@ -232,7 +236,7 @@ class _Truths:
         self.next = -1
 
     def of(self, partner: MessageIndex | str | None, size: tuple[int, ...]) -> np.ndarray | None:
-        """Class ids (H, W) uint8 of a frame's partner; `BagError` or `LabelError` if they don't fit."""
+        """Return the class ids (H, W) uint8 of a frame; `BagError` or `LabelError` if they don't fit."""
         if partner is None:
             return None
         if isinstance(partner, str):
@@ -240,8 +244,8 @@ class _Truths:
         else:
             ids = _label_image(self._message(partner))
         if ids.dtype != np.uint8 or ids.shape != size:
-            raise BagError(f'its label image is {ids.dtype} {ids.shape}; expected uint8 {size}, a class id a '
-                           'pixel')
+            raise BagError(f'its label image is {ids.dtype} {ids.shape}; expected uint8 {size}, one class id '
+                           'per pixel')
         if self.truth.source_ids:
             return self.labels.from_source(ids)
         found = np.flatnonzero(np.bincount(ids.ravel(), minlength=256))
@@ -253,7 +257,7 @@ class _Truths:
         return ids
 
     def _message(self, wanted: MessageIndex) -> bags.Recorded:
-        """Read on to a message; others that are needed later are kept for a while."""
+        """Read on to a message; keep the ones in between that later frames need."""
         if wanted.place in self.ahead:
             return self.ahead.pop(wanted.place)
         if not 0 <= self.next <= wanted.place:
@@ -268,17 +272,18 @@ class _Truths:
                 self.ahead[number] = message
                 if len(self.ahead) > KEPT_LABELS:
                     del self.ahead[next(iter(self.ahead))]
-        raise BagError('its label is not in the bag any more: did the bag change meanwhile?')
+        raise BagError('its label is no longer in the bag: did the bag change meanwhile?')
 
 
 def _label_image(message: bags.Recorded) -> np.ndarray:
-    """Ids of a mono8 or 8UC1 Image, or of a gray PNG: (H, W) uint8; `BagError` for what is neither."""
+    """Return the ids of a mono8 or 8UC1 Image or a gray PNG, (H, W) uint8; `BagError` for others."""
     msg = message.read()
     png = not hasattr(msg, 'encoding') and bytes(msg.data[:4]) == b'\x89PNG'
     found = 'png' if png else getattr(msg, 'encoding', None) or msg.format
     if found not in ('mono8', '8UC1', 'png'):
-        raise BagError(f'its label image is {found!r}; expected mono8, 8UC1 or PNG with a class id a pixel')
+        raise BagError(f'its label image is {found!r}; expected mono8, 8UC1 or PNG with one class id per '
+                       'pixel')
     rgb = images.decode(msg)
     if png and not np.array_equal(rgb[..., :2], rgb[..., 1:]):
-        raise BagError('its label image is a coloured PNG; expected a class id a pixel')
+        raise BagError('its label image is a coloured PNG; expected one class id per pixel')
     return rgb[..., 0]

@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured of a recording or data set: whole-number counts, so that parts merge exactly."""
+"""Scores of a recording or data set: they are kept as whole-number counts, so parts merge exactly."""
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,19 +15,19 @@ from ..labels import LabelSet
 from ..metrics import ConfusionMatrix, LatencyStats
 
 CALIBRATION_BINS = 15
-# Frames further apart say nothing about stability: the scene itself is another one.
+# Frames further apart say nothing about stability: the scene itself has changed.
 MAX_GAP_NS = 500_000_000
 PICTURES = 4
 
 
 @dataclass(frozen=True)
-class Row:
+class FrameScore:
     """
-    One frame's figures. `index`: its place on the source's image topic.
+    The figures of one frame. `index`: its position on the source's image topic.
 
-    `miou`, `accuracy` (percent) are None without ground truth, `consistency` (percent) without a frame
-    shortly before. `confidence`: mean, 0-1. `shares`: pixels predicted as each class. `latency_ms`: from
-    decoding to the result.
+    `miou` and `accuracy` (percent) are None without ground truth; `consistency` (percent) is None without a
+    frame shortly before. `confidence`: mean, 0 to 1. `shares`: number of pixels predicted as each class.
+    `latency_ms`: from decoding to the result.
     """
 
     source: str
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Picture:
-    """A frame to look at: JPEG of frame, truth and prediction, PNG of the error; what it is listed by."""
+    """A frame for the report: JPEGs of frame, truth and prediction, a PNG of the errors, its sort key."""
 
     source: str
     index: int
@@ -72,7 +72,7 @@ class Consistency:
         self._gray = self._labels = None
 
     def update(self, rgb: np.ndarray, labels: np.ndarray, stamp_ns: int) -> tuple[int, int]:
-        """Pixels with the same label as before, and pixels compared (0 if there is nothing to compare)."""
+        """Return how many pixels kept their label, and how many were compared (0 if there is nothing)."""
         height, width = labels.shape
         small = min(1.0, 480 / max(height, width))
         gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
@@ -95,15 +95,15 @@ class Consistency:
 @dataclass
 class Scores:
     """
-    The sums over frames. `add` and `skip` while reading; `merge` parts; then `result`.
+    Sums over frames: call `add` and `skip` while reading, `merge` to join parts, then `result`.
 
-    `truth`: whether there is ground truth to expect, which decides what pictures are kept: of the best and
-    the worst frames by their mIoU, or by their mean confidence without.
+    `truth`: whether ground truth is expected. It decides which frames are kept as pictures: the best and the
+    worst by mIoU, or by mean confidence where there is no ground truth.
     """
 
     labels: LabelSet
     truth: bool
-    rows: list[Row] = field(default_factory=list)
+    rows: list[FrameScore] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     skipped: dict[str, dict[str, Any]] = field(default_factory=dict)
     latency: dict[str, LatencyStats] = field(default_factory=dict)
@@ -113,9 +113,9 @@ class Scores:
     def __post_init__(self) -> None:
         k = len(self.labels)
         self.confusion = ConfusionMatrix(k, self.labels.ignore_id)
-        # Of each class: boundary pixels predicted, of them near a true one; true, of them near a predicted.
+        # Per class: predicted boundary pixels, those near a true one; true ones, those near a predicted one.
         self.boundary = np.zeros((k, 4), np.int64)
-        # By confidence 0-255: pixels with ground truth, of them right.
+        # Per confidence 0 to 255: pixels with ground truth, and how many of them are right.
         self.calibration = np.zeros((256, 2), np.int64)
         self.shares = np.zeros(k, np.int64)
         self.same = self.compared = 0
@@ -149,22 +149,22 @@ class Scores:
                 self.calibration += np.stack((np.bincount(confidence[valid], minlength=256), right), 1)
             self.counts['scored'] += 1
         mean = float(confidence.mean()) / 255 if confidence is not None else None
-        row = Row(source, index, stamp_ns, tuple(int(s) for s in shares), _number(miou), _number(accuracy),
-                  100 * consistency[0] / consistency[1] if consistency[1] else None, mean,
-                  stage_ms.get('total'))
+        row = FrameScore(source, index, stamp_ns, tuple(int(s) for s in shares), _number(miou),
+                         _number(accuracy), 100 * consistency[0] / consistency[1] if consistency[1] else None,
+                         mean, stage_ms.get('total'))
         self.rows.append(row)
         value = row.miou if self.truth else row.confidence
         if value is not None:
             self._keep(row, value, rgb, labels, truth)
 
     def skip(self, what: str, reason: str) -> None:
-        """Count a frame or another thing of no use: `what` is 'failed', ...; the first reason is kept."""
+        """Count what can't be used: `what` is 'failed', ...; the first reason is kept."""
         self.counts[what] += 1
-        # Reasons that differ in their numbers only are one, so that a bag of garbage makes no long list.
+        # Reasons that differ only in their numbers count as one, so a bag of garbage makes no long list.
         self._skip(re.sub(r'\d+', '#', f'{what}: {reason}'), {'what': what, 'count': 1, 'first': reason})
 
     def merge(self, other: 'Scores') -> None:
-        """Add the scores of frames that come after these; exact but for latencies, which are as measured."""
+        """Add the scores of later frames: exact, except for latencies, which are as measured."""
         self.confusion.merge(other.confusion)
         self.boundary += other.boundary
         self.calibration += other.calibration
@@ -205,7 +205,7 @@ class Scores:
         known = self.skipped.setdefault(key, entry | {'count': 0})
         known['count'] += entry['count']
 
-    def _keep(self, row: Row, value: float, rgb: np.ndarray, labels: np.ndarray,
+    def _keep(self, row: FrameScore, value: float, rgb: np.ndarray, labels: np.ndarray,
               truth: np.ndarray | None) -> None:
         low = len(self.worst) < PICTURES or value < self.worst[-1].value
         high = len(self.best) < PICTURES or value > self.best[-1].value

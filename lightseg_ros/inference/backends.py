@@ -1,7 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What runs a network on a processor: OpenVINO, ONNX Runtime, torch, or torch's compiler.
+The backends that run a network on a CPU: OpenVINO, ONNX Runtime, torch, or torch's compiler.
 
 Every backend runs the same function, `DeployModel`: uint8 frames of the network's size in, logits before the
 last upsampling out. Normalisation is inside; resizing bytes before it and upsampling with argmax after it are
@@ -178,7 +178,7 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def build(backend: str, spec: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
-    """Make the program for frames of one size; `backend` as `choose` returns it."""
+    """Compile the network for frames of one size; `backend` as `choose` returns it."""
     return BACKENDS[backend](spec, batch, height, width)
 
 

@@ -1,12 +1,11 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-A finished network made cheaper to run, exactly: norms, channel shuffles and channel attentions folded.
+Fold norms, channel shuffles and channel attentions into the weights of a finished network, exactly.
 
-A shuffle moves every byte of a feature map to permute its channels, which the weights around it can do for
-nothing: features are kept in the order in which they lie, and every convolution, norm and slope that reads
-or writes them takes that order instead. In what follows an `order` says that y = x[:, order] is kept where
-the network has x.
+A shuffle moves every byte of a feature map only to permute its channels. The weights around it can do that
+for free: features stay in the order in which they are, and every convolution, norm and slope that reads or
+writes them is permuted instead. Below, an `order` means that y = x[:, order] is kept where the network has x.
 """
 from collections.abc import Iterator
 import copy

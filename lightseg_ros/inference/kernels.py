@@ -1,11 +1,11 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What surrounds a network: resize and normalise before it; upsampling, argmax, confidence and overlay after it.
+Before a network: resize and normalise. After it: upsampling, argmax, confidence and overlay.
 
-In torch for every device; fused into two Triton kernels for CUDA; labels by Numba on a processor. Tests
-compare them with their twins in torch, which run where Triton or Numba is missing. `available`: Triton is
-installed; its interpreter (TRITON_INTERPRET=1) runs its kernels on a processor.
+They are written in torch for every device, fused into two Triton kernels for CUDA, and compiled by Numba for
+a CPU. Tests compare these with their twins in torch, which run where Triton or Numba is missing. `available`:
+Triton is installed; its interpreter (TRITON_INTERPRET=1) runs its kernels on a CPU.
 """
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -234,7 +234,7 @@ else:
                         blended[i, y, x, channel] = (value * weight + lookup[label, channel]) >> 7
 
 
-# Rows that the processor upsamples at a time: as many as its second-level cache holds.
+# Rows that a CPU upsamples at a time: as many as its second-level cache holds.
 BAND = 32
 
 
@@ -355,7 +355,7 @@ def _label_compiled(logits: Tensor, size: tuple[int, int], confidence: bool) -> 
 
 def _label_in_bands(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tensor, Tensor]:
     """
-    Label some rows at a time, so that what is upsampled stays in the processor's cache.
+    Label some rows at a time, so that what is upsampled stays in the CPU's cache.
 
     First along the rows, then, band by band, between them: 5.5 ms instead of 7 at 640x480 with 11 classes on
     one core, 35 instead of 81 at 1920x1080.

@@ -26,7 +26,7 @@ from .. import bags, images, weights
 from ..bags import Bag, NS
 from ..evaluation import recordings
 from ..evaluation.evaluate import Evaluation, EvaluationError, ModelSpec
-from ..evaluation.recordings import Frame, GroundTruthSource, Recording
+from ..evaluation.recordings import GroundTruthSource, RecordedFrame, Recording
 from ..evaluation.scores import Consistency, Scores
 from ..labels import LabelSet
 from ..metrics import LatencyStats
@@ -312,7 +312,7 @@ def _score(recording: Recording, collected: Collected, kept: Path, labels: Label
         result = next(returned, None)
         for item in tqdm(recordings.read(task, labels), 'scoring', len(recording.times), unit='frame',
                          disable=quiet or None):
-            if not isinstance(item, Frame):
+            if not isinstance(item, RecordedFrame):
                 scores.skip(item.what, item.reason)
             elif result and item.index == result[0]:
                 index, ids, confidence = result

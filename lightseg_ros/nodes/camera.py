@@ -16,7 +16,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from .. import images
-from ..sources import Frame, open_source
+from ..sources import open_source, SourceFrame
 from .lifetime import run
 from .parameters import declare, parameter, watch
 
@@ -137,7 +137,7 @@ class CameraNode(Node):
             if not self._settings.loop:
                 return count
 
-    def _period(self, frame: Frame, last_ns: int | None) -> float:
+    def _period(self, frame: SourceFrame, last_ns: int | None) -> float:
         """Seconds that should lie between the frame and the one before it."""
         rate = self._settings.rate or self._source.rate
         if rate:
@@ -146,7 +146,7 @@ class CameraNode(Node):
             return 0.0
         return max(frame.stamp_ns - last_ns, 0) / 1e9
 
-    def _publish(self, frame: Frame) -> None:
+    def _publish(self, frame: SourceFrame) -> None:
         p = self._settings
         header = Header(stamp=self.get_clock().now().to_msg(), frame_id=p.frame_id)
         # The image last: who waits for it has the rest by then.

@@ -270,7 +270,7 @@ def _door(rng: Generator, wall: np.ndarray, x: float) -> None:
 
 
 @dataclass(frozen=True)
-class House:
+class HouseStyle:
     """Floors (fewest, most), their height, window style, spacing, width and height; metres."""
 
     floors: tuple[int, int]
@@ -282,11 +282,11 @@ class House:
 
 
 HOUSES = {
-    'terrace': House((2, 3), 2.8, 'sash', 2.3, (0.95, 1.6), 0.3),
-    'shops': House((2, 4), 3.0, 'sash', 2.2, (0.95, 1.6), 0.5),
-    'cottages': House((2, 2), 2.6, 'cottage', 2.4, (1.1, 1.2), 0.6),
-    'office': House((3, 5), 3.3, 'modern', 1.6, (1.3, 1.7), 1.0),
-    'college': House((3, 3), 3.8, 'mullioned', 2.6, (1.2, 2.3), 0.0),
+    'terrace': HouseStyle((2, 3), 2.8, 'sash', 2.3, (0.95, 1.6), 0.3),
+    'shops': HouseStyle((2, 4), 3.0, 'sash', 2.2, (0.95, 1.6), 0.5),
+    'cottages': HouseStyle((2, 2), 2.6, 'cottage', 2.4, (1.1, 1.2), 0.6),
+    'office': HouseStyle((3, 5), 3.3, 'modern', 1.6, (1.3, 1.7), 1.0),
+    'college': HouseStyle((3, 3), 3.8, 'mullioned', 2.6, (1.2, 2.3), 0.0),
 }
 
 

@@ -40,7 +40,7 @@ class Wall:
 
 
 @dataclass(frozen=True)
-class House:
+class BuiltHouse:
     """A front, and its side wall if that shows beside a gap or above a lower neighbour."""
 
     front: Wall
@@ -104,7 +104,7 @@ class Street:
         self._margin = width // 16
         self._sky, self._sky_ids = painting.backdrop(
             rng, width + 2 * self._margin, height + 2 * self._margin, width / 640)
-        self._houses: list[House] = []
+        self._houses: list[BuiltHouse] = []
         self._verges: list[Wall | Board] = []
         self._things: list[Wall | Board | Post | Vehicle] = []
         trees = [painting.tree(rng, height, leaves) for height, leaves in
@@ -147,7 +147,7 @@ class Street:
                             or neighbour.texture.height < front.height:
                         gable = painting.gable(rng, 9.0, front.height - 0.8, 0.62)
                     wall = Wall(front, x + side * back, z)
-                    self._houses.append(House(wall, gable))
+                    self._houses.append(BuiltHouse(wall, gable))
                     neighbour = None if gap else wall
                 if back or kind == 'garden':
                     self._verges.append(Wall(self._fence(rng, length, 1.5), x, z))
