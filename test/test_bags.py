@@ -198,7 +198,7 @@ def test_no_bags(tmp_path, name, data, text):
 
 
 def test_folder_that_is_no_bag(tmp_path):
-    with pytest.raises(BagError, match='is no bag: expected metadata.yaml'):
+    with pytest.raises(BagError, match='is not a bag: expected metadata.yaml'):
         Bag(tmp_path)
 
 
