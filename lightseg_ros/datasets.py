@@ -1,9 +1,10 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Data sets: where the image and label files of a split are, how they are read, and how they are packed."""
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 import io
 import os
@@ -32,10 +33,11 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Pair:
-    """An image file and its label file."""
+    """An image file, its label file, and the recording that they belong to."""
 
     image: Path
     label: Path
+    sequence: str = ''
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class DataSet:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def sequences(self) -> dict[str, int]:
+        """Return the recordings that the split consists of, with their number of images."""
+        return dict(sorted(Counter(p.sequence for p in self.pairs).items()))
 
     def command(self, network: str) -> str:
         """Return the command that scores a network's weights on this split."""
@@ -90,7 +97,11 @@ def camvid_root(root: str | Path | None = None) -> Path:
 
 
 def camvid(split: str, root: str | Path | None = None) -> DataSet:
-    """CamVid, 360x480, 11 classes; split 'train' (367), 'val' (101), 'trainval' (468) or 'test' (233)."""
+    """
+    Load CamVid, 360x480, 11 classes; split 'train' (367), 'val' (101), 'trainval' (468) or 'test' (233).
+
+    A sequence is a drive: the file name up to the first underscore, for example 0006R0.
+    """
     parts = {'train': ['train'], 'val': ['val'], 'trainval': ['train', 'val'], 'test': ['test']}
     if split not in parts:
         raise DataError(f'unknown split {split!r}; CamVid has {", ".join(parts)}')
@@ -102,9 +113,10 @@ def camvid(split: str, root: str | Path | None = None) -> DataSet:
 
 def cityscapes(split: str, root: str | Path | None = None) -> DataSet:
     """
-    Cityscapes, 1024x2048, 19 classes, fine labels; split 'train' (2975), 'val' (500) or 'trainval'.
+    Load Cityscapes, 1024x2048, 19 classes, fine labels; split 'train' (2975), 'val' (500) or 'trainval'.
 
     `root` holds the folders leftImg8bit and gtFine of the official archives, with *_gtFine_labelIds.png.
+    A sequence is a city.
     """
     parts = {'train': ['train'], 'val': ['val'], 'trainval': ['train', 'val']}
     if split not in parts:
@@ -126,7 +138,7 @@ def cityscapes(split: str, root: str | Path | None = None) -> DataSet:
             label = annotations / image.parent.name / f'{stem}_gtFine_labelIds.png'
             if not label.is_file():
                 raise DataError(f'{image} has no {label}')
-            pairs.append(Pair(image, label))
+            pairs.append(Pair(image, label, image.parent.name))
     return DataSet('cityscapes', split, tuple(pairs), label_sets.load('cityscapes'),
                    CITYSCAPES_SOURCE, 'Cityscapes licence: non-commercial, see the site of the data set')
 
@@ -137,7 +149,8 @@ def folder(split: str, root: str | Path | None = None) -> DataSet:
 
     The YAML has the form of config/labels/*.yaml; its name is the name of the data set. A label file is a
     one-channel PNG with the name of its image. Split 'all' is the files in images/ itself; any other split is
-    images/SPLIT and labels/SPLIT.
+    images/SPLIT and labels/SPLIT, and their sub-folders. A sequence is such a sub-folder; for other files it
+    is the file name up to the first underscore.
     """
     if not root:
         raise DataError('no data root: give the folder that holds images, labels and labels.yaml with '
@@ -154,7 +167,7 @@ def folder(split: str, root: str | Path | None = None) -> DataSet:
             raise DataError(f'no folder {images / split}; splits there: {", ".join(known) or "none"}, and '
                             '"all" for the files in images itself')
         images, annotations = images / split, annotations / split
-    return DataSet(label_set.name, split, tuple(_pairs(images, annotations)), label_set,
+    return DataSet(label_set.name, split, tuple(_pairs(images, annotations, split != 'all')), label_set,
                    _packed(root).removeprefix('; '), folder=root.resolve().name)
 
 
@@ -166,26 +179,73 @@ DATASETS: dict[str, Callable[..., DataSet]] = {
 
 
 def load(name: str, split: str, root: str | Path | None = None) -> DataSet:
-    """Load a split of a data set by name; `DataError` lists the known ones or says what is missing."""
+    """
+    Load a split of a data set by name; `DataError` lists the known ones or says what is missing.
+
+    'SPLIT:A,B' is the part of a split that belongs to the sequences A and B, 'SPLIT:-A,B' is the rest of it.
+    """
     if name not in DATASETS:
         raise DataError(f'unknown data set {name!r}; known: {", ".join(DATASETS)}')
-    return DATASETS[name](split, root)
+    split, _, chosen = split.partition(':')
+    dataset = DATASETS[name](split, root)
+    if not chosen:
+        return dataset
+    rest, held = hold_out(dataset, chosen.removeprefix('-').split(','))
+    return rest if chosen.startswith('-') else held
 
 
-def _pairs(images: Path, annotations: Path) -> list[Pair]:
-    """Pair images and labels by their file names; an image without a label is an error."""
-    for where in (images, annotations):
-        if not where.is_dir():
-            raise DataError(f'no folder {where}')
-    labels = {p.stem: p for p in annotations.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES}
-    found = sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+def hold_out(dataset: DataSet, sequences: Sequence[str]) -> tuple[DataSet, DataSet]:
+    """
+    Divide a data set: returns the pairs of all other sequences, and those of the given ones.
+
+    Images of one drive resemble each other, so a score on a drive that was trained on says little about other
+    drives. `DataError` lists the sequences if one does not exist, or if none is left.
+    """
+    known = dataset.sequences
+    listed = ', '.join(f'{name or "(no name)"} ({count})' for name, count in known.items())
+    if unknown := [s for s in sequences if s not in known]:
+        raise DataError(f'{dataset.name} {dataset.split} has no sequence {", ".join(unknown)}; its '
+                        f'sequences: {listed}')
+    if set(sequences) == set(known):
+        raise DataError(f'{dataset.name} {dataset.split} has no other sequence than {", ".join(sequences)}; '
+                        'expected two or more, named by sub-folders or by file names up to an underscore')
+    names = ','.join(sequences)
+    held = tuple(p for p in dataset.pairs if p.sequence in sequences)
+    rest = tuple(p for p in dataset.pairs if p.sequence not in sequences)
+    return (replace(dataset, split=f'{dataset.split}:-{names}', pairs=rest),
+            replace(dataset, split=f'{dataset.split}:{names}', pairs=held))
+
+
+def _pairs(images: Path, annotations: Path, nested: bool = False) -> list[Pair]:
+    """
+    Pair images and labels by their file names; an image without a label is an error.
+
+    `nested`: look in the sub-folders too, which are sequences then.
+    """
+    def files_in(top: Path) -> list[Path]:
+        if not top.is_dir():
+            raise DataError(f'no folder {top}')
+        found = [*top.iterdir(), *(top.glob('*/*') if nested else ())]
+        return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES)
+
+    def key(top: Path, path: Path) -> str:
+        return path.relative_to(top).with_suffix('').as_posix()
+
+    def sequence(path: Path) -> str:
+        if path.parent != images:
+            return path.parent.name
+        prefix, underscore, _ = path.stem.partition('_')
+        return prefix if underscore else ''
+
+    found = files_in(images)
+    labels = {key(annotations, p): p for p in files_in(annotations)}
     if not found:
         raise DataError(f'no images in {images}; expected {", ".join(IMAGE_SUFFIXES)}')
-    missing = [p.name for p in found if p.stem not in labels]
+    missing = [key(images, p) + p.suffix for p in found if key(images, p) not in labels]
     if missing:
         raise DataError(f'{len(missing)} images in {images} have no label of the same stem in {annotations}, '
                         f'the first is {missing[0]}')
-    return [Pair(p, labels[p.stem]) for p in found]
+    return [Pair(p, labels[key(images, p)], sequence(p)) for p in found]
 
 
 def _packed(root: Path) -> str:

@@ -97,6 +97,37 @@ def test_own_data_set(own):
     assert images.shape == (4, 3, 64, 64) and ids.unique().tolist() == [0, 1, 2, 255]
 
 
+def test_camvid_s_sequences_are_its_drives(camvid):
+    assert datasets.camvid('trainval', camvid).sequences == {'0001TP': 62, '0006R0': 101, '0016E5': 305}
+    assert datasets.camvid('test', camvid).sequences == {'0001TP': 62, 'Seq05VD': 171}
+    rest, held = datasets.hold_out(datasets.camvid('train', camvid), ['0006R0'])
+    assert (rest.split, len(rest), held.split, len(held)) == ('train:-0006R0', 266, 'train:0006R0', 101)
+    assert held.command('laanet').endswith('--data camvid --split train:0006R0')
+    for part in (rest, held):  # the command finds the same images
+        assert datasets.load('camvid', part.split, camvid) == part
+
+
+def test_sequences_of_an_own_data_set(own):
+    """They are sub-folders, or what stands before the first underscore of a file name."""
+    for sequence, name in (('monday', '0'), ('monday', '1'), ('tuesday', '0')):
+        write_pair(own / f'images/train/{sequence}/{name}.png', own / f'labels/train/{sequence}/{name}.png',
+                   blocks(), 9)
+    write_pair(own / 'images/train/drive7_b_0001.png', own / 'labels/train/drive7_b_0001.png', blocks(), 10)
+    dataset = datasets.load('folder', 'train', own)
+    assert dataset.sequences == {'': 4, 'drive7': 1, 'monday': 2, 'tuesday': 1}
+    rest, held = datasets.hold_out(dataset, ['monday', 'drive7'])
+    assert len(rest) == 5 and [p.sequence for p in held.pairs] == ['drive7', 'monday', 'monday']
+    assert all(p.image.stem == p.label.stem and p.image.parent.name == p.label.parent.name
+               for p in dataset.pairs)
+    with pytest.raises(datasets.DataError, match=r'no sequence sunday; its sequences: .*monday \(2\)'):
+        datasets.load('folder', 'train:-sunday', own)
+    with pytest.raises(datasets.DataError, match='no other sequence than monday; expected two or more'):
+        datasets.hold_out(held.__class__('x', 'y', held.pairs[1:], dataset.labels), ['monday'])
+    (own / 'labels/train/tuesday/0.png').unlink()
+    with pytest.raises(datasets.DataError, match='the first is tuesday/0.png'):
+        datasets.load('folder', 'train', own)
+
+
 def spoil_image(root):
     (root / 'images/train/1.png').write_bytes(b'no image')
 

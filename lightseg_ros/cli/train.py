@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         '../shared/data/camvid')
     parser.add_argument('--split', default='train', help='split to train on')
     parser.add_argument('--validate', default='', metavar='SPLIT', help='split to score during training')
+    parser.add_argument('--hold-out', nargs='+', default=[], metavar='SEQUENCE',
+                        help='train without these sequences of the split, and score them during training; '
+                             'in CamVid a sequence is a drive, for example 0006R0')
     parser.add_argument('--validate-every', type=int, default=5, metavar='EPOCHS',
                         help='epochs between two scores')
     parser.add_argument('--size', type=_size, metavar='WIDTHxHEIGHT',
@@ -87,7 +90,12 @@ def run(args: argparse.Namespace) -> int | None:
     began = time.monotonic()
     from .. import datasets
     from ..training.run import train
+    dataset = datasets.load(args.data, args.split, args.data_root)
     validation = datasets.load(args.data, args.validate, args.data_root) if args.validate else None
+    if args.hold_out:
+        if validation:
+            raise datasets.DataError('--hold-out and --validate both name what to score; give one of the two')
+        dataset, validation = datasets.hold_out(dataset, args.hold_out)
     interrupted = threading.Event()
 
     def interrupt(*_: object) -> None:
@@ -101,8 +109,8 @@ def run(args: argparse.Namespace) -> int | None:
         signal.signal(signal.SIGINT, interrupt)
     try:
         path = train(
-            recipe(args, args.model), datasets.load(args.data, args.split, args.data_root),
-            args.out or f'runs/{args.model}-{args.data}', validation=validation,
+            recipe(args, args.model), dataset, args.out or f'runs/{args.model}-{args.data}',
+            validation=validation,
             validate_every=args.validate_every, device=args.device, mode=args.mode, size=args.size,
             resume=args.resume, checkpoint_every_s=args.checkpoint_every,
             time_limit_s=args.time_limit - (time.monotonic() - began), stop=interrupted.is_set)
