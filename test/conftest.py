@@ -70,6 +70,19 @@ def scenes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='module')
+def sequences(scenes, tmp_path_factory) -> Path:
+    """Copy the training images of `scenes` into two sequences, north (3 images) and south (5)."""
+    root = tmp_path_factory.mktemp('sequences')
+    for path in scenes.rglob('train/*.png'):
+        name = 'north' if int(path.stem) < 3 else 'south'
+        copy = root / path.parent.relative_to(scenes) / name / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    (root / 'labels.yaml').write_bytes((scenes / 'labels.yaml').read_bytes())
+    return root
+
+
+@pytest.fixture(scope='module')
 def ros():
     """Initialise rclpy for a module of tests."""
     rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')

@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_runs import same, TINY
 
-from lightseg_ros import datasets
+from lightseg_ros import datasets, weights
 from lightseg_ros.training import checkpoint
 from lightseg_ros.training.run import train
 from lightseg_ros.training.trainer import TrainError
@@ -54,3 +54,9 @@ def test_a_checkpoint_from_before_a_field_existed_still_resumes(scenes, tmp_path
     with pytest.raises(TrainError, match=r'another recipe \(smoothing differ\)'):
         train(replace(TINY, smoothing=0.1), dataset, stopped, device='cpu', resume=True)
     assert same(whole, train(TINY, dataset, stopped, device='cpu', resume=True))
+
+
+def test_a_run_continues_in_another_precision_and_its_card_says_so(scenes, stopped):
+    dataset = datasets.load('folder', 'train', scenes)
+    path = train(replace(TINY, precision='bfloat16'), dataset, stopped, device='cpu', resume=True)
+    assert weights.read_card(path).recipe['precisions'] == ['float32', 'bfloat16']

@@ -30,7 +30,7 @@ MAY = {
     'sources': {'bags', 'images', 'labels', 'sizes', 'synthetic'},
     'inference': {'files', 'labels', 'machine', 'networks', 'sizes', 'weights'},
     'training': {'datasets', 'evaluation', 'files', 'labels', 'machine', 'metrics', 'networks', 'sizes',
-                 'weights'},
+                 'synthetic', 'weights'},
     'evaluation': {'bags', 'datasets', 'files', 'health', 'images', 'inference', 'labels', 'machine',
                    'metrics', 'networks', 'sizes', 'weights'},
     'benchmark': {'datasets', 'files', 'inference', 'info', 'labels', 'machine', 'metrics', 'networks',

@@ -41,6 +41,11 @@ def test_class_weights_are_the_familys():
     assert losses.class_weights(f).tolist() == pytest.approx(expected, rel=1e-4)
 
 
+def test_median_weights_balance_around_the_median():
+    found = losses.median_weights(torch.tensor([0.5, 0.1, 0.2, 0.0]))
+    assert found.tolist() == pytest.approx([0.4, 2.0, 1.0, 1.0])
+
+
 @pytest.mark.parametrize('device', DEVICES)
 def test_cross_entropy_is_the_weighted_mean(device):
     logits, labels, weight = batch(device=device)

@@ -12,13 +12,14 @@ import time
 import cv2
 import pytest
 import torch
-from training_runs import arguments, command, environment, ROOT, rows_of, same, TINY
+from training_runs import arguments, close, command, environment, ROOT, rows_of, same, TINY
 
 from lightseg_ros import datasets, weights
 from lightseg_ros.cli import main
 from lightseg_ros.training import samples
+from lightseg_ros.training.recalibration import recalibrate_weights, weights_of_checkpoint
 from lightseg_ros.training.run import train
-from lightseg_ros.training.trainer import Trainer
+from lightseg_ros.training.trainer import normaliser, Trainer, TrainError
 
 DEVICES = ['cpu', pytest.param('cuda', marks=[
     pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')])]
@@ -178,3 +179,62 @@ def test_the_command_line_says_what_is_wrong(scenes, tmp_path, capsys):
     assert "device 'cuda:77' does not exist" in capsys.readouterr().err
     assert main([*few, '--batch', '4', '--device', 'cpu', '--mode', 'graph']) == 1
     assert 'mode graph needs a CUDA device' in capsys.readouterr().err
+
+
+def test_holding_out_a_sequence_scores_it_beside_the_training_images(sequences, tmp_path):
+    arguments = ['train', '--model', 'affnet', '--data', 'folder', '--data-root', str(sequences),
+                 '--split', 'train', '--recipe', 'cpu', '--device', 'cpu', '--crop', '64x64', '--first-crop',
+                 '64x64', '--batch', '2', '--epochs', '3', '--validate-every', '2', '--out', str(tmp_path)]
+    assert main([*arguments, '--hold-out', 'north']) == 0
+    rows = rows_of(tmp_path)
+    assert [bool(r['miou']) for r in rows] == [bool(r['train_miou']) for r in rows] == [False, True, True]
+    card = weights.read_card(tmp_path / 'affnet-scenes.safetensors')
+    assert card.split == 'train:-north' and list(card.metrics) == ['train:north']
+    found = json.loads((tmp_path / 'confusion.json').read_text())
+    # Three images of 64x64, of which two rows are void.
+    assert sum(map(sum, found['counts'])) == 3 * 62 * 64
+    assert found['miou'] == card.metrics['train:north']['miou']
+    assert found['train_miou'] == float(rows[-1]['train_miou'])
+    assert main([*arguments, '--hold-out', 'north', '--validate', 'train']) == 1
+    # A sequence of other images is other data.
+    assert main([*arguments, '--hold-out', 'south', '--resume']) == 1
+
+
+def test_batch_norms_are_recalibrated_on_whole_images(scenes, tmp_path):
+    """The statistics become those of the images themselves, and nothing else changes."""
+    dataset = datasets.load('folder', 'train', scenes)
+    plain = train(replace(TINY, recalibrate=False), dataset, tmp_path / 'plain', device='cpu')
+    path = train(TINY, dataset, tmp_path / 'run', device='cpu')
+    before, after = (weights.load(p)[0] for p in (plain, path))
+    old, new = before.state_dict(), after.state_dict()
+    differ = {k.rpartition('.')[2] for k in old if not torch.equal(old[k], new[k])}
+    assert differ == {'running_mean', 'running_var', 'num_batches_tracked'}
+    # The first norm's input, of all images at once, has the statistics that it holds now.
+    images, _ = samples.to_device(dataset, 'cpu')
+    card = weights.read_card(path)
+    x = normaliser(card.mean, card.std, torch.device('cpu'))(images.float())
+    norm = next(m for m in after.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    seen = []
+    after(x)
+    assert torch.allclose(norm.running_mean, seen[0].mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
+    assert torch.allclose(norm.running_var, seen[0].var((0, 2, 3)), rtol=1e-2)
+    # The same for finished weights, and for a checkpoint.
+    out = tmp_path / 'again.safetensors'
+    recalibrate_weights(plain, dataset, out)
+    assert close(out, path) and weights.read_card(out).recipe['recalibrate']
+    weights_of_checkpoint(tmp_path / 'plain/last.pt', dataset, out)
+    assert same(out, path)
+    with pytest.raises(TrainError, match="other data .split 'train', not 'val'"):
+        weights_of_checkpoint(tmp_path / 'plain/last.pt', datasets.load('folder', 'val', scenes), out)
+
+
+def test_recalibrate_on_the_command_line(scenes, tmp_path, capsys):
+    path = train(replace(TINY, epochs=1), datasets.load('folder', 'train', scenes), tmp_path, device='cpu')
+    data = ['--data', 'folder', '--data-root', str(scenes)]
+    for source in (path, tmp_path / 'last.pt'):
+        out = tmp_path / f'{source.suffix}.safetensors'
+        assert main(['recalibrate', str(source), *data, '--out', str(out)]) == 0
+        assert close(out, path)
+        assert str(out) in capsys.readouterr().out
+    assert main(['recalibrate', str(path), '--data', 'camvid', '--out', str(out)]) == 1

@@ -14,6 +14,7 @@ from lightseg_ros import datasets, labels, networks, weights
 from lightseg_ros.training import trainer as trainers
 from lightseg_ros.training.recipes import Recipe
 from lightseg_ros.training.run import train
+from lightseg_ros.training.samples import Statistics
 from lightseg_ros.training.trainer import learning_rate, Trainer, TrainError
 
 
@@ -123,8 +124,9 @@ def test_a_graph_can_hold_the_step(scenes, network, loss):
     trainer.network.to(meta)
     trainer.images, trainer.ids = trainer.images.to(meta), trainer.ids.to(meta)
     trainer.fill = trainer.fill.to(meta)
-    trainer.loss = trainers._loss(trainer.recipe, torch.tensor([0.6, 0.38, 0.02]), meta)
-    trainer._normalise = trainers._normaliser(trainer.mean, trainer.std, meta)
+    found = Statistics(*torch.rand(2, 3), *torch.tensor([[0.6, 0.38, 0.02]]).repeat(2, 1))
+    trainer.loss = trainers._loss(trainer.recipe, found, meta)
+    trainer._normalise = trainers.normaliser(trainer.mean, trainer.std, meta)
     with NoHost():
         trainer.forward_backward(drawn, (64, 64))
     assert all(p.grad is not None for p in trainer.network.parameters())
@@ -154,3 +156,87 @@ def test_the_graph_does_what_the_eager_step_does(scenes, network, monkeypatch):
         print(network, loss, loss2, float((gradient - gradient2).norm() / gradient.norm()))
         assert loss2 == pytest.approx(loss, rel=1e-3)
         assert (gradient - gradient2).norm() < 0.25 * gradient.norm()
+
+
+def test_weights_of_the_last_part_are_averaged_equally(scenes):
+    dataset = datasets.load('folder', 'train', scenes)
+    trainer = Trainer(replace(TINY, ema=0.0, swa=0.5), dataset, device='cpu')
+    drawn = trainer.draw(0, (64, 64)).map(lambda t: t[:4])
+    assert trainer.total == 8
+    weight, kept = next(iter(trainer.network.parameters())), []
+    averaged = next(iter(trainer.averaged.parameters()))
+    for step in range(7):
+        trainer.train_step(drawn, (64, 64), step)
+        kept.append(weight.detach().clone())
+        if step < 4:
+            assert torch.equal(averaged, weight)
+        if step == 5:  # a resumed run goes on averaging
+            again = Trainer(trainer.recipe, dataset, device='cpu')
+            again.load_state(trainer.state())
+            assert again.averages == 2
+    assert torch.allclose(averaged, torch.stack(kept[4:]).mean(0), atol=1e-6)
+    assert not torch.allclose(averaged, weight, atol=1e-4)
+
+
+@pytest.mark.parametrize('network', networks.PAPER_NETWORKS)
+def test_dropout_before_the_classifier(scenes, network):
+    """In training whole channels of its input are 0; names of weights and evaluation stay the same."""
+    dataset = datasets.load('folder', 'train', scenes)
+    trainer = Trainer(replace(TINY, network=network, dropout=0.5), dataset, device='cpu')
+    classifier = trainer.network.classifier
+    last = classifier[-1] if isinstance(classifier, torch.nn.Sequential) else classifier
+    seen = []
+    last.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
+    x = torch.randn(2, 3, 64, 64)
+    torch.manual_seed(0)
+    trainer.network.train()(x)
+    trainer.network.eval()(x)
+    dropped, whole = ((v == 0).flatten(2).all(2).float().mean() for v in seen)
+    assert float(dropped - whole) > 0.2
+    plain = networks.build(network, 3)
+    plain.load_state_dict(trainer.network.state_dict())
+    difference = (plain.eval()(x) - trainer.network(x)).norm() / plain(x).norm()
+    assert float(difference.detach()) < 1e-4
+
+
+def test_class_weights_by_median_frequency(scenes):
+    dataset = datasets.load('folder', 'train', scenes)
+    by = {w: Trainer(replace(TINY, weighting=w), dataset, device='cpu') for w in ('log', 'median')}
+    trainer = by['median']
+    found = trainers.samples.statistics(trainer.images, trainer.ids, 3)
+    weight = trainers.losses.median_weights(found.present_frequency)
+    logits, y = torch.randn(2, 3, 8, 8), torch.randint(3, (2, 8, 8))
+    expected = torch.nn.functional.cross_entropy(logits, y, weight)
+    assert float(trainer.loss(logits, y)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(by['log'].loss(logits, y)) != pytest.approx(float(expected), rel=1e-3)
+
+
+def test_the_street_is_mixed_in(scenes, tmp_path):
+    """Frames of the street follow the images, with the classes that both have."""
+    dataset = datasets.load('folder', 'train', scenes)  # of its classes, CamVid has sky
+    plain = Trainer(TINY, dataset, device='cpu')
+    trainer = Trainer(replace(TINY, street_share=0.5), dataset, device='cpu')
+    assert len(trainer.images) == 16 and torch.equal(trainer.images[:8], plain.images)
+    assert trainer.ids[8:].unique().tolist() == [0, 255]
+    assert (trainer.mean, trainer.std) == (plain.mean, plain.std)
+    assert len({image.sum().item() for image in trainer.images[8:]}) == 8
+    chosen = trainer.draw(0, (64, 64)).chosen
+    assert len(chosen) == 8 and 0 < int((chosen >= 8).sum()) < 8
+    other = replace(dataset, labels=replace(dataset.labels, names=('grass', 'bark', 'leaf')))
+    with pytest.raises(TrainError, match='none of the classes of the synthetic street .* leave out'):
+        Trainer(replace(TINY, street_share=0.5), other, device='cpu')
+
+
+def test_every_option_trains(scenes, tmp_path):
+    recipe = replace(TINY, epochs=1, aspect=0.1, edges=0.5, padding='reflect', gamma=0.2, dusk=0.5, noise=5.0,
+                     erase=0.5, street_share=0.3, weighting='median', dropout=0.1, ema=0.0, swa=0.5)
+    path = train(recipe, datasets.load('folder', 'train', scenes), tmp_path, device='cpu')
+    assert {k: v for k, v in weights.read_card(path).recipe.items() if k in recipe.plain()} == recipe.plain()
+
+
+def test_automatic_precision_is_what_the_machine_is_fast_in(scenes, monkeypatch):
+    dataset = datasets.load('folder', 'train', scenes)
+    for fast, expected in ((True, 'bfloat16'), (False, 'float32')):
+        monkeypatch.setattr(trainers.machine, 'has_bfloat16', lambda fast=fast: fast)
+        trainer = Trainer(replace(TINY, precision='auto'), dataset, device='cpu')
+        assert trainer.precision == expected and trainer.card({}).recipe['precisions'] == [expected]

@@ -38,6 +38,12 @@ def rows_of(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(f))
 
 
+def close(a: Path, b: Path) -> bool:
+    """Whether two weights files hold the same weights up to rounding."""
+    first, second = (weights.load(p)[0].state_dict() for p in (a, b))
+    return all(torch.allclose(first[k], second[k], rtol=1e-3, atol=1e-5) for k in first)
+
+
 def same(a: Path, b: Path) -> bool:
     first, second = (weights.load(p)[0].state_dict() for p in (a, b))
     return all(torch.equal(first[k], second[k]) for k in first)

@@ -18,6 +18,8 @@ VERBS = {
     'bag': 'what is in a bag; a bag from a folder of images',
     'train': 'train a network',
     'train-all': 'train all networks side by side, inside a time limit',
+    'folds': 'train with one sequence held out after the other, to compare recipes on unseen drives',
+    'recalibrate': 'recompute the batch-norm statistics of trained weights',
     'export': 'write a network as ONNX',
     'bench': 'how fast the networks run here, beside plain torch and the roofline of the hardware',
 }

@@ -11,6 +11,9 @@ from .. import files
 from .recipes import Recipe
 from .trainer import TrainError
 
+# Fields of a recipe that may change between two calls of a run.
+MAY_DIFFER = ('precision', 'recalibrate')
+
 
 def write(path: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint in one step: after a kill the file holds the old state or the new one."""
@@ -32,18 +35,26 @@ def check(path: Path, state: dict[str, Any], recipe: Recipe, data: dict[str, Any
     """
     Compare a checkpoint with the run that wants to continue from it; `TrainError` names what differs.
 
-    `data`: the run's `Trainer.data`. A checkpoint from before a field of the recipe existed counts as having
-    that field's default.
+    `data`: the run's `Trainer.data`.
     """
-    before = {f.name: f.default for f in dataclasses.fields(Recipe)} | state['recipe']
-    differ = [k for k, v in recipe.plain().items() if _plain(before.get(k)) != v]
-    if differ:
+    if differ := differing(recipe, state['recipe']):
         raise TrainError(f'{path} was made with another recipe ({", ".join(differ)} differ); resume with the '
                          'same arguments, or choose another --out')
     differ = [f'{k} {state["data"][k]!r}, not {v!r}' for k, v in data.items() if state['data'][k] != v]
     if differ:
         raise TrainError(f'{path} was trained on other data ({"; ".join(differ)}); resume with the same, or '
                          'choose another --out')
+
+
+def differing(recipe: Recipe, other: dict[str, Any]) -> list[str]:
+    """
+    Return the names of the fields in which a recipe differs from another, a dict as `Recipe.plain` makes it.
+
+    A recipe from before a field existed counts as having that field's default. The precision may differ,
+    because it changes the rounding only.
+    """
+    before = {f.name: f.default for f in dataclasses.fields(Recipe)} | other
+    return [k for k, v in recipe.plain().items() if k not in MAY_DIFFER and _plain(before.get(k)) != v]
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,17 @@ def class_weights(frequency: Tensor, offset: float = 1.10) -> Tensor:
     return 1 / torch.log(offset + frequency)
 
 
+def median_weights(frequency: Tensor) -> Tensor:
+    """
+    Return median(f) / f, (K,): median frequency balancing (Eigen and Fergus, ICCV 2015, section 6.3.2).
+
+    `frequency`: share of each class among the pixels of those images that contain it; 0 for a class in no
+    image, whose weight is 1.
+    """
+    seen = frequency > 0
+    return torch.where(seen, frequency[seen].quantile(0.5) / frequency.clamp_min(1e-12), 1.0)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, *,
                   smoothing: float = 0.0, ignore_id: int = 255) -> Tensor:
     """Return the class-weighted cross entropy, as the weighted mean over the pixels that are not void."""

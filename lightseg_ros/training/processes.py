@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]  # holds the package, so that children find this copy of it
 LOG = 'train.log'
+GRACE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ def run_side_by_side(jobs: Sequence[Job], *, at_once: int, threads: int, deadlin
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return _supervise(list(jobs), running, at_once, threads, deadline, reserve_s, cores, report)
+    except KeyboardInterrupt:
+        # A Ctrl-C in a terminal reaches the children too: they save a checkpoint and end.
+        ends = time.monotonic() + GRACE_S
+        while time.monotonic() < ends and any(p.popen.poll() is None for p in running):
+            time.sleep(0.1)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         for process in running:

@@ -13,7 +13,9 @@ class RecipeError(ValueError):
 CHOICES = {
     'loss': ('ce', 'ohem', 'owfl'),
     'optimizer': ('adamw', 'adam', 'sgd'),
-    'precision': ('float32', 'bfloat16'),
+    'precision': ('auto', 'float32', 'bfloat16'),
+    'weighting': ('log', 'median'),
+    'padding': ('mean', 'reflect'),
 }
 
 
@@ -45,10 +47,22 @@ class Recipe:
     color: float = _number(0.2, 'half-range of the factors of brightness, contrast and saturation')
     blur: float = _number(0.0, 'share of the images that are blurred, 0 to 1')
     mix: float = _number(0.0, 'share of the images with classes of another image pasted in, 0 to 1')
+    aspect: float = _number(0.0, 'widths are scaled by up to 1 + this or down to 1 / (1 + this)')
+    edges: float = _number(0.0, 'share of the crops that lie in a corner of the image and so show its real '
+                                'edges, 0 to 1')
+    padding: str = _number('mean', 'what crops show outside the image: the mean colour or the '
+                                   'reflected image; the label is void')
+    gamma: float = _number(0.0, 'brightness exponents are up to 1 + this or down to 1 / (1 + this)')
+    dusk: float = _number(0.0, 'share of the images that are darkened and tinted like at dusk, 0 to 1')
+    noise: float = _number(0.0, 'largest standard deviation of the noise, on the scale of 0 to 255')
+    erase: float = _number(0.0, 'share of the images with a rectangle erased, its label void, 0 to 1')
+    street_share: float = _number(0.0, 'share of the samples from the built-in synthetic street, 0 to 1')
     loss: str = _number('ce', 'ce: cross entropy; ohem: ce of the hard pixels; owfl: OWFL + 0.5 ce (AFFNet)')
-    class_weights: bool = _number(True, 'weight classes by 1 / ln(1.10 + frequency) in ce and ohem')
+    class_weights: bool = _number(True, 'weight classes in ce and ohem')
+    weighting: str = _number('log', 'log: 1 / ln(1.10 + frequency); median: median frequency / frequency')
     smoothing: float = _number(0.0, 'label smoothing of ce')
     init: str = _number('', 'weights file to start from instead of random weights; its classes may differ')
+    dropout: float = _number(0.0, 'share of the channels that are dropped before the classifier, 0 to 1')
     auxiliary: float = _number(0.0, 'weight of the loss of a second classifier on the deepest '
                                     'features; the finished weights are without it')
     teachers: tuple[str, ...] = _number((), 'weights files whose mean prediction is a further target')
@@ -61,8 +75,12 @@ class Recipe:
     power: float = _number(0.9, 'exponent of the poly schedule')
     clip: float = _number(5.0, 'largest norm of the gradient; 0: no limit')
     ema: float = _number(0.998, 'decay of the averaged weights, the result; 0: no average')
+    swa: float = _number(0.0, 'share of the run, at its end, whose weights are averaged equally; 0: none')
+    recalibrate: bool = _number(True, 'at the end, recompute the batch-norm statistics over the whole '
+                                      'training images')
     divide_std: bool = _number(True, 'divide by std after subtracting the mean')
-    precision: str = _number('bfloat16', 'of the forward pass: bfloat16 or float32; weights stay in float32')
+    precision: str = _number('auto', 'of the forward pass; auto: bfloat16 on GPUs and on CPUs with '
+                                     'instructions for it, else float32; weights stay in float32')
     seed: int = _number(1, 'seed of weights, order and augmentation')
 
     def __post_init__(self):
@@ -71,7 +89,8 @@ class Recipe:
                 raise RecipeError(f'{name} is {getattr(self, name)!r}; expected more than 0')
         if self.batch < 2:
             raise RecipeError('batch is 1; expected 2 or more, since LAANet normalises a global average')
-        for name in ('first_share', 'blur', 'mix', 'smoothing', 'ema', 'color'):
+        for name in ('first_share', 'blur', 'mix', 'smoothing', 'ema', 'color', 'edges', 'dusk', 'erase',
+                     'street_share', 'dropout', 'swa'):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f'{name} is {getattr(self, name)!r}; expected 0 to 1')
         for name in ('crop', 'first_crop'):
@@ -82,6 +101,11 @@ class Recipe:
             zooms = getattr(self, name)
             if (zooms or name == 'scale') and (len(zooms) < 2 or min(zooms) <= 0):
                 raise RecipeError(f'{name} is {zooms!r}; expected two or more numbers above 0')
+        for name in ('aspect', 'gamma', 'noise'):
+            if getattr(self, name) < 0:
+                raise RecipeError(f'{name} is {getattr(self, name)!r}; expected 0 or more')
+        if self.ema and self.swa:
+            raise RecipeError(f'ema is {self.ema} and swa {self.swa}; expected one of the two to be 0')
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise RecipeError(f'unknown {name} {getattr(self, name)!r}; known: {", ".join(known)}')
@@ -89,6 +113,12 @@ class Recipe:
     def plain(self) -> dict[str, Any]:
         """Return all fields as JSON has them: lists instead of tuples."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_plain(cls, fields: dict[str, Any]) -> 'Recipe':
+        """Build a recipe from what `plain` returned; fields that did not exist then have their defaults."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)
 
 
 # For a few CPU cores. Most epochs see whole images at about half their size, a quarter of the pixels; the

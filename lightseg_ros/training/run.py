@@ -4,6 +4,7 @@
 from collections.abc import Callable
 import csv
 import io
+import json
 import logging
 import math
 import operator
@@ -20,10 +21,14 @@ from .. import files, weights
 from ..datasets import DataSet
 from ..metrics import ConfusionMatrix
 from . import checkpoint, samples
+from .recalibration import recalibrate
 from .recipes import Recipe
 from .trainer import learning_rate, Normalise, Trainer, TrainError
 
 log = logging.getLogger(__name__)
+
+CONFUSION = 'confusion.json'
+COLUMNS = ('epoch', 'loss', 'miou', 'train_miou', 'lr', 'seconds', 'images_per_s', 'waited')
 
 
 def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: DataSet | None = None,
@@ -34,11 +39,15 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
     """
     Train and write `<out>/<network>-<dataset>.safetensors`; returns its path.
 
-    `out` also gets `last.pt` (the checkpoint, every `checkpoint_every_s`), `log.csv` and `curve.png`.
-    With `resume`, a run continues from the checkpoint in `out`, if there is one. On a CPU the result has the
-    same bits as that of an uninterrupted run; on a GPU it differs by rounding. `size`: (height, width) in
-    pixels that all images are resized to. `validation` is scored every `validate_every` epochs and at the
-    end. Returns None if `time_limit_s` passed, or if `stop` returned true, which is called before every step;
+    `out` also gets `last.pt` (the checkpoint, every `checkpoint_every_s`), `log.csv`, `curve.png` and, with
+    `validation`, `confusion.json`, its confusion matrix. With `resume`, a run continues from the checkpoint
+    in `out`, if there is one. On a CPU the result has the same bits as that of an uninterrupted run; on a GPU
+    it differs by rounding. `size`: (height, width) in pixels that all images are resized to.
+
+    `validation` is scored every `validate_every` epochs and at the end, and so is a sample of training images
+    of the same number, always the same ones; the gap between the two scores is overfitting.
+
+    Returns None if `time_limit_s` passed, or if `stop` returned true, which is called before every step;
     resume such a run to finish it. Under torchrun all processes call this with an `out` that all of them can
     read; the first process writes. `TrainError` if a checkpoint belongs to another recipe or other data, or
     exists and `resume` is not set.
@@ -86,7 +95,8 @@ class _Run:
     """
     What a run keeps beside its trainer: the rows of its log, its clock and the loss of the current epoch.
 
-    `held`: images and labels of the validation split on the device, in the first process only.
+    `held`: images and labels of the validation split on the device, in the first process only. `seen`: as
+    many of the training images.
     """
 
     def __init__(self, trainer: Trainer, out: Path, validation: DataSet | None,
@@ -94,12 +104,14 @@ class _Run:
         self.trainer, self.recipe, self.out, self.began = trainer, trainer.recipe, out, began
         self.validation, self.held, self.validate_every = validation, held, validate_every
         self.first = trainer.rank == 0
+        self.seen = self._sample(len(held[0])) if held else None
         self.rows: list[dict[str, Any]] = []
         self.seconds_before = 0.0  # of training in earlier calls of a resumed run
         self.opened = self.epoch_began = time.monotonic()
         self.loss_sum, self.counted = torch.zeros((), device=trainer.device), 0
         self.done = 0  # steps of this epoch in this call
         self.miou: float | None = None
+        self.train_miou: float | None = None
 
     def restore(self, path: Path) -> None:
         state = checkpoint.read(path)
@@ -107,7 +119,8 @@ class _Run:
         self.trainer.load_state(state)
         self.rows, self.seconds_before, self.counted = state['rows'], state['seconds'], state['counted']
         self.loss_sum += state['loss_sum']
-        self.miou = next((r['miou'] for r in reversed(self.rows) if r['miou'] is not None), None)
+        scored: dict[str, Any] = next((r for r in reversed(self.rows) if r['miou'] is not None), {})
+        self.miou, self.train_miou = scored.get('miou'), scored.get('train_miou')
 
     def loop(self, time_limit_s: float, checkpoint_every_s: float, stop: Callable[[], bool]) -> Path | None:
         """Train to the end of the schedule, or until it is time to stop."""
@@ -176,9 +189,10 @@ class _Run:
                              '--precision float32')
         due = (epoch + 1) % self.validate_every == 0
         if self.held and due:
-            self.miou = round(self._score(*self.held).miou(), 2)
+            self._validate()
             trainer.network.train()
         row = {'epoch': epoch + 1, 'loss': round(mean_loss, 4), 'miou': self.miou if due else None,
+               'train_miou': self.train_miou if due else None,
                'lr': round(learning_rate(trainer.step, at, trainer.total, recipe), 6),
                'seconds': round(seconds, 1),
                'images_per_s': round(self.done * recipe.batch / (ended - self.epoch_began), 1),
@@ -186,7 +200,22 @@ class _Run:
         self.rows.append(row)
         self.loss_sum.zero_()
         self.counted = 0
-        self.bar.set_postfix(epoch=epoch + 1, loss=row['loss'], miou=self.miou, img_s=row['images_per_s'])
+        self.bar.set_postfix(epoch=epoch + 1, loss=row['loss'], miou=self.miou,
+                             train_miou=self.train_miou, img_s=row['images_per_s'])
+
+    def _sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Choose training images to score; they depend on the seed only."""
+        trainer = self.trainer
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        chosen = torch.randperm(len(trainer.dataset), generator=generator)[:count].to(trainer.device)
+        return trainer.images[chosen], trainer.ids[chosen]
+
+    def _validate(self) -> ConfusionMatrix:
+        """Score the validation split, and the sample of training images, with the weights as they are."""
+        assert self.held and self.seen
+        matrix = self._score(*self.held)
+        self.miou, self.train_miou = round(matrix.miou(), 2), round(self._score(*self.seen).miou(), 2)
+        return matrix
 
     def _score(self, images: Tensor, labels: Tensor) -> ConfusionMatrix:
         trainer = self.trainer
@@ -214,12 +243,21 @@ class _Run:
         path = self.out / f'{recipe.network}-{trainer.dataset.name}.safetensors'
         if not self.first:
             return path
-        metrics = {}
-        if self.held and self.validation:
-            matrix = self._score(*self.held)
-            self.rows[-1]['miou'] = round(matrix.miou(), 2)
-            metrics[self.validation.split] = _metrics(matrix, recipe.network, self.validation)
+        # The checkpoint keeps the statistics of training, so that resuming a finished run changes nothing.
         self._save(seconds)
+        metrics = {}
+        if recipe.recalibrate:
+            before = f' (mIoU before: {self._score(*self.held).miou():.2f})' if self.held else ''
+            count = recalibrate(trainer.averaged, trainer.images[:len(trainer.dataset)], trainer.normalise)
+            log.info('%s: recalibrated %d batch norms%s', recipe.network, count, before)
+        if self.held and self.validation:
+            matrix = self._validate()
+            self.rows[-1].update(miou=self.miou, train_miou=self.train_miou)
+            _write_log(self.out / 'log.csv', self.rows)
+            metrics[self.validation.split] = _metrics(matrix, recipe.network, self.validation)
+            files.write_whole(self.out / CONFUSION, json.dumps(metrics[self.validation.split] | {
+                'split': self.validation.split, 'classes': trainer.dataset.labels.names,
+                'train_miou': self.train_miou, 'counts': matrix.counts.tolist()}, indent=1) + '\n')
         weights.save(path, trainer.averaged, trainer.card(metrics))
         _plot(self.out / 'curve.png', self.rows, recipe)
         log.info('%s: %d epochs, %.0f s, %s', recipe.network, self.rows[-1]['epoch'], seconds,
@@ -244,7 +282,7 @@ def _metrics(matrix: ConfusionMatrix, network: str, dataset: DataSet) -> dict[st
 
 def _write_log(path: Path, rows: list[dict[str, Any]]) -> None:
     text = io.StringIO(newline='')
-    writer = csv.DictWriter(text, rows[-1], restval='')
+    writer = csv.DictWriter(text, COLUMNS)  # rows of older checkpoints lack train_miou
     writer.writeheader()
     writer.writerows(rows)
     files.write_whole(path, text.getvalue())
@@ -264,8 +302,11 @@ def _plot(path: Path, rows: list[dict[str, Any]], recipe: Recipe) -> None:
     scored = [r for r in rows if r['miou'] is not None]
     if scored:
         miou = loss.twinx()
-        miou.plot([r['epoch'] for r in scored], [r['miou'] for r in scored], color='tab:blue', marker='.')
-        miou.set_ylabel('validation mIoU (%)', color='tab:blue')
+        for key, label, style in (('miou', 'validation', '-'), ('train_miou', 'training images', ':')):
+            values = [r.get(key) or math.nan for r in scored]
+            miou.plot([r['epoch'] for r in scored], values, style, color='tab:blue', marker='.', label=label)
+        miou.set_ylabel('mIoU (%)', color='tab:blue')
+        miou.legend(loc='lower right')
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot.close(figure)

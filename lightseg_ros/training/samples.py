@@ -3,6 +3,7 @@
 """Training samples: a whole data set as uint8 tensors on the device, cropped and augmented there."""
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 import math
 from typing import NamedTuple
 
@@ -14,6 +15,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ..datasets import DataError, DataSet
+
+PATTERN = 512  # side of the tile of noise, in pixels
+# Ranges of what happens to an image at dusk, and of the sides of an erased rectangle.
+DUSK_GAIN, DUSK_EXPONENT, DUSK_TINT = (0.25, 0.8), (1.0, 1.5), (0.8, 1.1)
+ERASED = (0.1, 0.4)
 
 
 def to_device(dataset: DataSet, device: str | torch.device, size: tuple[int, int] | None = None) \
@@ -49,23 +55,41 @@ def to_device(dataset: DataSet, device: str | torch.device, size: tuple[int, int
     return images, labels
 
 
-def statistics(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and std, (3,) RGB on the 0-255 scale, and class frequencies (num_classes,) without void."""
+class Statistics(NamedTuple):
+    """
+    What a data set looks like; void pixels are left out of the frequencies.
+
+    `mean`, `std`: (3,) RGB on the 0-255 scale. `frequency`: (K,) share of each class. `present_frequency`:
+    (K,) share of each class among the pixels of those images that contain it, 0 for a class in no image.
+    """
+
+    mean: Tensor
+    std: Tensor
+    frequency: Tensor
+    present_frequency: Tensor
+
+
+def statistics(images: Tensor, labels: Tensor, num_classes: int) -> Statistics:
+    """Compute the statistics of images (N, 3, H, W) uint8 and labels (N, H, W) uint8."""
     total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    counts = torch.zeros(256, dtype=torch.float64)
+    counts, present = torch.zeros(num_classes, dtype=torch.float64), torch.zeros(num_classes)
     for x, ids in zip(images.split(32), labels.split(32)):
-        x = x.double()
+        x, n = x.double(), len(x)
         total += x.sum((0, 2, 3)).cpu()
         squares += (x * x).sum((0, 2, 3)).cpu()
-        counts += torch.bincount(ids.flatten(), minlength=256).double().cpu()
-    counts = counts[:num_classes]
+        image = 256 * torch.arange(n, device=ids.device).view(n, 1, 1)
+        each = torch.bincount((ids + image).flatten(), minlength=256 * n).view(n, 256)[:, :num_classes]
+        each = each.double().cpu()
+        counts += each.sum(0)
+        present += ((each > 0) * each.sum(1, keepdim=True)).sum(0)
     if not counts.sum():
         raise DataError('no pixel of the data set has a class: all its labels are void')
     n = images.shape[0] * images.shape[2] * images.shape[3]
     mean = total / n
     # A constant channel has a std of 0, by which nothing can be divided.
     std = (squares / n - mean * mean).clamp_min(1e-2).sqrt()
-    return mean.float(), std.float(), (counts / counts.sum()).float()
+    return Statistics(mean.float(), std.float(), (counts / counts.sum()).float(),
+                      (counts / present.clamp_min(1)).float())
 
 
 class AugmentParams(NamedTuple):
@@ -75,6 +99,9 @@ class AugmentParams(NamedTuple):
     `chosen` (n,) int64: index of the image. `theta` (n, 2, 3): zoom, flip and position of the crop, as
     `F.affine_grid` takes them. `color` (n, 3): factors of brightness, contrast and saturation. `sigma` (n,):
     width of the blur in pixels. `paste` (n, K) bool: classes that are pasted in from the sample before.
+    `tone` (n, 5): gain, exponent, and the factors of red, green and blue. `noise` (n, 3): standard deviation
+    on the 0-255 scale, and row and column in the pattern of noise. `box` (n, 4): top, left, bottom and right
+    of the rectangle that is erased, as fractions of the crop; all 0 where nothing is erased.
     """
 
     chosen: Tensor
@@ -82,6 +109,9 @@ class AugmentParams(NamedTuple):
     color: Tensor | None
     sigma: Tensor | None
     paste: Tensor | None
+    tone: Tensor | None = None
+    noise: Tensor | None = None
+    box: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> 'AugmentParams':
         return AugmentParams(*(t if t is None else function(t) for t in self))  # type: ignore[arg-type]
@@ -89,14 +119,18 @@ class AugmentParams(NamedTuple):
 
 def draw(count: int, batch: int, generator: torch.Generator, *, size: tuple[int, int], crop: tuple[int, int],
          scale: tuple[float, ...] = (1.0, 1.0), color: float = 0.0, blur: float = 0.0, mix: float = 0.0,
-         num_classes: int = 255) -> AugmentParams:
+         num_classes: int = 255, aspect: float = 0.0, edges: float = 0.0, gamma: float = 0.0,
+         dusk: float = 0.0, noise: float = 0.0, erase: float = 0.0, extra: int = 0,
+         extra_share: float = 0.0) -> AugmentParams:
     """
     Draw an epoch: `count` images in random order, as many as fill whole batches, and their augmentation.
 
     `size`, `crop`: (height, width) of the images and of the crops. `scale`: two numbers are a range of the
-    zoom, drawn log-uniformly; more are a set. `color`: half-range of the factors. `blur`, `mix`: share of the
-    samples. Everything is drawn on the CPU from the generator alone, so that every device and every resumed
-    run trains on the same samples.
+    zoom, drawn log-uniformly; more are a set. `color`: half-range of the factors. `blur`, `mix`, `edges`,
+    `dusk`, `erase`: share of the samples. `aspect`, `gamma`: largest factor, less 1. `noise`: largest
+    standard deviation. The share `extra_share` of the samples is replaced by synthetic images, which follow
+    the others: indices `count` to `count + extra - 1`. Their colours vary more. Everything is drawn on the
+    CPU from the generator alone, so that every device and every resumed run trains on the same samples.
     """
     n = count // batch * batch
 
@@ -119,23 +153,61 @@ def draw(count: int, batch: int, generator: torch.Generator, *, size: tuple[int,
     theta[:, 0, 0] *= mirrored
     sigma = torch.where(uniform(0, 1) < blur, uniform(0.3, 1.5), 0.05) if blur else None
     paste = (uniform(0, 1, num_classes) < 0.5) & (uniform(0, 1, 1) < mix) if mix else None
-    return AugmentParams(chosen, theta, uniform(1 - color, 1 + color, 3) if color else None, sigma, paste)
+    factors = uniform(1 - color, 1 + color, 3) if color else None
+    # What came later is drawn last, so that a recipe without it sees the same samples as before.
+    if aspect:
+        _widen(theta, uniform(-math.log1p(aspect), math.log1p(aspect)).exp())
+    if edges:
+        # The centre of a crop in a corner is as far from the image's centre as it can be.
+        corner = (1 - theta[:, (0, 1), (0, 1)].abs()).abs() * torch.where(uniform(0, 1, 2) < 0.5, -1.0, 1.0)
+        theta[:, :, 2] = torch.where(uniform(0, 1, 1) < edges, corner, theta[:, :, 2])
+    tone = torch.ones(n, 5) if gamma or dusk or extra_share else None
+    if tone is not None and gamma:
+        tone[:, 1] = uniform(-math.log1p(gamma), math.log1p(gamma)).exp()
+    if tone is not None and dusk:
+        dark = torch.cat([uniform(*DUSK_GAIN, 1), tone[:, 1:2] * uniform(*DUSK_EXPONENT, 1),
+                          uniform(*DUSK_TINT, 3)], 1)
+        tone = torch.where(uniform(0, 1, 1) < dusk, dark, tone)
+    spread = torch.stack([uniform(0, noise), uniform(0, PATTERN), uniform(0, PATTERN)], 1) if noise else None
+    box = None
+    if erase:
+        extent = uniform(*ERASED, 2)
+        start = uniform(0, 1, 2) * (1 - extent)
+        box = torch.cat([start, start + extent], 1) * (uniform(0, 1, 1) < erase)
+    if tone is not None and extra_share:
+        synthetic = uniform(0, 1) < extra_share
+        chosen = torch.where(synthetic, count + torch.randint(extra, (n,), generator=generator), chosen)
+        wild = torch.cat([uniform(0.6, 1.2, 1), uniform(-0.4, 0.4, 1).exp(), uniform(0.75, 1.25, 3)], 1)
+        tone = torch.where(synthetic[:, None], wild, tone)
+    return AugmentParams(chosen, theta, factors, sigma, paste, tone, spread, box)
+
+
+def _widen(theta: Tensor, factor: Tensor) -> None:
+    """Scale the image's width by a factor (n,), and keep the crop's position in the room that is left."""
+    span = theta[:, 0, 0].abs()
+    place = theta[:, 0, 2] / (1 - span).abs().clamp_min(1e-6)
+    theta[:, 0, 0] /= factor
+    theta[:, 0, 2] = place.clamp(-1, 1) * (1 - span / factor).abs()
 
 
 def augment(images: Tensor, labels: Tensor, drawn: AugmentParams, *, crop: tuple[int, int], mean: Tensor,
-            ignore_id: int = 255) -> tuple[Tensor, Tensor]:
+            ignore_id: int = 255, reflect: bool = False, sharp: bool = False) -> tuple[Tensor, Tensor]:
     """
     Crop and augment the samples that were drawn, on the device that holds images and `drawn`.
 
     images (N, 3, H, W) uint8 -> (n, 3, h, w) float32, 0-255; labels (N, H, W) uint8 -> (n, h, w) int64.
-    Pixels outside the image get the colour `mean` (RGB) and the label void. Images are interpolated
-    bilinearly, labels by the nearest pixel, both with half-pixel centres.
+    Pixels outside the image get the label void and the colour `mean` (RGB), or, with `reflect`, that of the
+    reflected image. Images are interpolated bilinearly, labels by the nearest pixel, both with half-pixel
+    centres. At the edge of the image, the interpolation mixes in `mean`, unless it is `sharp`.
     """
     x, y = images[drawn.chosen].float(), labels[drawn.chosen].float()
     n = len(x)
     grid = F.affine_grid(drawn.theta, [n, 1, *crop], align_corners=False)
     shift = mean.view(1, 3, 1, 1)
-    x = F.grid_sample(x - shift, grid, 'bilinear', 'zeros', align_corners=False) + shift
+    outside = 'reflection' if reflect else 'border' if sharp else 'zeros'
+    x = F.grid_sample(x - shift, grid, 'bilinear', outside, align_corners=False) + shift
+    if sharp and not reflect:
+        x = torch.where((grid.abs() > 1).any(3).unsqueeze(1), shift, x)
     # grid_sample pads with 0, so ids are raised by one before it; 256 (void + 1) is exact in float32.
     y = F.grid_sample(y[:, None] + 1, grid, 'nearest', 'zeros', align_corners=False)[:, 0]
     y = torch.where(y < 0.5, float(ignore_id), y - 1).round().long()
@@ -152,7 +224,37 @@ def augment(images: Tensor, labels: Tensor, drawn: AugmentParams, *, crop: tuple
         x = gray + (x - gray) * saturation
         level = x.mean((1, 2, 3), keepdim=True)
         x = ((x - level) * contrast + level * brightness).clamp(0, 255)
+    if drawn.tone is not None:
+        gain, exponent, tint = drawn.tone.view(n, 5, 1, 1).split((1, 1, 3), 1)
+        x = 255 * (x * (gain * tint / 255)).clamp(0, 1) ** exponent
+    if drawn.noise is not None:
+        x = (x + drawn.noise[:, 0].view(n, 1, 1, 1) * _noise(drawn.noise[:, 1:], crop)).clamp(0, 255)
+    if drawn.box is not None:
+        row, column = (((torch.arange(v, device=x.device) + 0.5) / v).view(1, -1) for v in crop)
+        top, left, bottom, right = drawn.box.unsqueeze(2).unbind(1)
+        rows, columns = (row > top) & (row < bottom), (column > left) & (column < right)
+        erased = rows.unsqueeze(2) & columns.unsqueeze(1)
+        x, y = torch.where(erased.unsqueeze(1), shift, x), y.masked_fill(erased, ignore_id)
     return x, y
+
+
+def _noise(place: Tensor, crop: tuple[int, int]) -> Tensor:
+    """Cut noise of standard deviation 1, (n, 3, h, w), from a fixed pattern that repeats; `place` (n, 2)."""
+    pattern = _pattern(str(place.device))
+    row, column = ((torch.arange(v, device=place.device) + p.long().view(-1, 1)) % PATTERN
+                   for v, p in zip(crop, place.unbind(1)))
+    return pattern[:, row.unsqueeze(2), column.unsqueeze(1)].transpose(0, 1)
+
+
+@cache
+def _pattern(device: str) -> Tensor:
+    """
+    Return a tile of Gaussian noise, (3, PATTERN, PATTERN).
+
+    A fixed pattern at random places needs no random numbers on the device, so that a resumed run, and the
+    replay of a CUDA graph, sees the noise that was drawn.
+    """
+    return torch.randn(3, PATTERN, PATTERN, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _blur(x: Tensor, sigma: Tensor) -> Tensor:

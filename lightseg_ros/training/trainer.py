@@ -11,20 +11,25 @@ import tempfile
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed, nn, Tensor
+from tqdm import tqdm
 
-from .. import networks, weights
+from .. import labels, machine, networks, weights
 from ..datasets import DataSet
+from ..labels import LabelSet
 from ..networks.layers import upsample
+from ..synthetic.street import Street
 from . import gradients, losses, samples
 from .recipes import Recipe
-from .samples import AugmentParams
+from .samples import AugmentParams, Statistics
 
 log = logging.getLogger(__name__)
 
 MODES = ('auto', 'eager', 'graph', 'compile')
 Normalise = Callable[[Tensor], Tensor]
+FRAMES_PER_STREET = 20
 
 
 class TrainError(ValueError):
@@ -48,13 +53,14 @@ class _Learner(nn.Module):
     """
     The network to train, with an optional second classifier on its deepest features.
 
+    `dropout`: share of the channels that are dropped before the network's classifier, in training mode.
     Input (N, 3, H, W). Returns the network's logits (N, K, H, W), and the second classifier's logits
     (N, K, h, w) at the size of the features, or None.
     """
 
     network: Any  # one of networks.NETWORKS
 
-    def __init__(self, network: nn.Module, num_classes: int, auxiliary: bool):
+    def __init__(self, network: nn.Module, num_classes: int, auxiliary: bool, dropout: float = 0.0):
         super().__init__()
         self.network = network
         self.head: nn.Conv2d | None = None
@@ -64,6 +70,8 @@ class _Learner(nn.Module):
                     next(network.parameters()).new_zeros(1, 3, 64, 64))
             network.train()
             self.head = nn.Conv2d(deepest.shape[1], num_classes, 1)
+        if dropout:
+            _drop_before_classifier(self.network, dropout)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         logits, deepest = self.network.logits_and_features(x)
@@ -106,13 +114,17 @@ class Trainer:
         self.total = self.steps * recipe.epochs
         self.num_classes = len(dataset.labels)
 
+        self.precision = _precision(recipe.precision, self.device)
+        self.precisions = [self.precision]  # of this run so far, in order of use
         self.images, self.ids = samples.to_device(dataset, self.device, size)
         self.data = {'name': dataset.name, 'split': dataset.split, 'images': len(dataset),
                      'size': list(self.images.shape[2:]), 'classes': list(dataset.labels.names)}
-        mean, std, frequency = samples.statistics(self.images, self.ids, self.num_classes)
-        self.mean = [round(v, 4) for v in mean.tolist()]
-        self.std = [round(v, 4) for v in std.tolist()] if recipe.divide_std else [1.0, 1.0, 1.0]
-        self.loss = _loss(recipe, frequency, self.device)
+        found = samples.statistics(self.images, self.ids, self.num_classes)
+        self.mean = [round(v, 4) for v in found.mean.tolist()]
+        self.std = [round(v, 4) for v in found.std.tolist()] if recipe.divide_std else [1.0, 1.0, 1.0]
+        self.loss = _loss(recipe, found, self.device)
+        if recipe.street_share:
+            self._add_street()
         self.teachers = [self._teacher(path) for path in recipe.teachers]
 
         torch.manual_seed(recipe.seed)
@@ -131,8 +143,9 @@ class Trainer:
             raise TrainError(f'mode graph needs a CUDA device, found {self.device}; use eager or compile')
         if not cuda:
             gradients.use_fast_cpu_gradients(self.network)
-        layouts = gradients.correct_memory_formats(self.device, recipe.precision)
-        self.learner = _Learner(self.network, self.num_classes, bool(recipe.auxiliary)).to(self.device)
+        layouts = gradients.correct_memory_formats(self.device, self.precision)
+        self.learner = _Learner(self.network, self.num_classes, bool(recipe.auxiliary),
+                                recipe.dropout).to(self.device)
         self.model: nn.Module = self.learner
         self._place(layouts[0])
         if cuda and len(layouts) > 1 and self.world == 1:  # under torchrun all must use the same layout
@@ -144,7 +157,10 @@ class Trainer:
             self.model = torch.compile(self.learner, dynamic=False)  # type: ignore[assignment]
         if self.world > 1:
             self.model = nn.parallel.DistributedDataParallel(self.learner)
-        self.averaged = copy.deepcopy(self.network).eval() if recipe.ema else self.network
+        # The weights that are the result of the run.
+        self.averaged = copy.deepcopy(self.network).eval() if recipe.ema or recipe.swa else self.network
+        self.averages = 0  # weights in the equal average so far
+        self.drops = any(isinstance(m, (nn.Dropout, nn.Dropout2d)) and m.p for m in self.network.modules())
         mine, new = self.averaged.state_dict(), self.network.state_dict()
         real = [k for k, v in new.items() if v.is_floating_point()]
         self._real = [mine[k] for k in real], [new[k] for k in real]
@@ -163,13 +179,16 @@ class Trainer:
         size = (self.images.shape[2], self.images.shape[3])
         drawn = samples.draw(len(self.dataset), r.batch, generator, size=size, crop=crop,
                              scale=(first and r.first_scale) or r.scale, color=r.color, blur=r.blur,
-                             mix=r.mix, num_classes=self.num_classes)
+                             mix=r.mix, num_classes=self.num_classes, aspect=r.aspect, edges=r.edges,
+                             gamma=r.gamma, dusk=r.dusk, noise=r.noise, erase=r.erase,
+                             extra=len(self.images) - len(self.dataset), extra_share=r.street_share)
         return drawn.map(lambda t: t[self.rank::self.world].to(self.device))
 
     def forward_backward(self, drawn: AugmentParams, crop: tuple[int, int]) -> Tensor:
         """Compute gradients and loss of a batch; runs on the device only, so that a graph can hold it."""
-        x, y = samples.augment(self.images, self.ids, drawn, crop=crop, mean=self.fill)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == 'bfloat16'):
+        x, y = samples.augment(self.images, self.ids, drawn, crop=crop, mean=self.fill,
+                               reflect=self.recipe.padding == 'reflect', sharp=self.recipe.edges > 0)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bfloat16'):
             logits, deep = self.model(self.normalise(x))
             with torch.no_grad():
                 taught = [teacher(x).float().softmax(1) for teacher in self.teachers]
@@ -189,13 +208,15 @@ class Trainer:
             self._steps[crop] = self._prepare(drawn, crop)
         for group in self.optimizer.param_groups:
             group['lr'] = learning_rate(self.step, position, self.total, self.recipe)
+        if self.drops or self.recipe.dropout:  # the same channels in a resumed run
+            torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) * self.world + self.rank)
         loss = self._steps[crop](drawn)
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.learner.parameters(), self.recipe.clip)
         self.optimizer.step()
         self.step += 1
         if self.averaged is not self.network:
-            self._average()
+            self._average(position)
         return loss
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -205,15 +226,20 @@ class Trainer:
         """Return everything that a resumed run needs, as a dict that torch.save can write."""
         return {'recipe': self.recipe.plain(), 'data': self.data, 'step': self.step,
                 'learner': self.learner.state_dict(),
-                'average': self.averaged.state_dict() if self.recipe.ema else None,
+                'average': None if self.averaged is self.network else self.averaged.state_dict(),
+                'averages': self.averages, 'precisions': self.precisions,
                 'optimizer': self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned."""
         self.step = state['step']
         self.learner.load_state_dict(state['learner'])
-        if self.recipe.ema:
+        if self.averaged is not self.network:
             self.averaged.load_state_dict(state['average'])
+        # Older checkpoints have neither of the two.
+        self.averages = state.get('averages', 0)
+        used = state.get('precisions', [state['recipe']['precision']])
+        self.precisions = used if used[-1] == self.precision else [*used, self.precision]
         self.optimizer.load_state_dict(state['optimizer'])
         # Moments must have the memory layout of their weights; the earlier run may have used another layout.
         for parameter, moments in self.optimizer.state.items():
@@ -223,7 +249,8 @@ class Trainer:
     def card(self, metrics: dict[str, Any]) -> weights.Card:
         """Describe the weights: how they were trained, on what, and what was measured."""
         d, r = self.dataset, self.recipe
-        made = {'device': _device_name(self.device), 'processes': self.world, 'torch': torch.__version__}
+        made = {'device': _device_name(self.device), 'processes': self.world, 'torch': torch.__version__,
+                'precisions': self.precisions}
         mean, std = ((float(a), float(b), float(c)) for a, b, c in (self.mean, self.std))
         return weights.Card(
             network=r.network, options=r.options, labels=d.labels, mean=mean, std=std,
@@ -278,7 +305,7 @@ class Trainer:
     def _place(self, layout: torch.memory_format) -> None:
         self.layout = layout
         self.network.to(memory_format=layout)  # type: ignore[call-overload]
-        self._normalise = _normaliser(self.mean, self.std, self.device)
+        self._normalise = normaliser(self.mean, self.std, self.device)
 
     def _seconds_in(self, layout: torch.memory_format) -> float:
         """Return the seconds that ten steps take in a layout; the faster one depends on the GPU and cuDNN."""
@@ -299,12 +326,32 @@ class Trainer:
         return seconds
 
     @torch.no_grad()
-    def _average(self) -> None:
-        # A lower decay in the first steps removes the random start from the average.
-        decay = min(self.recipe.ema, self.step / (10 + self.step))
+    def _average(self, position: float) -> None:
+        if self.recipe.swa:
+            # Before the last part of the run the average is a copy of the weights.
+            self.averages += position >= (1 - self.recipe.swa) * self.total
+            decay = 1 - 1 / max(1, self.averages)
+        else:
+            # A lower decay in the first steps removes the random start from the average.
+            decay = min(self.recipe.ema, self.step / (10 + self.step))
         torch._foreach_lerp_(*self._real, 1 - decay)
         if self._whole[0]:
             torch._foreach_copy_(*self._whole)
+
+    def _add_street(self) -> None:
+        """Append frames of the synthetic street to the images, as many as the data set has."""
+        height, width = self.images.shape[2:]
+        ids_of = _translation(labels.load('camvid'), self.dataset.labels)
+        count = len(self.dataset)
+        frames, ids = torch.empty_like(self.images), torch.empty_like(self.ids)
+        for i in tqdm(range(count), 'synthetic street', leave=False, unit='img', disable=None):
+            place, shot = divmod(i, FRAMES_PER_STREET)
+            if not shot:
+                street = Street(width, height, self.recipe.seed * 10_007 + place)
+            rgb, found = street.render(13.0 * shot)
+            frames[i] = torch.from_numpy(rgb).permute(2, 0, 1)
+            ids[i] = torch.from_numpy(ids_of[found])
+        self.images, self.ids = torch.cat([self.images, frames]), torch.cat([self.ids, ids])
 
     def _teacher(self, path: str) -> Normalise:
         network, card = weights.load(path)
@@ -312,7 +359,7 @@ class Trainer:
             raise TrainError(f'teacher {path} has the classes {", ".join(card.labels.names)}; it needs the '
                              f'classes of {self.dataset.name}: {", ".join(self.dataset.labels.names)}')
         network = network.to(self.device).requires_grad_(False)
-        normalise = _normaliser(card.mean, card.std, self.device)
+        normalise = normaliser(card.mean, card.std, self.device)
         return lambda x: network(normalise(x))
 
 
@@ -332,6 +379,33 @@ def _device(name: str) -> torch.device:
                          'devices')
     torch.cuda.set_device(index)
     return torch.device('cuda', index)
+
+
+def _precision(name: str, device: torch.device) -> str:
+    """Return the precision that 'auto' stands for; a CPU without instructions for bfloat16 is slow in it."""
+    if name != 'auto':
+        return name
+    fast = torch.cuda.is_bf16_supported() if device.type == 'cuda' else machine.has_bfloat16()
+    return 'bfloat16' if fast else 'float32'
+
+
+def _drop_before_classifier(network: Any, share: float) -> None:
+    """Drop channels of the classifier's input in training mode; a hook adds no name to the state dict."""
+    last = network.classifier[-1] if isinstance(network.classifier, nn.Sequential) else network.classifier
+    last.register_forward_pre_hook(
+        lambda module, inputs: (nn.functional.dropout2d(inputs[0], share, module.training),))
+
+
+def _translation(source: LabelSet, target: LabelSet) -> np.ndarray:
+    """Return a table (256,) uint8 from class ids of one label set to another's, void where missing."""
+    table = np.full(256, 255, np.uint8)
+    shared = [name for name in source.names if name in target.names]
+    if not shared:
+        raise TrainError(f'label set {target.name!r} has none of the classes of the synthetic street '
+                         f'({", ".join(source.names)}): leave out --street-share')
+    for name in shared:
+        table[source.names.index(name)] = target.names.index(name)
+    return table
 
 
 def _device_name(device: torch.device) -> str:
@@ -360,17 +434,22 @@ def _start_from(recipe: Recipe, network: nn.Module, names: tuple[str, ...]) -> w
     return card
 
 
-def _normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalise:
+def normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalise:
+    """Return the function that subtracts `mean` from (N, 3, H, W) float RGB, 0-255, and divides by `std`."""
     m, s = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
     return lambda x: (x - m) / s
 
 
-def _loss(recipe: Recipe, frequency: Tensor, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    weight = losses.class_weights(frequency).to(device) if recipe.class_weights else None
+def _loss(recipe: Recipe, found: Statistics, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    weight = None
+    if recipe.class_weights:
+        weight = losses.median_weights(found.present_frequency) if recipe.weighting == 'median' \
+            else losses.class_weights(found.frequency)
+        weight = weight.to(device)
     if recipe.loss == 'ohem':
         return lambda logits, y: losses.ohem(logits, y, weight)
     if recipe.loss == 'owfl':
-        alpha, gamma = losses.focal_terms(frequency)
+        alpha, gamma = losses.focal_terms(found.frequency)
         highest = int(gamma.max())
         alpha, gamma = alpha.to(device), gamma.to(device)
         return lambda logits, y: losses.owfl(logits, y, alpha, gamma, highest_gamma=highest)

@@ -1,0 +1,81 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Recomputes the batch-norm statistics of a trained network over whole, unaugmented training images.
+
+During training the running statistics are those of augmented crops, and they lag behind the weights (or, for
+averaged weights, belong to other weights). Inference sees whole images.
+"""
+from dataclasses import replace
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn, Tensor
+
+from .. import weights
+from ..datasets import DataSet
+from . import checkpoint, samples
+from .recipes import Recipe
+from .trainer import Normalise, normaliser, Trainer, TrainError
+
+log = logging.getLogger(__name__)
+
+BATCH = 16
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, images: Tensor, normalise: Normalise) -> int:
+    """
+    Replace all running means and variances by their averages over images (N, 3, H, W) uint8 RGB.
+
+    The batches are random, since neighbouring frames of a video hardly differ, and always the same. The
+    network is left in eval mode. Returns the number of batch norms.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    momenta = [m.momentum for m in norms]
+    network.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # an equal average over all batches
+        norm.train()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    for part in order.tensor_split(max(1, len(images) // BATCH)):
+        network(normalise(images[part.to(images.device)].float()))
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        norm.eval()
+    return len(norms)
+
+
+def recalibrate_weights(path: Path, dataset: DataSet, out: Path, *, device: str = 'cpu') -> None:
+    """
+    Recalibrate a weights file on the data set that it was trained on, and write the result to `out`.
+
+    Images are resized to the resolution in the card. The card's metrics are removed, because they were
+    measured before: score the file again. `TrainError` if the classes differ.
+    """
+    network, card = weights.load(path)
+    if card.labels.names != dataset.labels.names:
+        raise TrainError(f'{path} has the classes {", ".join(card.labels.names)}; {dataset.name} has '
+                         f'{", ".join(dataset.labels.names)}: name the data set that it was trained on')
+    where = torch.device(device)
+    images, _ = samples.to_device(dataset, where, card.resolution[::-1])
+    recalibrate(network.to(where), images, normaliser(card.mean, card.std, where))
+    weights.save(out, network, replace(card, metrics={}, recipe=card.recipe | {'recalibrate': True}))
+
+
+def weights_of_checkpoint(path: Path, dataset: DataSet, out: Path, *, device: str = 'cpu') -> None:
+    """
+    Write the recalibrated weights of a run that may be unfinished, from its checkpoint, to `out`.
+
+    `dataset`: what the run trains on. `TrainError` if it is other data.
+    """
+    state = checkpoint.read(path)
+    recipe = Recipe.from_plain(state['recipe'])
+    height, width = state['data']['size']
+    trainer = Trainer(recipe, dataset, device=device, mode='eager', size=(height, width))
+    checkpoint.check(path, state, recipe, trainer.data)
+    trainer.load_state(state)
+    recalibrate(trainer.averaged, trainer.images[:len(dataset)], trainer.normalise)
+    weights.save(out, trainer.averaged, trainer.card({}))
