@@ -152,7 +152,9 @@ def check_fused(shape, dtype, device):
     expected = kernels.postprocess(logits, frames, palette, 0.3, overlay=True, confidence=True,
                                    reversed_channels=reversed_channels)
     found = tuple(torch.full_like(t, 77) for t in expected)
-    kernels.fused_finish(logits, frames, *kernels.overlay_lookup(palette, 0.3), *found, reversed_channels)
+    order = torch.tensor(kernels.channel_order(reversed_channels), dtype=torch.int32, device=device)
+    lookup = kernels.overlay_lookup(palette, 0.3)
+    kernels.fused_finish(logits, frames, *lookup, order, *found)
     labels, overlay, confidence = found
     same = labels == expected[0]
     assert same.double().mean() >= 0.9999
@@ -160,12 +162,11 @@ def check_fused(shape, dtype, device):
     assert (confidence.int() - expected[2].int()).abs().max() <= 1
 
     only = torch.full_like(labels, 77)
-    lookup = kernels.overlay_lookup(palette, 0.3)
-    kernels.fused_finish(logits, frames, *lookup, only, None, None, reversed_channels)
+    kernels.fused_finish(logits, frames, *lookup, order, only, None, None)
     assert torch.equal(only, labels)
 
     mean, std = MEAN.to(device), STD.to(device)
-    x = kernels.fused_normalise(frames, mean, std, dtype, reversed_channels)
+    x = kernels.fused_normalise(frames, mean, std, dtype, order)
     twin = kernels.normalise(frames, mean, std, dtype, reversed_channels)
     assert x.shape == twin.shape and x.stride() == twin.stride()
     # One step of the type: the interpreter rounds bfloat16 towards zero.

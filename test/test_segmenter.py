@@ -259,7 +259,7 @@ def test_what_is_captured_computes_the_same_on_a_processor(model, segment, rever
     out = cuda.Images.empty(kind, 'cpu')
     frames = torch.from_numpy(frame[..., ::-1].copy() if reversed_channels else frame)[None]
     with torch.inference_mode():
-        run(frames, kind, out)
+        run(frames, torch.tensor(kernels.channel_order(reversed_channels)), kind, out)
     expected, = segment([frame], overlay=True, confidence=True)
     assert np.array_equal(out.labels[0], expected.labels)
     assert np.array_equal(out.overlay[0], expected.overlay)
@@ -277,8 +277,8 @@ def test_what_is_captured_stays_on_its_device(name):
     for height, width in ((96, 128), (480, 640)):
         kind = cuda.GraphKey(2, height, width, (96, 128), True, True, True)
         with torch.inference_mode():
-            run(torch.zeros((2, height, width, 3), dtype=torch.uint8, device='meta'), kind,
-                cuda.Images.empty(kind, 'meta'))
+            run(torch.zeros((2, height, width, 3), dtype=torch.uint8, device='meta'),
+                torch.zeros(3, dtype=torch.int32, device='meta'), kind, cuda.Images.empty(kind, 'meta'))
             x = torch.zeros((2, 3, 96, 128), dtype=torch.float16, device='meta')
             logits = run.logits(x.contiguous(memory_format=torch.channels_last))
         assert logits.dtype == torch.float16 and logits.shape[:2] == (2, 11)

@@ -8,6 +8,7 @@ replays and downloads on three streams, so one frame can be uploaded while the p
 """
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 import functools
 import logging
 from time import perf_counter
@@ -24,9 +25,8 @@ from .kernels import blend, label, overlay_lookup, resize
 
 log = logging.getLogger(__name__)
 
-# Graphs that are kept: this many, or four per camera in the largest batch where that is more. The one that
-# was unused for longest is evicted.
-MAX_GRAPHS = 8
+# Frame sizes whose graphs are kept, however many of each; the size that was unused for longest is evicted.
+MAX_SIZES = 8
 
 
 class Images(NamedTuple):
@@ -48,6 +48,8 @@ class FramePipeline:
     """
     All work on a frame on its device: frames (N, H, W, 3) uint8 -> `Images`, written in place.
 
+    `order`: (3,) int32, where red, green and blue lie in the frames.
+
     `model`: in the network's precision, on the device. With `fused`, Triton kernels do what comes before and
     after the network, else their twins in torch do. With `compiled`, torch's compiler makes the network.
     `lookup` and `weight` are what the overlay is blended with: change them in place.
@@ -59,21 +61,22 @@ class FramePipeline:
         self.compiled: dict[tuple[int, ...], Callable[[Tensor], Tensor]] | None = {} if compiled else None
         self.lookup, self.weight = overlay_lookup(palette, 0.5)
 
-    def __call__(self, frames: Tensor, key: GraphKey, out: Images) -> None:
-        model, reversed_channels = self.model, key.reversed_channels
-        normalise = kernels.fused_normalise if self.fused else kernels.normalise
+    def __call__(self, frames: Tensor, order: Tensor, key: GraphKey, out: Images) -> None:
+        model = self.model
         small = resize(frames, key.size).contiguous()
-        logits = self.logits(normalise(small, model.mean, model.std, model.dtype, reversed_channels))
         if self.fused:
-            kernels.fused_finish(logits, frames, self.lookup, self.weight, out.labels, out.overlay,
-                                 out.confidence, reversed_channels)
+            x = kernels.fused_normalise(small, model.mean, model.std, model.dtype, order)
+            kernels.fused_finish(self.logits(x), frames, self.lookup, self.weight, order, out.labels,
+                                 out.overlay, out.confidence)
             return
+        small = small.index_select(3, order)
+        logits = self.logits(kernels.normalise(small, model.mean, model.std, model.dtype))
         labels, confidence = label(logits, (key.height, key.width), key.confidence)
         out.labels.copy_(labels)
         if out.confidence is not None:
             out.confidence.copy_(confidence)
         if out.overlay is not None:
-            out.overlay.copy_(blend(frames, labels, self.lookup, self.weight, reversed_channels))
+            out.overlay.copy_(blend(frames.index_select(3, order), labels, self.lookup, self.weight))
 
     def logits(self, x: Tensor) -> Tensor:
         """Run the network: (N, 3, h, w), normalised -> logits."""
@@ -92,12 +95,35 @@ class FrameBuffers:
         shape = (key.batch, key.height, key.width, 3)
         self.host_in = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         self.device_in = torch.empty(shape, dtype=torch.uint8, device=device)
+        # Their channel order is data: one graph serves cameras of both orders.
+        self.host_order = torch.tensor(kernels.channel_order(False), dtype=torch.int32, pin_memory=True)
+        self.order = self.host_order.to(device)
         self.device_out = Images.empty(key, device)
         self.host_out = Images.empty(key, 'cpu', pinned=True)
         self.run: Callable[[], None]
         self.began, self.uploaded, self.computed, self.downloaded = (
             torch.cuda.Event(enable_timing=True) for _ in range(4))
         self.busy = False
+
+
+def _triton_works(device: torch.device) -> bool:
+    """Run both Triton kernels once: they are compiled here, which needs a C compiler and Python's headers."""
+    try:
+        frames = torch.zeros((1, 16, 16, 3), dtype=torch.uint8, device=device)
+        order = torch.tensor(kernels.channel_order(False), dtype=torch.int32, device=device)
+        lookup = overlay_lookup(torch.zeros((256, 3), dtype=torch.uint8, device=device), 0.5)
+        ones = torch.ones((1, 3, 1, 1), device=device)
+        kernels.fused_normalise(frames, ones, ones, torch.float16, order)
+        labels, overlay, confidence = frames[..., 0].clone(), frames.clone(), frames[..., 0].clone()
+        logits = torch.zeros((1, 2, 8, 8), dtype=torch.float16, device=device)
+        kernels.fused_finish(logits, frames, *lookup, order, labels, overlay, confidence)
+        torch.cuda.synchronize(device)
+    except Exception as e:  # a compiler, a linker, a driver: each has errors of its own
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        log.warning("Triton can't compile its kernels (%s): install gcc and python3-dev. Until then torch's "
+                    'own operations take their place, which is slower', reason)
+        return False
+    return True
 
 
 class CudaEngine:
@@ -113,8 +139,8 @@ class CudaEngine:
         self.device = device
         self.device_name = torch.cuda.get_device_name(device)
         self.graph = graph
-        self.pipeline = FramePipeline(model, palette.to(device), fused=fused and kernels.available,
-                                      compiled=compiled)
+        fused = fused and kernels.available and _triton_works(device)
+        self.pipeline = FramePipeline(model, palette.to(device), fused=fused, compiled=compiled)
         self._upload, self._compute, self._download = (torch.cuda.Stream(device) for _ in range(3))
         self._pool = torch.cuda.graph_pool_handle()
         self._buffers: OrderedDict[GraphKey, list[FrameBuffers]] = OrderedDict()
@@ -134,7 +160,8 @@ class CudaEngine:
 
     def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> FrameBuffers:
         """Start frames (H, W, 3) uint8 as they lie in memory; `key` says what they are."""
-        buffers = self._free(key)
+        buffers = self._free(replace(key, reversed_channels=False))
+        buffers.host_order.copy_(torch.tensor(kernels.channel_order(key.reversed_channels)))
         staged = buffers.host_in.numpy()
         for i, frame in enumerate(frames):
             np.copyto(staged[i], frame)
@@ -143,6 +170,7 @@ class CudaEngine:
             with torch.cuda.stream(self._upload):
                 buffers.began.record()
                 buffers.device_in.copy_(buffers.host_in, non_blocking=True)
+                buffers.order.copy_(buffers.host_order, non_blocking=True)
                 buffers.uploaded.record()
             self._compute.wait_event(buffers.uploaded)
             with torch.cuda.stream(self._compute):
@@ -199,17 +227,27 @@ class CudaEngine:
         buffers = FrameBuffers(key, self.device)
         buffers.device_in.zero_()
         buffers.run = self._captured(
-            functools.partial(self.pipeline, buffers.device_in, key, buffers.device_out))
+            functools.partial(self.pipeline, buffers.device_in, buffers.order, key, buffers.device_out))
         log.info('%s for %s made in %.1f s', 'graph' if self.graph else 'buffers', key,
                  perf_counter() - began)
         made.append(buffers)
-        while len(self._buffers) > max(MAX_GRAPHS, 4 * max(k.batch for k in self._buffers)):
-            oldest = next(k for k, v in self._buffers.items() if not any(b.busy for b in v))
-            # Its memory may only be reused when nothing on the GPU can touch it any more.
-            torch.cuda.synchronize(self.device)
-            del self._buffers[oldest]
-            log.info('the graph for %s is evicted', oldest)
+        self._evict()
         return buffers
+
+    def _evict(self) -> None:
+        """Drop the graphs of the frame sizes that were unused for longest, beyond `MAX_SIZES` of them."""
+        recent: dict[tuple[int, int], None] = {}
+        for key in reversed(self._buffers):
+            recent.setdefault((key.height, key.width))
+        for height, width in list(recent)[MAX_SIZES:]:
+            keys = [k for k in self._buffers if (k.height, k.width) == (height, width)]
+            if any(b.busy for k in keys for b in self._buffers[k]):
+                continue
+            # Their memory may only be reused when nothing on the GPU can touch it any more.
+            torch.cuda.synchronize(self.device)
+            for key in keys:
+                del self._buffers[key]
+            log.info('%d graphs for %dx%d are evicted', len(keys), width, height)
 
     def _captured(self, run: Callable[[], Any]) -> Callable[[], None]:
         """

@@ -27,22 +27,22 @@ else:
     available = True
 
     @triton.jit
-    def _normalise(frames, mean, std, out, size, reversed_channels: tl.constexpr, block: tl.constexpr):
+    def _normalise(frames, mean, std, order, out, size, block: tl.constexpr):
         """A program takes `block` bytes of (pixels, 3) uint8 and writes as many values of the same layout."""
-        i = tl.program_id(0) * block + tl.arange(0, block)
+        # 64 bits: a batch of large frames has more than 2^31 bytes.
+        i = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
         inside = i < size
         channel = i % 3
-        source = i + 2 - 2 * channel if reversed_channels else i
+        source = i - channel + tl.load(order + channel)
         x = tl.load(frames + source, mask=inside, other=0).to(tl.float32)
         x -= tl.load(mean + channel, mask=inside, other=0.0)
         x /= tl.load(std + channel, mask=inside, other=1.0)
         tl.store(out + i, x.to(out.dtype.element_ty), mask=inside)
 
     @triton.jit
-    def _finish(logits, frames, lookup, weight, labels_out, overlay_out, confidence_out, classes, h, w,
+    def _finish(logits, frames, lookup, weight, order, labels_out, overlay_out, confidence_out, classes, h, w,
                 height, width, logits_n, logits_k, logits_y, logits_x, padded: tl.constexpr,
-                block: tl.constexpr, overlay: tl.constexpr, confidence: tl.constexpr,
-                reversed_channels: tl.constexpr):
+                block: tl.constexpr, overlay: tl.constexpr, confidence: tl.constexpr):
         """
         A program takes `block` pixels of one row: 4 taps of all classes, their mixture, its maximum.
 
@@ -64,8 +64,8 @@ else:
         right = tl.minimum(left + 1, w - 1)
         base = logits + n * logits_n + k[None, :] * logits_k
         known = (k < classes)[None, :]
-        top = base + above * logits_y
-        bottom = base + below * logits_y
+        top = base + above.to(tl.int64) * logits_y
+        bottom = base + below.to(tl.int64) * logits_y
         at_left, at_right = left[:, None] * logits_x, right[:, None] * logits_x
         # Pixels outside the row read its last column: no need to mask them here.
         a = tl.load(top + at_left, mask=known, other=0.0).to(tl.float32)
@@ -86,7 +86,7 @@ else:
         if overlay:
             rest = tl.load(weight).to(tl.int32)
             for channel in tl.static_range(3):
-                source = 2 - channel if reversed_channels else channel
+                source = tl.load(order + channel)
                 value = tl.load(frames + pixel * 3 + source, mask=inside, other=0).to(tl.int32)
                 colour = tl.load(lookup + label * 3 + channel, mask=inside, other=0).to(tl.int32)
                 blended = ((value * rest + colour) >> 7).to(tl.uint8)
@@ -404,30 +404,39 @@ def blend(frames: Tensor, labels: Tensor, lookup: Tensor, weight: Tensor,
     return ((rgb * weight).add_(F.embedding(labels.int(), lookup)) >> 7).to(torch.uint8)
 
 
-def fused_normalise(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype,
-                    reversed_channels: bool = False) -> Tensor:
-    """Do what `normalise` does in one kernel; the frames are contiguous."""
+def channel_order(reversed_channels: bool) -> list[int]:
+    """Return where red, green and blue lie in a frame."""
+    return [2, 1, 0] if reversed_channels else [0, 1, 2]
+
+
+def fused_normalise(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype, order: Tensor) -> Tensor:
+    """
+    Do what `normalise` does in one kernel; the frames are contiguous.
+
+    `order`: (3,) int32 on the device, see `channel_order`. It is data, not code, so that one captured graph
+    serves cameras of both orders.
+    """
     out = torch.empty(frames.shape, dtype=dtype, device=frames.device)
     block = 1024
     _normalise[(triton.cdiv(frames.numel(), block),)](
-        frames, mean, std, out, frames.numel(), reversed_channels=reversed_channels, block=block)
+        frames, mean, std, order, out, frames.numel(), block=block)
     return out.permute(0, 3, 1, 2)
 
 
-def fused_finish(logits: Tensor, frames: Tensor, lookup: Tensor, weight: Tensor, labels: Tensor,
-                 overlay: Tensor | None, confidence: Tensor | None, reversed_channels: bool = False) -> None:
+def fused_finish(logits: Tensor, frames: Tensor, lookup: Tensor, weight: Tensor, order: Tensor,
+                 labels: Tensor, overlay: Tensor | None, confidence: Tensor | None) -> None:
     """
     Do what `label` and `blend` do in one kernel: no (K, H, W) array is ever written.
 
     Logits (N, K, h, w) and frames (N, H, W, 3) uint8; writes `labels` (N, H, W), and where they are given
-    `overlay` (N, H, W, 3) and `confidence` (N, H, W). All but the logits are contiguous.
+    `overlay` (N, H, W, 3) and `confidence` (N, H, W). All but the logits are contiguous. `order`: as in
+    `fused_normalise`.
     """
     n, classes, h, w = logits.shape
     height, width = labels.shape[1:]
     padded = max(2, triton.next_power_of_2(classes))
     block = max(16, min(128, 2048 // padded))
     _finish[(triton.cdiv(width, block), height, n)](
-        logits, frames, lookup, weight, labels, labels if overlay is None else overlay,
+        logits, frames, lookup, weight, order, labels, labels if overlay is None else overlay,
         labels if confidence is None else confidence, classes, h, w, height, width, *logits.stride(),
-        padded=padded, block=block, overlay=overlay is not None, confidence=confidence is not None,
-        reversed_channels=reversed_channels)
+        padded=padded, block=block, overlay=overlay is not None, confidence=confidence is not None)

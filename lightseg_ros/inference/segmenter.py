@@ -3,6 +3,7 @@
 """The segmenter: uint8 frames in; class ids, overlay and confidence out."""
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+import logging
 from pathlib import Path
 import re
 from time import perf_counter
@@ -24,6 +25,8 @@ from .kernels import postprocess, preprocess, resize
 __all__ = [
     'load', 'parse_device', 'parse_resolution', 'postprocess', 'Prediction', 'preprocess',
     'Segmenter', 'SegmenterError']
+
+log = logging.getLogger(__name__)
 
 RESIZE_MODES = ('fit', 'stretch')
 PRECISIONS = ('auto', *backends.PRECISIONS)
@@ -120,8 +123,12 @@ class Segmenter:
         model = backends.DeployModel(folded, card.mean, card.std)
         self._engine: Engine
         if self.device.type == 'cuda':
-            self._engine = CudaEngine(model.lowered(self.dtype, self.device), self.palette, self.device,
-                                      graph=graph, compiled=self.backend == 'torch-compile')
+            try:
+                self._engine = CudaEngine(model.lowered(self.dtype, self.device), self.palette, self.device,
+                                          graph=graph, compiled=self.backend == 'torch-compile')
+            except RuntimeError as e:  # what CUDA raises, for want of memory above all
+                raise SegmenterError(f'{card.network} does not run on {device}: {_first_line(e)}. Free '
+                                     "memory on the GPU, or choose device 'cpu'") from e
         else:
             key = f'{card.network}-{backends.digest(model)[:16]}'
             spec = backends.CompileSpec(model, key, self.precision, threads, target)
@@ -166,10 +173,11 @@ class Segmenter:
         """
         Run black frames of a size until buffers and kernels exist; returns the milliseconds of the last call.
 
-        It runs them for labels alone, with the overlay, and with overlay and confidence.
+        It runs them with and without overlay and confidence, in every combination.
         """
         frames = [np.zeros((height, width, 3), np.uint8)] * batch
-        for overlay, confidence in 2 * ((False, False),) + 2 * ((True, False),) + 2 * ((True, True),):
+        # Twice each, since the first call compiles or captures. All combinations, whatever is subscribed to.
+        for overlay, confidence in 2 * [(o, c) for o in (False, True) for c in (False, True)]:
             began = perf_counter()
             self(frames, overlay=overlay, confidence=confidence)
         return 1e3 * (perf_counter() - began)
@@ -280,7 +288,12 @@ load = Segmenter.load
 def parse_device(name: str) -> tuple[torch.device, str]:
     """Return torch's device, and OpenVINO's name of its device ('CPU' unless another one was asked for)."""
     if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu'), 'CPU'
+        if torch.cuda.is_available():
+            reason = _unusable(torch.device('cuda'))
+            if not reason:
+                return torch.device('cuda'), 'CPU'
+            log.warning("the GPU is left alone, since torch can't use it: %s", reason)
+        return torch.device('cpu'), 'CPU'
     match = re.fullmatch(r'cpu|cuda(:\d+)?|openvino:([A-Z]+(\.\d+)?)', name)
     if not match:
         raise SegmenterError(f"device is {name!r}; expected 'auto', 'cpu', 'cuda', 'cuda:N' or "
@@ -292,7 +305,22 @@ def parse_device(name: str) -> tuple[torch.device, str]:
         raise SegmenterError(f'device is {name!r}, but torch {torch.__version__} sees '
                              f"{torch.cuda.device_count()} CUDA devices; use 'cpu' or 'auto', or install a "
                              'torch build and a driver for the GPU')
+    if device.type == 'cuda' and (reason := _unusable(device)):
+        raise SegmenterError(f"device is {name!r}, but torch {torch.__version__} can't use it: {reason}. "
+                             "Install a torch build for this GPU and its driver, or choose 'cpu'")
     return device, 'CPU'
+
+
+def _unusable(device: torch.device) -> str:
+    """Run one small kernel: return '' if it works, else torch's reason, such as a GPU it has no code for."""
+    try:
+        return '' if float((torch.ones(8, device=device) * 2).sum()) == 16 else 'it computes wrong results'
+    except RuntimeError as e:
+        return _first_line(e)
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip() or type(e).__name__).splitlines()[0]
 
 
 def _check(frame: np.ndarray) -> None:
