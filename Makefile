@@ -45,9 +45,8 @@ clean:
 	@echo 'Making .venv from PyPI: ROS 2, torch, OpenVINO and others; some minutes'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --editable '.[cpu,train,eval,ros]'
 	touch $@
 
 .venv/dev: .venv/run requirements-dev.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -r requirements-dev.txt --editable '.[all,ros]'
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@

@@ -2,24 +2,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ament_python package, which is also an ordinary Python package."""
 from pathlib import Path
+import sys
 
 from setuptools import find_packages, setup
 
 NAME = 'lightseg_ros'
-# What pip installs. In a ROS distribution package.xml names the same things, and apt and rosdep install them.
-REQUIRED = ['numpy', 'opencv-python-headless>=4.8,<5', 'pyyaml', 'safetensors', 'torch>=2.4', 'tqdm']
+# What pip installs. package.xml names the same things for a ROS distribution, where rosdep installs them.
+REQUIRED = [
+    'numpy',
+    'opencv-python-headless>=4.8,<5',  # OpenCV 5 renumbered its type constants, which breaks cv_bridge
+    'pyyaml',
+    'safetensors',
+    'torch>=2.4',
+    'tqdm',
+]
 EXTRAS = {
-    # OpenVINO and Numba make a CPU several times faster.
+    # OpenVINO runs the networks two to four times faster than torch on a CPU; Numba makes the labels faster.
     'cpu': ['numba', 'openvino'],
+    # Learning curves, and the plot of `lightseg bench`.
     'train': ['matplotlib'],
-    # Bags, and the pictures of reports.
-    'eval': ['matplotlib', 'rosbags>=0.11'],
+    # Bags.
+    'eval': ['rosbags>=0.11'],
+    # ONNX files, and the backend onnxruntime.
+    'export': ['onnx', 'onnxruntime', 'onnxscript'],
     # ROS 2 Kilted from PyPI: x86-64 Linux, CPython 3.10 to 3.14.
     'ros': ['ros-rclpy[fastrtps]', 'ros-ament-index-python', 'ros-diagnostic-msgs', 'ros-rosgraph-msgs',
             'ros-sensor-msgs', 'ros-std-msgs'],
-    'export': ['onnx', 'onnxruntime', 'onnxscript'],
 }
 EXTRAS['all'] = sorted({name for names in EXTRAS.values() for name in names} - set(EXTRAS['ros']))
+# colcon, bloom and ament call `setup.py install` or `setup.py develop`; pip calls neither. The scripts that
+# these write check the requirements as soon as something imports pkg_resources. apt's packages do not have
+# pip's names, so with requirements the scripts would not start.
+INSTALLED_BY_ROS = not {'install', 'develop'}.isdisjoint(sys.argv)
 
 
 def data_files() -> list[tuple[str, list[str]]]:
@@ -45,7 +59,7 @@ setup(
     data_files=data_files(),
     zip_safe=False,
     python_requires='>=3.10',
-    install_requires=REQUIRED,
+    install_requires=[] if INSTALLED_BY_ROS else REQUIRED,
     extras_require=EXTRAS,
     entry_points={
         'console_scripts': [

@@ -34,6 +34,17 @@ def test_our_errors_are_one_line(capsys):
     assert error.startswith("ERROR: no packaged weights for 'segnet'") and error.count('\n') == 1
 
 
+def test_a_missing_package_is_named():
+    """A plain `pip install .` has no rosbags; the one line says what brings it."""
+    code = ("import sys\nsys.modules['rosbags'] = None\nfrom lightseg_ros import cli\n"
+            "sys.exit(cli.main(['bag', 'info', 'drive.mcap']))")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60,
+                          check=False)
+    assert done.returncode == 1 and done.stderr.count('\n') == 1, done.stderr
+    assert done.stderr.startswith('ERROR: "lightseg bag" needs the Python package rosbags')
+    assert done.stderr.endswith("pip install '.[all]'\n")
+
+
 def test_help_imports_neither_torch_nor_ros():
     code = ("import sys\nfrom lightseg_ros import cli\n"
             "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"

@@ -3,8 +3,10 @@
 """The package as ROS builds it: colcon, the installed tree, the parameter and the launch file."""
 import ast
 import dataclasses
+import importlib.metadata
 import os
 from pathlib import Path
+import re
 import shutil
 import subprocess
 import sys
@@ -63,6 +65,40 @@ def test_installed_scripts_run_from_anywhere(installed, tmp_path):
         [sys.executable, str(installed / 'lib/lightseg_ros/lightseg'), '--version'],
         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.startswith('lightseg_ros ')
+
+
+def test_a_ros_install_requires_nothing_of_pip(installed):
+    """
+    Scripts of a ROS install start without pip's packages.
+
+    setuptools writes `__requires__` into them, and pkg_resources, where something imports it, refuses to load
+    when a requirement's metadata is missing. apt's OpenCV and torch have none of these names.
+    """
+    site, = installed.glob('lib/python*/site-packages')
+    distribution, = importlib.metadata.distributions(name='lightseg_ros', path=[str(site)])
+    assert [r for r in distribution.requires or () if 'extra ==' not in r] == []
+
+
+def test_pip_gets_the_requirements(installed):
+    """The metadata that pip reads, made by the hook that it calls."""
+    source = installed.parents[1] / 'src' / 'lightseg_ros'
+    done = subprocess.run(
+        [sys.executable, '-c', 'import setuptools.build_meta as b, sys; '
+         'print(b.prepare_metadata_for_build_wheel(sys.argv[1]))', str(installed.parent)],
+        cwd=source, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    folder = installed.parent / done.stdout.split()[-1]
+    requires = importlib.metadata.Distribution.at(folder).requires or []
+    names = {re.split(r'[^\w-]', r)[0] for r in requires if 'extra ==' not in r}
+    assert names == {'numpy', 'opencv-python-headless', 'pyyaml', 'safetensors', 'torch', 'tqdm'}
+    extras = set(re.findall(r"extra == [\"'](\w+)", ' '.join(requires)))
+    assert extras == {'cpu', 'train', 'eval', 'export', 'ros', 'all'}
+    # `make` installs all of them; of setup.py's packages, torch alone is repeated, to pin it.
+    lines = [line for name in ('requirements.txt', 'requirements-dev.txt')
+             for line in (source / name).read_text().splitlines() if line and line[0] != '#']
+    assert '-e .[all,ros]' in lines
+    known = {re.split(r'[^\w-]', r)[0] for r in requires} - {'torch'}
+    assert not known & {re.split(r'[^\w-]', line)[0] for line in lines}
 
 
 def test_versions_agree():

@@ -30,7 +30,7 @@ from ..inference import export, segmenter
 from ..inference.segmenter import Segmenter
 from ..metrics import LatencyStats
 from ..weights import Card
-from . import report
+from . import first_label, report
 from .report import BenchRow
 
 log = logging.getLogger(__name__)
@@ -106,23 +106,19 @@ def startup(model: str, *, device: str = 'auto', backend: str = 'auto', precisio
     `first`: with an empty cache, where the network is converted and compiled; `p50`, `max`: of `repeats`
     processes after it, which find it on disk.
     """
-    code = ('import sys, numpy as np\nfrom lightseg_ros.inference import segmenter\n'
-            'model, device, backend, precision = sys.argv[1:]\n'
-            's = segmenter.load(model, device=device, backend=backend, precision=precision)\n'
-            's([np.zeros((480, 640, 3), np.uint8)])\nprint("done", flush=True)\n')
+    command = [sys.executable, '-m', first_label.__name__, model, device, backend, precision]
     seconds = []
     with tempfile.TemporaryDirectory() as cache:
         caches = {'XDG_CACHE_HOME': cache, 'NUMBA_CACHE_DIR': f'{cache}/numba',
                   'TRITON_CACHE_DIR': f'{cache}/triton', 'TORCHINDUCTOR_CACHE_DIR': f'{cache}/inductor'}
         for _ in range(1 + repeats):
             began = perf_counter()
-            with subprocess.Popen([sys.executable, '-c', code, model, device, backend, precision], text=True,
-                                  env=os.environ | caches, stdout=subprocess.PIPE,
+            with subprocess.Popen(command, text=True, env=os.environ | caches, stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE) as process:
                 assert process.stdout and process.stderr
                 said = process.stdout.readline()
                 seconds.append(perf_counter() - began)
-                if said.strip() != 'done':
+                if said.strip() != first_label.DONE:
                     raise BenchError(f'no label of {model}: {process.stderr.read().strip()[-500:]}')
     return {'first': seconds[0], 'p50': float(np.median(seconds[1:])), 'max': max(seconds[1:])}
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""`lightseg <verb>`: parses, imports the verb's module, turns our errors into one line and exit code 1."""
+"""`lightseg VERB`: imports the verb's module and runs it; an error is one line and exit code 1."""
 import argparse
 import importlib
 import logging
@@ -8,25 +8,25 @@ import sys
 
 from .. import __version__
 
-# verb -> its line in --help; the module lightseg_ros.cli.<verb> is imported only when it is called.
+# Each verb with its line in --help. The module lightseg_ros.cli.<verb> is imported when the verb is called.
 VERBS = {
-    'info': 'networks, weights and their figures',
-    'demo': 'camera and segmentation nodes on a real DDS graph, with pictures and figures',
-    'evaluate': 'score a model on a data set, or on bags, every frame',
-    'replay': 'play a bag live to a segmentation node and score what comes back',
-    'compare': 'results of evaluate or replay side by side',
-    'bag': 'what is in a bag; a bag from a folder of images',
+    'info': 'show the networks, the weights and their figures',
+    'demo': 'run a camera node and a segmentation node through DDS; writes pictures and figures',
+    'evaluate': 'score a network on every frame of a data set or of bags',
+    'replay': 'play a bag live to a segmentation node and score its labels',
+    'compare': 'show results of evaluate or replay side by side',
+    'bag': 'show what is in a bag; make a bag from a folder of images',
     'train': 'train a network',
-    'train-all': 'train all networks side by side, inside a time limit',
+    'train-all': 'train all networks side by side, within a time limit',
     'folds': 'train with one sequence held out after the other, to compare recipes on unseen drives',
     'recalibrate': 'recompute the batch-norm statistics of trained weights',
     'export': 'write a network as ONNX',
-    'bench': 'how fast the networks run here, beside plain torch and the roofline of the hardware',
+    'bench': 'measure how fast the networks run here, beside plain torch and the roofline',
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb; returns its exit code."""
+    """Run a verb; return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog='lightseg', description='Lightweight semantic segmentation for ROS 2.',
@@ -46,6 +46,16 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as e:
         # Our own errors are ValueErrors whose text says what to do; a traceback would hide it.
         print(f'ERROR: {e}', file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as e:
+        package = (e.name or '').partition('.')[0]
+        if package in ('', 'lightseg_ros'):
+            raise
+        todo = "run in the checkout: pip install '.[all]'"
+        if package == 'rclpy':
+            todo = "source the setup.bash of ROS 2, or run in the checkout: pip install '.[all,ros]'"
+        print(f'ERROR: "lightseg {args.verb}" needs the Python package {package}, which is not installed; '
+              f'{todo}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
