@@ -1,12 +1,13 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""A result as one HTML file that needs nothing else; it only draws what was computed."""
+"""A result as one self-contained HTML file. Nothing is computed here."""
 import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..files import write_whole
 from .scores import Picture
 from .text_report import COUNTS, figure, FIGURES, number, paired_text
 
@@ -41,7 +42,7 @@ svg text { font-size: 10px; fill: var(--soft); }
 .tiles img { width: 100%; display: block; border-radius: 3px; } .tiles figure { margin: 0; }
 figcaption { font-size: .75em; color: var(--soft); } dt { font-weight: 600; } dd { margin: 0 0 .3em; }
 """
-WIDTH, HEIGHT = 360, 170  # of a plot; a phone shows it one to one
+WIDTH, HEIGHT = 360, 170  # of a plot, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 30, 6, 8, 18
 
 
@@ -69,12 +70,12 @@ def write_html(result: dict[str, Any], best: Sequence[Picture], worst: Sequence[
     body += ['<h2>Class shares over time</h2>', _legend([(n, _rgb(c)) for n, c in colors.items()]),
              _shares(frames, list(colors.values()))]
     if scored:
-        body += ['<h2>Confusion</h2><p class="soft">Row: ground truth. Column: prediction. Percent of the '
-                 'pixels of the row.</p>', _heat(result['confusion'], list(colors)),
-                 '<h2>Calibration</h2><p class="soft">Right predictions among those of a confidence; on the '
-                 f'line, confidence says what it means. ECE {number(result["ece"])} %.</p>',
+        body += ['<h2>Confusion</h2><p class="soft">Row: class of the ground truth. Column: predicted class. '
+                 'Percent of the row.</p>', _heat(result['confusion'], list(colors)),
+                 '<h2>Calibration</h2><p class="soft">Share of right predictions at each confidence. On the '
+                 f'dashed line, confidence equals accuracy. ECE {number(result["ece"])} %.</p>',
                  _calibration(result['calibration'])]
-    body += ['<h2>Milliseconds a frame</h2>', _latency(result['latency_ms'])]
+    body += ['<h2>Milliseconds per frame</h2>', _latency(result['latency_ms'])]
     for name, pictures in (('Worst', worst), ('Best', best)):
         if pictures:
             body += [f'<h2>{name} frames by {by}</h2>', *(_picture(p, by) for p in pictures)]
@@ -113,7 +114,7 @@ def write_comparison(results: dict[str, dict[str, Any]], paired: dict[str, dict[
 
 
 def _differences(values: Sequence[float]) -> str:
-    """Every frame's difference, sorted, as bars up and down from a middle line."""
+    """Draw every frame's difference, sorted, as bars up and down from a middle line."""
     reach = max(1.0, *(abs(v) for v in values))
     middle = (TOP + HEIGHT - BOTTOM) / 2
     scale, width = (HEIGHT - TOP - BOTTOM) / 2 / reach, (WIDTH - LEFT - RIGHT) / len(values)
@@ -123,13 +124,12 @@ def _differences(values: Sequence[float]) -> str:
         f'<path d="M{LEFT} {middle}H{WIDTH - RIGHT}" stroke="#5d6b7c"/>'
         f'<text x="{LEFT - 4}" y="{TOP + 6}" text-anchor="end">{reach:+.0f}</text>'
         f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end">{-reach:+.0f}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 5}">every frame, sorted by its difference in mIoU</text>')
+        f'<text x="{LEFT}" y="{HEIGHT - 5}">all frames, sorted by their difference in mIoU</text>')
 
 
 def _write_page(title: str, body: Sequence[str], path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+    write_whole(
+        path, f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<style>{CSS}</style></head><body>' + '\n'.join(body) + '</body></html>')
     return path
@@ -140,8 +140,8 @@ def _cards(result: dict[str, Any]) -> str:
     cards = [('mIoU', number(result['miou'], ' %')), ('pixel accuracy', number(result['accuracy'], ' %')),
              ('boundary F1', number(result['boundary_f1'], ' %')), ('ECE', number(result['ece'], ' %')),
              ('temporal consistency', number(result['consistency'], ' %')),
-             ('a frame, p50', number(total.get('p50'), ' ms', 1)),
-             ('a frame, p95', number(total.get('p95'), ' ms', 1)),
+             ('per frame, p50', number(total.get('p50'), ' ms', 1)),
+             ('per frame, p95', number(total.get('p95'), ' ms', 1)),
              ('frames scored' if result['counts'].get('scored') else 'frames',
               str(result['counts'].get('scored') or result['counts'].get('segmented', 0)))]
     return '<div class="cards">' + ''.join(
@@ -184,7 +184,7 @@ def _swatch(color: str) -> str:
 
 
 def _columns(values: Sequence[float | None], count: int) -> list[tuple[float, float, float] | None]:
-    """Least, mean and greatest of the values that fall into each column of a plot."""
+    """Return lowest, mean and highest value of each column of a plot; None for a column without values."""
     out: list[tuple[float, float, float] | None] = []
     for i in range(count):
         part = [v for v in values[i * len(values) // count:(i + 1) * len(values) // count] if v is not None]
@@ -228,7 +228,7 @@ def _timeline(series: Sequence[tuple[str, str, Sequence[float | None]]], frames:
     inside = _axes(top, _time_labels(frames))
     for _, color, values in series:
         columns = [(_x(i, count), c) for i, c in enumerate(_columns(values, count))]
-        # Means as a line that breaks where nothing was measured, over the span from least to greatest.
+        # A line of the means, which breaks where nothing was measured, over the span of all values.
         span = line = ''
         for i, (x, c) in enumerate(columns):
             if c:
@@ -247,7 +247,7 @@ def _latency_line(frames: Sequence[dict[str, Any]]) -> str:
         return ''
     top = max(1.0, 1.05 * max(known))
     step = 10 ** (len(str(int(top))) - 1)
-    return '<p class="legend"><span>milliseconds a frame</span></p>' + _timeline(
+    return '<p class="legend"><span>milliseconds per frame</span></p>' + _timeline(
         [('ms', '#7a4fb5', values)], frames, float((int(top / step) + 1) * step))
 
 
@@ -257,7 +257,7 @@ def _shares(frames: Sequence[dict[str, Any]], colors: Sequence[Any]) -> str:
     count = min(len(frames), WIDTH - LEFT - RIGHT)
     columns = [frames[i * len(frames) // count:(i + 1) * len(frames) // count] for i in range(count)]
     totals = [[sum(f['shares'][k] for f in part) for k in range(len(colors))] for part in columns]
-    # The last class fills the plot; each one before covers it up to its own sum, as stairs.
+    # The last class fills the plot; each class before it covers the plot up to its own sum.
     inside, width = '', (WIDTH - LEFT - RIGHT) / count
     for k in reversed(range(len(colors))):
         tops = [_y(sum(t[:k + 1]) / (sum(t) or 1), 1.0) for t in totals]

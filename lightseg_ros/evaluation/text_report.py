@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""A result as text for a terminal and as a JSON file; both only spell what was computed."""
+"""A result as text for a terminal and as a JSON file. Nothing is computed here."""
 import json
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,30 @@ COUNTS = {
     'read': 'frames read', 'segmented': 'segmented', 'scored': 'scored against ground truth',
     'failed': 'failed', 'without_truth': 'without ground truth',
     'truth_without_frame': 'labels without a frame',
-    'truth_failed': 'labels that can not be used', 'duplicate_stamps': 'duplicate stamps',
+    'truth_failed': 'unusable labels', 'duplicate_stamps': 'duplicate stamps',
     'stamps_back': 'stamps that jump back', 'bags_failed': 'bags not read', 'bags_damaged': 'damaged bags',
-    'missing': 'played without a label coming back',
+    'missing': 'played, but no label came back',
 }
-# Counts that make the exit code 3: something was there and could not be used.
+# Counts that make the exit code 3: something could not be used.
 TROUBLE = ('failed', 'truth_failed', 'bags_failed', 'bags_damaged')
 
-
-# Rows of a comparison: title, key of the result, of its counts or of its total latency, digits.
+# Rows of a comparison: title; key of the result, of its counts or of its total latency; digits.
 FIGURES = (('mIoU %', 'miou', 2), ('pixel accuracy %', 'accuracy', 2), ('boundary F1 %', 'boundary_f1', 2),
            ('ECE %', 'ece', 2), ('temporal consistency %', 'consistency', 2), ('frame p50 ms', 'p50', 1),
            ('frame p95 ms', 'p95', 1), ('frames segmented', 'segmented', 0), ('frames failed', 'failed', 0))
 
 
 class ReportError(ValueError):
-    """A file that is not a result of lightseg."""
+    """A file that is not a result of "lightseg evaluate" or "lightseg replay"."""
 
 
 def number(value: float | None, unit: str = '', digits: int = 2) -> str:
-    """Spell a figure; a dash for one that was not measured."""
+    """Format a figure; a dash if it was not measured."""
     return '–' if value is None else f'{value:.{digits}f}{unit}'
 
 
 def text(result: dict[str, Any]) -> str:
-    """Spell a result for a terminal: one row per class, then the figures of the whole."""
+    """Format a result for a terminal: one row per class, then the overall figures."""
     lines = []
     width = max(len(n) for n in result['iou'])
     scored = bool(result['counts'].get('scored'))
@@ -52,7 +51,7 @@ def text(result: dict[str, Any]) -> str:
     if result['consistency'] is not None:
         lines.append(f'temporal consistency {number(result["consistency"])} %')
     if (t := result['latency_ms'].get('total')) and 'live' not in result:
-        lines.append(f'a frame takes p50 {t["p50"]:.1f} ms, p95 {t["p95"]:.1f}, max {t["max"]:.1f} on '
+        lines.append(f'time per frame: p50 {t["p50"]:.1f} ms, p95 {t["p95"]:.1f}, max {t["max"]:.1f} on '
                      f'{result["device"]}')
     if live := result.get('live'):
         ms = live['end_to_end']
@@ -66,7 +65,7 @@ def text(result: dict[str, Any]) -> str:
 
 
 def compare_text(results: dict[str, dict[str, Any]], paired: dict[str, dict[str, Any]]) -> str:
-    """Spell several results side by side; `paired`: each one's `scores.paired_difference` to the first."""
+    """Format results side by side; `paired`: the `scores.paired_difference` of each to the first."""
     names = list(results)
     classes = list(dict.fromkeys(n for r in results.values() for n in r['iou']))
     rows = [('', *names)]
@@ -80,29 +79,37 @@ def compare_text(results: dict[str, dict[str, Any]], paired: dict[str, dict[str,
     return '\n'.join([*lines, '', *(paired_text(n, names[0], p) for n, p in paired.items())])
 
 
+def exit_code(result: dict[str, Any]) -> int:
+    """Return 3 if something could not be used, or if a live replay lost frames or results; else 0."""
+    live = result.get('live') or {}
+    lost = live.get('failed') or live.get('not_returned')
+    return 3 if lost or any(result['counts'].get(key) for key in TROUBLE) else 0
+
+
 def figure(result: dict[str, Any], key: str) -> float | None:
+    """Return a figure of a result by its key in FIGURES; None if it was not measured."""
     if key in ('p50', 'p95'):
         return (result['latency_ms'].get('total') or {}).get(key)
     return result[key] if key in result else result['counts'].get(key)
 
 
 def paired_text(name: str, first: str, p: dict[str, Any]) -> str:
-    """Spell the paired difference of two results."""
+    """Format the paired difference of two results."""
     if not p['frames']:
-        return f'{name} and {first} share no scored frame'
+        return f'{name} and {first} have no scored frame in common'
     return (f'{name} minus {first}: {p["mean"]:+.2f} points of mIoU per frame, 95 % interval {p["low"]:+.2f} '
             f'to {p["high"]:+.2f}, over {p["frames"]} frames ({p["better"]} better, {p["worse"]} worse): '
-            + ('no clear difference' if p['low'] < 0 < p['high'] else 'the mean over frames')
-            + '; the table pools the pixels of all frames')
+            + ('no clear difference' if p['low'] < 0 < p['high'] else 'a clear difference')
+            + '. This is the mean over frames; the table pools the pixels of all frames')
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:
-    """Write a result; it appears whole or not at all."""
+    """Write a result, whole or not at all."""
     write_whole(path, json.dumps(result, indent=1, allow_nan=False))
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a result; `ReportError` for another file."""
+    """Read a result; `ReportError` if the file is something else."""
     try:
         result = json.loads(Path(path).read_text())
     except OSError as e:

@@ -1,10 +1,10 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What the synthetic street is made of, painted once at start: houses, ground, trees, cars, people, signs.
+The textures of the synthetic street, painted once at start: houses, ground, trees, cars, people, signs.
 
-Everything is flat and in metres. Colours are RGB, 0-255, as CamVid's camera shows a British street on a day
-of thin cloud; a random generator draws the variants.
+Every texture is flat; sizes are in metres. Colours are RGB, 0-255, as CamVid's camera shows a British street
+under thin cloud. A random generator chooses the variants.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.random import Generator
 
 SKY, BUILDING, POLE, ROAD, SIDEWALK, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)  # CamVid's ids
-NOTHING = 255  # in `Texture.ids`: not part of the figure
+NOTHING = 255  # in `Texture.ids`: outside the figure
 
-# Where the ground changes, x in metres from the centre of our lane.
+# Edges of the road and of the ground, x in metres from the centre of our lane.
 LEFT_KERB, RIGHT_KERB = -4.3, 5.4
 GROUND_LEFT, GROUND_RIGHT = -16.0, 18.0
 GROUND_PERIOD = 60.0
@@ -31,11 +31,11 @@ Color: TypeAlias = Sequence[float] | np.ndarray
 @dataclass
 class Texture:
     """
-    A picture of something flat, `width` x `height` metres, at any smaller resolution on demand.
+    A flat picture, `width` x `height` metres, which can be asked for at lower resolutions.
 
-    rgba (h, w, 4) uint8: colour, and how much of the pixel is covered. A solid figure (`ids` is None) is of
-    one class, `class_id`, wherever half of a pixel is covered. Where one can see through it, the colour is
-    multiplied by the cover, and `ids` (h, w) uint8 holds the class of each pixel, or `NOTHING`.
+    rgba (h, w, 4) uint8: colour and coverage of each pixel. A solid figure (`ids` is None) has one class,
+    `class_id`, wherever at least half of a pixel is covered. A figure with gaps has its colour premultiplied
+    by the coverage, and `ids` (h, w) uint8 holds the class of each pixel, or `NOTHING`.
     """
 
     width: float
@@ -47,9 +47,9 @@ class Texture:
 
     def level(self, kx: int, ky: int) -> tuple[np.ndarray, np.ndarray | None]:
         """
-        Halved kx times across and ky times down: (rgba, ids), with a margin of a pixel that is not covered.
+        Return (rgba, ids), halved kx times across and ky times down, with an uncovered margin of one pixel.
 
-        The margin of a solid figure has the colour of its edge: the cover alone fades there.
+        The margin of a solid figure repeats the colour of its edge, so that only the coverage fades there.
         """
         if (kx, ky) not in self._levels:
             h, w = self.rgba.shape[:2]
@@ -70,13 +70,13 @@ class Texture:
 # ---------------------------------------------------------------------------------------------------- brushes
 
 def _noise(rng: Generator, h: int, w: int, cell: float, amplitude: float = 1.0) -> np.ndarray:
-    """Smooth noise, (h, w) float32, with features of `cell` pixels and half of `amplitude` as deviation."""
+    """Return smooth noise, (h, w) float32: features of `cell` pixels, standard deviation `amplitude` / 2."""
     small = rng.standard_normal((max(int(h / cell), 2), max(int(w / cell), 2)), np.float32)
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC) * np.float32(0.5 * amplitude)
 
 
 def _grain(rng: Generator, h: int, w: int, amplitude: float) -> np.ndarray:
-    """Noise of several scales, (h, w, 1), for surfaces."""
+    """Return noise of several scales, (h, w, 1), for surfaces."""
     return (_noise(rng, h, w, 1, amplitude) + _noise(rng, h, w, 5, 0.8 * amplitude)
             + _noise(rng, h, w, 40, amplitude))[:, :, None]
 
@@ -90,17 +90,17 @@ def _plain(h: int, w: int, color: Color | float) -> np.ndarray:
 
 
 def _rect(image: np.ndarray, x0: float, y0: float, x1: float, y1: float, color: Color | float) -> None:
-    """Fill a rectangle, in pixels, cut to the image."""
+    """Fill a rectangle given in pixels, clipped to the image."""
     image[max(int(y0), 0):max(int(y1), 0), max(int(x0), 0):max(int(x1), 0)] = color
 
 
 def _fixed(points: Sequence | np.ndarray, scale: float) -> np.ndarray:
-    """Points times scale as OpenCV's fixed-point numbers of 4 bits, for drawing between pixels."""
+    """Return points times scale in OpenCV's fixed point with 4 fractional bits, for sub-pixel drawing."""
     return np.round(np.asarray(points, np.float64) * scale * 16).astype(np.int32)
 
 
 class Figure:
-    """A drawing in metres from its top left, on nothing; `scale` pixels a metre."""
+    """A drawing on a transparent ground, in metres from its top left, `scale` pixels per metre."""
 
     def __init__(self, width: float, height: float, scale: int):
         self.width, self.height, self.scale = width, height, scale
@@ -131,13 +131,13 @@ class Figure:
                     size, self._ink(color), thickness, cv2.LINE_AA)
 
     def cut(self, points: Sequence) -> None:
-        """Keep what lies in the polygon, and cover all of it."""
+        """Make the polygon opaque and everything outside it transparent."""
         mask = np.zeros(self.rgba.shape[:2], np.uint8)
         cv2.fillPoly(mask, [_fixed(points, self.scale)], 255, cv2.LINE_AA, 4)
         self.rgba[:, :, 3] = mask
 
     def texture(self, class_id: int) -> Texture:
-        """Return the drawing as a solid figure, its colour carried beyond its edges so that none shows."""
+        """Return the drawing as a solid figure; uncovered pixels get its mean colour, to hide edges."""
         cover = self.rgba[:, :, 3:]
         color = np.where(cover > 8, self.rgba[:, :, :3], 0)
         inside = cover[:, :, 0] > 250
@@ -183,7 +183,7 @@ def _slates(rng: Generator, h: int, w: int) -> np.ndarray:
 
 
 def _weather(rng: Generator, wall: np.ndarray) -> None:
-    """Blotches, streaks below the eaves, a darker foot."""
+    """Add blotches, streaks below the eaves and a darker foot to a wall."""
     h, w = wall.shape[:2]
     streaks = cv2.resize(rng.standard_normal((3, max(w // 4, 2)), np.float32), (w, h))
     foot = np.clip((np.arange(h, dtype=np.float32)[:, None] - h) / (0.8 * WALL) + 1, 0, 1)
@@ -193,7 +193,7 @@ def _weather(rng: Generator, wall: np.ndarray) -> None:
 
 
 def _glass(rng: Generator, h: int, w: int) -> np.ndarray:
-    """Dark panes that mirror some sky in their upper part, sometimes with a blind or curtains."""
+    """Paint a dark pane, often with the sky reflected in its upper part, sometimes with blind or curtains."""
     y = np.linspace(0, 1, h, dtype=np.float32)[:, None, None]
     dark = rng.uniform(16, 52)
     pane = _plain(h, w, (dark, dark * 1.05, dark * 1.12))
@@ -209,13 +209,13 @@ def _glass(rng: Generator, h: int, w: int) -> np.ndarray:
     return pane + _noise(rng, h, w, 6, 14)[:, :, None]
 
 
-# style: panes down and across, thickness of the bars in pixels
+# style -> panes down, panes across, thickness of the bars in pixels
 WINDOWS = {'sash': (2, 1, 3), 'cottage': (3, 2, 2), 'modern': (1, 2, 3), 'mullioned': (3, 2, 3)}
 
 
 def _window(rng: Generator, wall: np.ndarray, x: float, y: float, w: float, h: float, style: str,
             frame: Color) -> None:
-    """A window with lintel, frame, panes, sill and its shadow; metres from the wall's top left."""
+    """Paint a window with lintel, frame, panes, sill and shadow; metres from the wall's top left."""
     x0, y0, x1, y1 = (round(v * WALL) for v in (x, y, x + w, y + h))
     if style == 'sash':
         _rect(wall, x0 - 3, y0 - 9, x1 + 3, y0, _rgb((206, 198, 182)) * rng.uniform(0.8, 1.05))
@@ -235,7 +235,7 @@ def _window(rng: Generator, wall: np.ndarray, x: float, y: float, w: float, h: f
 
 
 def _shopfront(rng: Generator, wall: np.ndarray, x0: float, x1: float, top: float) -> None:
-    """Fascia with lettering, and glass with goods behind it; `top` metres below the wall's top."""
+    """Paint a lettered fascia and windows with goods, from `top` metres below the wall's top down."""
     h = len(wall)
     a, b, y = int(x0 * WALL), int(x1 * WALL), int(top * WALL)
     color = _rgb(SHOPS[rng.integers(len(SHOPS))]) * rng.uniform(0.8, 1.2)
@@ -271,17 +271,17 @@ def _door(rng: Generator, wall: np.ndarray, x: float) -> None:
 
 @dataclass(frozen=True)
 class HouseStyle:
-    """Floors (fewest, most), their height, window style, spacing, width and height; metres."""
+    """Number of floors (fewest, most), their height, and the windows' style, spacing and size, in metres."""
 
     floors: tuple[int, int]
     storey: float
     window: str
     spacing: float
     size: tuple[float, float]
-    rendered: float  # how many are not brick
+    rendered: float  # share of houses with plaster instead of brick
 
 
-HOUSES = {
+HOUSE_STYLES = {
     'terrace': HouseStyle((2, 3), 2.8, 'sash', 2.3, (0.95, 1.6), 0.3),
     'shops': HouseStyle((2, 4), 3.0, 'sash', 2.2, (0.95, 1.6), 0.5),
     'cottages': HouseStyle((2, 2), 2.6, 'cottage', 2.4, (1.1, 1.2), 0.6),
@@ -292,11 +292,11 @@ HOUSES = {
 
 def facade(rng: Generator, length: float, kind: str, light: float) -> Texture:
     """
-    Paint a house's front with roof and chimneys, `length` metres; `kind` is a key of `HOUSES`.
+    Paint a house's front with roof and chimneys, `length` metres; `kind` is a key of `HOUSE_STYLES`.
 
-    `light`: 1 for a wall that the sun is on, about 0.5 for one in the shade.
+    `light`: 1 for a wall in the sun, about 0.5 for one in the shade.
     """
-    house = HOUSES[kind]
+    house = HOUSE_STYLES[kind]
     floors = int(rng.integers(house.floors[0], house.floors[1] + 1))
     eaves = floors * house.storey + 0.5
     w, h = int(length * WALL), int(eaves * WALL)
@@ -368,7 +368,7 @@ def _dormer(rng: Generator, color: np.ndarray, x: float, top: float, bottom: flo
 
 
 def gable(rng: Generator, width: float, height: float, light: float) -> Texture:
-    """Paint the side wall of a house, which looks at us across a gap."""
+    """Paint the side wall of a house, which we see across a gap."""
     h, w = int(height * WALL), int(width * WALL)
     wall = _brickwork(rng, h, w, BRICKS[rng.integers(len(BRICKS))])
     _weather(rng, wall)
@@ -382,9 +382,9 @@ def gable(rng: Generator, width: float, height: float, light: float) -> Texture:
 
 def backdrop(rng: Generator, width: int, height: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """
-    Paint the sky above a far skyline of trees and roofs, in pixels: (H, W, 4) uint8 RGBA, (H, W) uint8 ids.
+    Paint the sky above a far skyline of trees and roofs: (H, W, 4) uint8 RGBA and (H, W) uint8 ids.
 
-    The horizon is at half the height; `scale`: pixels for each one of an image 640 wide.
+    The horizon is at half the height. `scale`: size of the details, 1 for an image 640 pixels wide.
     """
     horizon = height // 2
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None]
@@ -414,9 +414,9 @@ def backdrop(rng: Generator, width: int, height: int, scale: float) -> tuple[np.
 
 def ground(rng: Generator) -> Texture:
     """
-    Paint road, markings, gutters, kerbs and pavements, GROUND_LEFT to GROUND_RIGHT.
+    Paint road, markings, gutters, kerbs and pavements from GROUND_LEFT to GROUND_RIGHT.
 
-    Row 0 is z = GROUND_PERIOD, the last row z = 0; it may be repeated along the street.
+    Row 0 is z = GROUND_PERIOD, the last row is z = 0. The texture repeats along the street without a seam.
     """
     h, w = int(GROUND_PERIOD * GROUND_Z), int((GROUND_RIGHT - GROUND_LEFT) * GROUND_X)
 
@@ -435,7 +435,7 @@ def ground(rng: Generator) -> Texture:
     road[rng.random((h, right - left), np.float32) < 0.02] += 36
     lane = across[left:right]
     for c, width, tone in ((-0.8, 0.35, 9), (0.8, 0.35, 9), (2.9, 0.35, 9), (4.4, 0.35, 9), (0.0, 0.5, -7)):
-        road += (tone * np.exp(-((lane - c) / width) ** 2))[None, :, None]  # tyres polish, oil drips
+        road += (tone * np.exp(-((lane - c) / width) ** 2))[None, :, None]  # tyres polish, oil darkens
     image[:, left:right] = road
     for _ in range(6):  # newer tarmac
         x, z = rng.uniform(LEFT_KERB, RIGHT_KERB - 1), rng.uniform(3, GROUND_PERIOD - 8)
@@ -475,7 +475,7 @@ def ground(rng: Generator) -> Texture:
         part[:] = _rgb((158, 156, 150)) + _grain(rng, h, part.shape[1], 12)
         part[np.arange(h) % int(0.9 * GROUND_Z) < 2] *= 0.6
         part[:, -2 if x < 0 else 0] *= 0.5
-    # The houses on the left stand before the sun: their shadow lies on pavement and parking bay.
+    # The houses on the left hide the sun: their shadow falls on the pavement and the parking bay.
     edge = LEFT_KERB + 1.4 + rng.uniform(-1.6, 1.2, 12).astype(np.float32).repeat(h // 12)[:, None]
     image *= (1 - 0.42 * np.clip(0.5 - 4 * (across[None] - edge), 0, 1))[:, :, None]
     image *= 1 + _noise(rng, h, w, 160, 0.1)[:, :, None]
@@ -499,7 +499,7 @@ def _paving(rng: Generator, h: int, w: int, tone: Color) -> np.ndarray:
 # ------------------------------------------------------------------------------------------ trees and fences
 
 def tree(rng: Generator, height: float, leaves: float) -> Texture:
-    """Paint a street tree, about `height` metres, with a share `leaves` of its twigs in leaf (0: winter)."""
+    """Paint a street tree of about `height` metres. `leaves`: share of its twigs in leaf (0: winter)."""
     scale = 48
     size = int(1.5 * height * scale)
     rgba = np.zeros((size, size, 4), np.float32)
@@ -523,7 +523,7 @@ def tree(rng: Generator, height: float, leaves: float) -> Texture:
             cv2.line(rgba, (round(x), round(y)), (round(x + dx), round(y - abs(dy))),
                      (shade, shade * 0.96, shade * 0.92, 190), 1, cv2.LINE_AA)
     clusters = [tips[i] for i in rng.permutation(len(tips))[:min(int(len(tips) * leaves), 260)]]
-    for dark in (0.5, 1.0):  # the inner leaves first
+    for dark in (0.5, 1.0):  # first the inner leaves, which are darker
         for x, y in clusters:
             lit = dark * (0.75 + 0.5 * (1 - y / size) + 0.3 * (x / size - 0.5))
             for dx, dy in rng.normal(0, 0.24 * scale, (16, 2)):
@@ -536,11 +536,11 @@ def tree(rng: Generator, height: float, leaves: float) -> Texture:
         cv2.circle(crown, (round(x), round(y)), round(0.28 * scale), 255, -1)
     outline = cv2.morphologyEx(crown, cv2.MORPH_CLOSE, np.ones((scale // 2, scale // 2), np.uint8))
     outline[rgba[:, :, 3] > 128] = 255
-    # Cut to the figure, with the trunk in the middle.
+    # Crop to the figure and keep the trunk in the middle.
     rows, columns = np.nonzero(outline.any(1))[0], np.nonzero(outline.any(0))[0]
     half = int(max(size // 2 - columns[0], columns[-1] - size // 2)) + 1
     view = np.s_[int(rows[0]):, max(size // 2 - half, 0):size // 2 + half]
-    # Lines are drawn over nothing, their edges mixed in: the colour is multiplied by the cover already.
+    # OpenCV draws antialiased lines on a transparent ground, so their colour is premultiplied already.
     rgba = np.clip(rgba[view], 0, 255)
     rgba[:, :, :3] = np.minimum(rgba[:, :, :3], rgba[:, :, 3:])
     ids = np.where(outline[view] > 0, TREE, NOTHING).astype(np.uint8)
@@ -559,7 +559,7 @@ def hedge(rng: Generator, length: float, height: float) -> Texture:
 
 
 def railing(rng: Generator, length: float) -> Texture:
-    """Paint iron railings; their outline as a whole is fence."""
+    """Paint iron railings. Everything inside their outline is fence."""
     scale, height = 60, 1.1
     h, w = int(height * scale), int(length * scale)
     rgba = np.zeros((h, w, 4), np.uint8)
@@ -589,7 +589,7 @@ def boards(rng: Generator, length: float) -> Texture:
 # ------------------------------------------------------------------------------------------- people and signs
 
 def walker(rng: Generator) -> tuple[Texture, ...]:
-    """Paint someone on foot, from the front or behind, in eight phases of the stride."""
+    """Paint a pedestrian from the front or from behind, in eight phases of the stride."""
     coat = rng.uniform(14, 90) * rng.uniform(0.7, 1.3, 3)
     trousers = np.array((26, 28, 38)) * rng.uniform(0.6, 1.8)
     skin, hair = np.array((168, 126, 106)), np.array((44, 34, 28)) * rng.uniform(0.5, 2)
@@ -623,7 +623,7 @@ def walker(rng: Generator) -> tuple[Texture, ...]:
 
 
 def cyclist(rng: Generator, jacket: Color) -> tuple[Texture, ...]:
-    """Paint a bicyclist from behind, in eight phases of the pedals."""
+    """Paint a cyclist from behind, in eight phases of the pedals."""
     coat, dark, c = np.array(jacket, float), (28, 28, 30), 0.45
     phases = []
     for phase in range(8):
@@ -680,7 +680,7 @@ def sign(kind: str) -> Texture:
 
 
 def traffic_light(lit: int) -> Texture:
-    """Paint a signal head with lamp 0 (red), 1 or 2 (green) on; CamVid counts it as a sign."""
+    """Paint a traffic light with lamp 0 (red), 1 or 2 (green) on. CamVid labels it as a sign."""
     f = Figure(0.42, 1.1, 130)
     f.rect(0, 0, 0.42, 1.1, (22, 23, 24))
     for i, color in enumerate(((250, 60, 40), (250, 180, 60), (90, 250, 190))):
@@ -692,7 +692,11 @@ def traffic_light(lit: int) -> Texture:
 
 @dataclass(frozen=True)
 class CarShape:
-    """Side profile in metres: the rear is at 0, the front at `length`; glass at (waist, roof)."""
+    """
+    Side profile in metres: the rear is at 0, the front at `length`.
+
+    `rear_glass`, `front_glass`: where the glass ends at the waist and at the roof.
+    """
 
     length: float
     width: float
@@ -716,10 +720,10 @@ DARK, TYRE, PLATE_REAR, PLATE_FRONT = (24, 24, 26), (30, 30, 31), (196, 176, 60)
 
 @dataclass(frozen=True)
 class Car:
-    """Textures of a car; sides and ends are split at the waist, so that the upper half can lean."""
+    """Textures of a car. Sides and ends are split at the waist, so that the upper half can lean inwards."""
 
     shape: CarShape
-    side: tuple[Texture, Texture]  # lower, upper; the rear is on the left
+    side: tuple[Texture, Texture]  # lower and upper half; the rear is on the left
     rear: tuple[Texture, Texture]
     front: tuple[Texture, Texture]
     top: Texture
@@ -735,7 +739,7 @@ def car(rng: Generator, kind: str, paint: Color) -> Car:
 
 
 def _bodywork(rng: Generator, f: Figure, paint: np.ndarray) -> None:
-    """Fill with paint that mirrors the sky where it faces up and the road where it faces down."""
+    """Fill with paint that reflects the sky at the top and the road at the bottom."""
     h, w = f.rgba.shape[:2]
     y = np.linspace(0, 1, h, dtype=np.float32)[:, None, None]
     f.rgba[:, :, :3] = paint * (1 - 0.5 * y) + 26 * np.exp(-((y - 0.18) / 0.1) ** 2)

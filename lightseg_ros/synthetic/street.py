@@ -3,12 +3,12 @@
 """
 A synthetic British street, seen from a car that drives down it, with its exact label image and depth.
 
-A frame warps the textures of `painting` through a pinhole camera, far to near, and writes colour, class id
-and distance with the same mask. Where something is seen through (twigs, railings), its outline as a whole has
-its id, as in CamVid's annotations.
+Each frame warps the textures of `painting` through a pinhole camera, from far to near. Colour, class id and
+distance are written with the same mask. Things with gaps (twigs, railings) get their class id over their
+whole outline, as in CamVid's annotations.
 
-World: x to the right of our lane's centre, y up from the road, z along the street, in metres. The street
-repeats every `PERIOD` metres. Traffic keeps left.
+World coordinates in metres: x to the right of our lane's centre, y up from the road, z along the street. The
+street repeats every `PERIOD` metres. Traffic keeps left.
 """
 from dataclasses import dataclass
 import math
@@ -22,8 +22,8 @@ from . import painting
 from .painting import Car, LEFT_KERB, NOTHING, POLE, RIGHT_KERB, Texture
 
 PERIOD = 4 * painting.GROUND_PERIOD
-VISIBLE = 170.0  # what lies beyond is the backdrop's
-NEAR = 0.7  # nothing is drawn nearer than this
+VISIBLE = 170.0  # metres; the backdrop shows what lies beyond
+NEAR = 0.7  # metres; nothing is drawn nearer than this
 CAMERA_HEIGHT = 1.4
 LEFT_WALL, RIGHT_WALL = -7.4, 8.6
 HAZE = 224.0
@@ -41,7 +41,7 @@ class Wall:
 
 @dataclass(frozen=True)
 class BuiltHouse:
-    """A front, and its side wall if that shows beside a gap or above a lower neighbour."""
+    """The front of a house, and its side wall if a gap or a lower neighbour makes that visible."""
 
     front: Wall
     side: Texture | None
@@ -49,7 +49,11 @@ class BuiltHouse:
 
 @dataclass(frozen=True)
 class Board:
-    """A texture across the street, its centre at x, its foot at y; several are the phases of a movement."""
+    """
+    A texture across the street, its centre at x, its foot at y.
+
+    Several textures are the phases of a movement, shown in turn.
+    """
 
     textures: tuple[Texture, ...]
     x: float
@@ -60,7 +64,7 @@ class Board:
 
 @dataclass(frozen=True)
 class Post:
-    """A column of a grey `tone`, with an arm (metres, signed) and lamp where it is not 0."""
+    """A grey column. An `arm` (metres, signed) other than 0 carries a lamp."""
 
     x: float
     z: float
@@ -72,7 +76,11 @@ class Post:
 
 @dataclass(frozen=True)
 class Vehicle:
-    """A car, its centre at x, its near end at z; `away`: we see its rear; `follows`: drives before us."""
+    """
+    A car, its centre at x, its near end at z.
+
+    `away`: we see its rear. `follows`: it drives in front of us, and z is its distance from us.
+    """
 
     car: Car
     x: float
@@ -84,11 +92,11 @@ class Vehicle:
 
 class Street:
     """
-    The street as a camera: `render(t)` gives the frame at t seconds, the same for the same size and seed.
+    The street as a camera sees it: `render(t)` draws the frame at t seconds.
 
-    `matrix`: (3, 3) pinhole intrinsics in pixels; there is no distortion. ValueError for a size out of range.
-    With `with_depth`, `depth` is (H, W) float32, metres along the optical axis in the frame drawn last, 0 for
-    what is infinitely far; else None.
+    The same size and seed give the same frames. `matrix`: (3, 3) pinhole intrinsics in pixels; there is no
+    distortion. With `with_depth`, `depth` is the distance along the optical axis in the frame drawn last,
+    (H, W) float32 metres, 0 for the sky; otherwise it is None. `ValueError` for a size out of range.
     """
 
     def __init__(self, width: int = 640, height: int = 480, seed: int = 0, *, with_depth: bool = False):
@@ -100,7 +108,7 @@ class Street:
         self._focal, self._cx, self._cy = focal, (width - 1) / 2, (height - 1) / 2
         rng = np.random.default_rng(seed)
         self._ground = painting.ground(rng)
-        # Wider and higher than the image, for where the camera turns to.
+        # Wider and higher than the image, because the camera turns.
         self._margin = width // 16
         self._sky, self._sky_ids = painting.backdrop(
             rng, width + 2 * self._margin, height + 2 * self._margin, width / 640)
@@ -126,10 +134,10 @@ class Street:
     # ------------------------------------------------------------------------------------------ the scene
 
     def _build(self, rng: Generator, trees: list[Texture]) -> None:
-        """Two rows of houses, some set back behind a fence or hedge; gaps, and a few gardens with trees."""
+        """Place two rows of houses with gaps and gardens. Some houses stand back behind a fence or hedge."""
         kinds = ('terrace', 'shops', 'terrace', 'shops', 'cottages', 'office', 'college', 'garden')
         for side, x, light in ((-1, LEFT_WALL, 0.56), (1, RIGHT_WALL, 1.04)):
-            z, neighbour = 0.0, None  # the nearer one, if it stands wall to wall
+            z, neighbour = 0.0, None  # the house before this one, if they touch
             while z < PERIOD - 9:
                 length = min(rng.uniform(10, 19), PERIOD - z)
                 kind = kinds[rng.integers(len(kinds))]
@@ -163,7 +171,7 @@ class Street:
         return painting.boards(rng, length) if choice < 0.65 else painting.hedge(rng, length, hedge)
 
     def _furnish(self, rng: Generator, trees: list[Texture]) -> None:
-        """Everything that stands or moves before the houses."""
+        """Place everything that stands or moves in front of the houses."""
         add = self._things.append
         signs = [painting.sign(kind) for kind in ('limit', 'warning', 'blue', 'board', 'parking')]
         paints = [painting.PAINTS[i] for i in rng.permutation(len(painting.PAINTS))]
@@ -190,7 +198,7 @@ class Street:
             for x in (LEFT_KERB - 0.4, RIGHT_KERB + 0.4):
                 add(Post(x, z, 2.3, 0.055, 60))
                 add(Board((painting.traffic_light(lit),), x, z - 0.1, 2.2))
-        rail = painting.railing(rng, 3.0)  # at the kerb, in pieces, so that they sort with what is near
+        rail = painting.railing(rng, 3.0)  # short pieces, so that sorting by distance works
         for x, first, last in ((RIGHT_KERB + 0.35, 48, 68), (RIGHT_KERB + 0.35, 150, 186),
                                (LEFT_KERB - 0.35, 96, 120)):
             for z in np.arange(first, last, 3.0):
@@ -222,7 +230,7 @@ class Street:
         """
         Draw the frame at `t` seconds: (H, W, 3) uint8 RGB, and (H, W) uint8 CamVid class ids, without void.
 
-        The arrays are the caller's: the next frame is drawn into new ones.
+        Each call returns new arrays.
         """
         self._t = t
         self._s = 7.5 * t + 3.0 * math.sin(0.23 * t)
@@ -232,7 +240,7 @@ class Street:
         pitch = 0.0025 * math.sin(5.3 * t) + 0.001 * math.sin(11.7 * t)
         self._yaw = math.cos(yaw), math.sin(yaw)
         self._pitch = math.cos(pitch), math.sin(pitch)
-        # The backdrop is infinitely far: turning the camera shifts it.
+        # The backdrop is infinitely far away, so turning the camera only shifts it.
         left = self._margin + round(self._focal * math.tan(yaw))
         up = self._margin + round(self._focal * math.tan(pitch))
         view = np.s_[up:up + self.height, left:left + self.width]
@@ -261,7 +269,7 @@ class Street:
         return self._develop(), self._ids
 
     def _ahead(self, thing: Wall | Board | Post | Vehicle) -> float:
-        """Distance from us to the near end of a thing, down to minus its length when we pass it."""
+        """Return the distance to the near end of a thing; negative, down to its length, while we pass it."""
         length, z = 0.0, thing.z - self._s
         if isinstance(thing, Wall):
             length = thing.texture.width
@@ -278,12 +286,12 @@ class Street:
         return sorted((t for t in things if t[0] < VISIBLE), key=lambda t: -t[0])
 
     def _project(self, x: float, y: float, z: float) -> tuple[float, float]:
-        """Pixel (u, v) of a point, z counted from the camera."""
+        """Return the pixel (u, v) of a point whose z is relative to the camera."""
         x, y, z = self._turned(x, y, z)
         return self._cx + self._focal * x / z, self._cy + self._focal * y / z
 
     def _turned(self, x: float, y: float, z: float) -> Point:
-        """Return a point, z counted from the camera, along the camera's axes: right, down, forward."""
+        """Return a point in camera axes (right, down, forward); its z is relative to the camera."""
         x, y = x - self._x, self._y - y
         (cos, sin), (cos_pitch, sin_pitch) = self._yaw, self._pitch
         x, z = x * cos - z * sin, x * sin + z * cos
@@ -294,7 +302,7 @@ class Street:
         return 1 - math.exp(-max(z - 8, 0) / 330)
 
     def _draw_ground(self) -> None:
-        """Warp the ground in bands of rows, each from the resolution that fits its distance."""
+        """Warp the ground in bands of rows. Each band uses the texture resolution that fits its distance."""
         period = painting.GROUND_PERIOD
         horizon = self._project(self._x, self._y, 1000.0)[1]
         rise = self._focal * CAMERA_HEIGHT
@@ -309,14 +317,14 @@ class Street:
             kz = min(max(int(math.log2(max(painting.GROUND_Z * middle ** 2 / rise, 1))), 0), 8)
             rgba, ids = self._ground.level(kx, kz)
             assert ids is not None
-            rgba, ids = rgba[1:-1, 1:-1], ids[1:-1, 1:-1]  # it repeats: no margin
+            rgba, ids = rgba[1:-1, 1:-1], ids[1:-1, 1:-1]  # the texture repeats, so it has no margin
             h, w = ids.shape
             near = max(0.9 * near, NEAR)
             corners = ((0, near), (w, near), (w, far), (0, far))
             left, right = painting.GROUND_LEFT, painting.GROUND_RIGHT
             target = np.array([self._project(right if u else left, 0, z) for u, z in corners], np.float32)
             target[:, 1] -= top
-            # The last row of the texture is z = 0, and z grows upwards; beyond its ends it is repeated.
+            # The last row of the texture is z = 0, and z grows upwards. BORDER_WRAP repeats the texture.
             source = np.array([(u - 0.5, h - 0.5 - (self._s % period + z) * h / period)
                                for u, z in corners], np.float32)
             matrix = cv2.getPerspectiveTransform(target, source)
@@ -329,14 +337,14 @@ class Street:
             haze = self._haze(middle)
             if haze > 0.02:
                 cv2.convertScaleAbs(area, area, 1 - haze, haze * HAZE)
-            if self.depth is not None:  # of the plane below us: `_turned`, solved for z
+            if self.depth is not None:  # `_turned`, solved for the z of the ground plane
                 cos, sin = self._pitch
                 rows = (np.arange(top, bottom) - self._cy) / self._focal * cos - sin
                 self.depth[top:bottom] = (self._y / rows)[:, None]
             bottom = top
 
     def _wall(self, wall: Wall, z: float) -> None:
-        """Draw a texture along the street from z on, cut where it passes us."""
+        """Draw a texture along the street from z on; the part behind us is cut off."""
         length, x, h = wall.texture.width, wall.x, wall.texture.height
         z0, z1 = max(z, NEAR), z + length
         if z0 >= z1:
@@ -358,7 +366,7 @@ class Street:
     def _post(self, post: Post, z: float) -> None:
         x, r, h = post.x, post.radius, post.height
         haze = self._haze(z)
-        # Rounded by three stripes of light, where it is wide enough to see them.
+        # Three stripes of light make a wide post look round.
         stripes = ((-1.0, -0.2, 0.62), (-0.2, 0.5, 1.0), (0.5, 1.0, 1.35))
         for a, b, shade in stripes if self._focal * r / z > 1 else ((-1.0, 1.0, 0.95),):
             tone = min(post.tone * shade, 255) * (1 - haze) + HAZE * haze
@@ -381,12 +389,12 @@ class Street:
             self._shadow(x0 - 0.1, x1 + 0.1, near - 0.1, far + 0.1)
         ends, glass = (v.car.rear, shape.rear_glass) if v.away else (v.car.front, shape.front_glass)
         brow = waist if v.away else shape.bonnet
-        # Distances at which the glass of this end begins, at the waist and at the roof.
+        # Where the glass of this end begins, at the waist and at the roof.
         foot, head = (near + g if v.away else far - g for g in glass)
         if near > NEAR:
             self._quad(v.car.top, ((x0, waist, foot), (x1, waist, foot), (x1, brow, near), (x0, brow, near)))
         side = x1 if x1 < self._x else x0
-        # The side that looks at us, unless it is too narrow to see.
+        # The side that faces us, unless it is too narrow to see.
         if (x1 < self._x or x0 > self._x) and abs(side) * shape.length * self._focal > 1.5 * near * far:
             z0, lean = max(near, NEAR), math.copysign(0.15, v.x - side)
             u0, u1 = (z0 - near) / shape.length, 1.0
@@ -402,7 +410,7 @@ class Street:
     # ------------------------------------------------------------------------------------------ the picture
 
     def _box(self, points: list[tuple[float, float]]) -> tuple[int, int, int, int] | None:
-        """Pixels that a polygon may touch: left, top, right, bottom (exclusive); None: off the image."""
+        """Return the box of a polygon: left, top, right, bottom (exclusive). None if it is off the image."""
         us, vs = [p[0] for p in points], [p[1] for p in points]
         left, right = max(math.floor(min(us)), 0), min(math.ceil(max(us)) + 1, self.width)
         top, bottom = max(math.floor(min(vs)), 0), min(math.ceil(max(vs)) + 1, self.height)
@@ -410,7 +418,7 @@ class Street:
 
     def _quad(self, texture: Texture, corners: tuple[Point, Point, Point, Point], u0: float = 0.0,
               u1: float = 1.0) -> None:
-        """Draw columns u0 to u1 (0-1) of a texture between four points, clockwise from its top left."""
+        """Draw columns u0 to u1 (0-1) of a texture between four corners, clockwise from its top left."""
         quad = [self._project(*c) for c in corners]
         box = self._box(quad)
         if box is None:
@@ -423,7 +431,7 @@ class Street:
         ky = min(int(math.log2(max(h / along, 1)) + 0.35), 7)
         rgba, ids = texture.level(kx, ky)
         h, w = rgba.shape[0] - 2, rgba.shape[1] - 2
-        # A pixel's centre is a whole number, and the picture begins behind the margin, at 0.5.
+        # Pixel centres are whole numbers. The picture begins after the margin of one pixel, at 0.5.
         a, b = u0 * w + 0.5, u1 * w + 0.5
         source = np.array(((a, 0.5), (b, 0.5), (b, h + 0.5), (a, h + 0.5)), np.float32)
         target = np.array([(u - left, v - top) for u, v in quad], np.float32)
@@ -452,9 +460,9 @@ class Street:
             self._measure(corners, mask, left, top)
 
     def _flat(self, corners: tuple[Point, ...], tone: float) -> None:
-        """Fill a polygon of a post with a grey."""
+        """Fill a polygon of a post with one grey tone."""
         points = np.array([self._project(*c) for c in corners])
-        if np.abs(points).max() < 1 << 14:  # OpenCV's fixed-point numbers end there
+        if np.abs(points).max() < 1 << 14:  # the range of OpenCV's fixed-point numbers
             points = np.round(points * 16).astype(np.int32)
             cv2.fillConvexPoly(self._rgba, points, (tone, tone, tone, 255), cv2.LINE_8, 4)
             cv2.fillConvexPoly(self._ids, points, POLE, cv2.LINE_8, 4)
@@ -465,7 +473,7 @@ class Street:
                 self._measure(corners, mask, left, top)
 
     def _measure(self, corners: tuple[Point, ...], mask: np.ndarray, left: int, top: int) -> None:
-        """Write the distance of a plane's pixels: its inverse is linear in the pixel."""
+        """Write the depth of a plane's pixels; the inverse depth of a plane is linear in pixels."""
         if self.depth is None:
             return
         at = np.array([self._turned(*c) for c in corners])
@@ -479,7 +487,7 @@ class Street:
                    self.depth[top:top + h, left:left + w])
 
     def _shadow(self, x0: float, x1: float, z0: float, z1: float) -> None:
-        """Darken the ground under something; the ids stay."""
+        """Darken the ground under an object; the class ids stay."""
         z0 = max(z0, NEAR)
         for grow, tone in ((0.12, 0.8), (0.0, 0.55)):
             left_x, right_x, end = x0 - grow, x1 + grow, z1 + grow
@@ -496,7 +504,7 @@ class Street:
             cv2.copyTo(cv2.convertScaleAbs(area, None, tone, 0), mask, area)
 
     def _develop(self) -> np.ndarray:
-        """What lens and sensor do: a little blur, darker corners, noise."""
+        """Apply what lens and sensor do: slight blur, darker corners, noise."""
         rgb = cv2.GaussianBlur(cv2.cvtColor(self._rgba, cv2.COLOR_RGBA2RGB), (3, 3), 0.62)
         cv2.multiply(rgb, self._vignette, rgb, 1 / 255)
         x, y = int(self._t * 997) % 64, int(self._t * 1409) % 64
