@@ -1,7 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Start the segmentation node, play a bag to it, score what comes back, and end.
+Start the segmentation node, play a bag to it, score the labels, and exit.
 
 ros2 launch lightseg_ros replay.launch.py bag:=drive image_topic:=/camera/image_raw report:=out/replay
 """
@@ -18,29 +18,29 @@ from launch.actions import (
 )
 
 SHARE = Path(get_package_share_directory('lightseg_ros'))
-# Arguments of "lightseg replay" with a value; one left empty is not passed on.
+# Arguments of "lightseg replay" with a value. An empty one is not passed on.
 OPTIONS = {
-    'model': ('laanet', 'network whose packaged weights are run'),
-    'weights': ('', 'path of a weights file, instead of a packaged one'),
-    'resolution': ('', 'size that the network sees: WIDTHxHEIGHT, or native; empty: as trained'),
-    'device': ('auto', 'auto, cpu, cuda or cuda:N'),
-    'image_topic': ('/camera/image_raw', 'image topic in the bag; one that ends in /compressed is played so'),
-    'label_topic': ('', 'topic in the bag with ground truth, mono8'),
-    'label_dir': ('', 'folder of label images named by their stamps, instead'),
-    'rate': ('1.0', 'times as fast as it was recorded'),
+    'model': ('laanet', 'packaged network to run'),
+    'weights': ('', 'path of a weights file, instead of a packaged network'),
+    'resolution': ('', 'size of the image that the network sees: WIDTHxHEIGHT, or native. Empty: as trained'),
+    'device': ('auto', 'auto, cpu, cuda, cuda:N or openvino:GPU'),
+    'image_topic': ('/camera/image_raw', 'image topic in the bag. CompressedImage if it ends in /compressed'),
+    'label_topic': ('', 'topic of the ground truth in the bag, mono8'),
+    'label_dir': ('', 'folder of label images named by their stamps, instead of label_topic'),
+    'rate': ('1.0', 'playback speed relative to the recording'),
     'deadline': ('0.1', 'seconds after which a label counts as late'),
-    'report': ('', 'folder for report.html and result.json'),
-    'json': ('', 'file for the result'),
+    'report': ('', 'folder to write report.html and result.json to'),
+    'json': ('', 'file to write the result to'),
 }
 CHOICES = {
-    'player': ('own', "what plays: 'own' accounts for every frame, 'ros2' is ros2 bag play", ['own', 'ros2']),
-    'use_sim_time': ('false', "play with /clock and the bag's stamps", ['true', 'false']),
-    'log_level': ('info', 'level of what the node logs', ['debug', 'info', 'warn', 'error', 'fatal']),
+    'player': ('own', "player: 'own' accounts for every frame, 'ros2' uses ros2 bag play", ['own', 'ros2']),
+    'use_sim_time': ('false', 'publish /clock and keep the stamps of the bag', ['true', 'false']),
+    'log_level': ('info', 'lowest level of log messages', ['debug', 'info', 'warn', 'error', 'fatal']),
 }
 
 
 def actions(context: LaunchContext) -> list[IncludeLaunchDescription | ExecuteProcess]:
-    """Make the node and the player; when the player ends, everything does."""
+    """Create the node and the player; when the player ends, the launch ends."""
     value = dict(context.launch_configurations)
     topic = value['image_topic']
     node = {name: value[name] for name in ('model', 'weights', 'resolution', 'device', 'use_sim_time',
@@ -57,7 +57,7 @@ def actions(context: LaunchContext) -> list[IncludeLaunchDescription | ExecutePr
         command.append('--use-sim-time')
     return [
         IncludeLaunchDescription(str(SHARE / 'launch' / 'segment.launch.py'), launch_arguments=node.items()),
-        ExecuteProcess(cmd=command, output='screen', on_exit=Shutdown(reason='the bag is played'))]
+        ExecuteProcess(cmd=command, output='screen', on_exit=Shutdown(reason='the bag has been played'))]
 
 
 def generate_launch_description() -> LaunchDescription:

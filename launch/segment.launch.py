@@ -1,7 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Start the segmentation node and, if asked, a camera node.
+Start the segmentation node and, on request, a camera node.
 
 ros2 launch lightseg_ros segment.launch.py model:=laanet resolution:=1024x512 image_topic:=/camera/image_raw
 """
@@ -16,45 +16,49 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 SHARE = Path(get_package_share_directory('lightseg_ros'))
 MODELS = sorted(path.stem.split('-')[0] for path in (SHARE / 'weights').glob('*.safetensors'))
-# Parameters of the segmentation node that are arguments too; one left empty is the params_file's to say.
+# Parameters of the segmentation node that are launch arguments too. An empty argument leaves the value of the
+# params_file.
 PARAMETERS = {
-    'model': ('network whose packaged weights are run (params_file: laanet)', ['', *MODELS]),
-    'weights': ('path of a weights file, instead of a packaged one', None),
-    'resolution': ('size that the network sees: WIDTHxHEIGHT, or native (params_file: as trained)', None),
-    'device': ('auto, cpu, cuda or cuda:N (params_file: auto)', None),
-    'backend': ('what runs the network on a processor, such as openvino (params_file: auto)', None),
-    'precision': ('float32, float16 or bfloat16, as the device has it (params_file: auto)', None),
-    'cameras': ('names of several cameras, separated by spaces (params_file: one, without a name)', None),
-    'image_transport': ('how images come (params_file: raw)', ['', 'raw', 'compressed']),
+    'model': ('packaged network to run (default in params_file: laanet)', ['', *MODELS]),
+    'weights': ('path of a weights file, instead of a packaged network', None),
+    'resolution': ('size of the image that the network sees: WIDTHxHEIGHT, or native for the size of the '
+                   'camera image (default: the size that the weights were trained at)', None),
+    'device': ('auto, cpu, cuda, cuda:N or openvino:GPU (default: auto)', None),
+    'backend': ('library that runs the network on a CPU, such as openvino (default: auto)', None),
+    'precision': ('float32, float16 or bfloat16 (default: auto, float32 on a CPU, float16 on a GPU)', None),
+    'cameras': ('names of several cameras, separated by spaces (default: one camera without a name)', None),
+    'image_transport': ('transport of the images (default: raw)', ['', 'raw', 'compressed']),
 }
 OTHERS = {
-    'image_topic': ('image', 'image topic, with {camera} for the name of each of several; compressed images '
-                    'come on it with /compressed added', None),
-    'depth_topic': ('', 'depth image, registered to the image, with {camera} as above; with it, labelled '
-                    'points are published', None),
-    'camera_info_topic': ('', 'camera_info of the depth; empty: camera_info beside it', None),
-    'params_file': (str(SHARE / 'config' / 'segmentation.yaml'), "YAML of the node's parameters", None),
+    'image_topic': ('image', 'image topic; with several cameras, {camera} stands for the name of each. For '
+                    'compressed images /compressed is appended', None),
+    'depth_topic': ('', 'topic of depth that is registered to the image, with {camera} as above. If given, '
+                    'labelled points are published', None),
+    'camera_info_topic': ('', 'camera_info topic of the depth. Empty: camera_info in the namespace of '
+                          'the depth topic', None),
+    'params_file': (str(SHARE / 'config' / 'segmentation.yaml'), 'YAML file with parameters', None),
     'namespace': ('', 'namespace of the nodes', None),
     'use_sim_time': ('false', 'take the time from /clock', ['true', 'false']),
-    'log_level': ('info', 'level of what the nodes log', ['debug', 'info', 'warn', 'error', 'fatal']),
-    'use_respawn': ('false', 'start the segmentation node again when it dies', ['true', 'false']),
-    'camera': ('none', "also start a camera node on this source: 'synthetic', a folder of images, a video, "
-               "a bag, a device such as /dev/video0; 'none': you have a camera", None),
-    'camera_topic': ('', 'image topic that the camera node plays of a bag which has several', None),
+    'log_level': ('info', 'lowest level of log messages', ['debug', 'info', 'warn', 'error', 'fatal']),
+    'use_respawn': ('false', 'restart the segmentation node when it dies', ['true', 'false']),
+    'camera': ('none', "source of an additional camera node: 'synthetic', a folder of images, a video, a "
+               "bag, or a device such as /dev/video0. 'none': do not start a camera node", None),
+    'camera_topic': ('', 'image topic that the camera node plays, if a bag has several', None),
 }
 
 
 def topic_of(camera: str, topic: str, kind: str = 'image') -> str:
-    """Return the topic of that kind of a camera; `camera` is empty where there is only one."""
+    """Return the topic of one camera; `camera` is empty if there is only one, `kind` its default topic."""
     if not camera:
         return topic
     if '{camera}' not in topic and topic != kind:
-        raise ValueError(f'{kind}_topic is {topic!r}; expected {{camera}} in it, since there are several')
+        raise ValueError(f'{kind}_topic is {topic!r}; expected {{camera}} in it, because there are '
+                         'several cameras')
     return topic.replace('{camera}', camera) if '{camera}' in topic else f'{camera}/{kind}'
 
 
 def depth_topics(camera: str, value: dict[str, str]) -> list[tuple[str, str]]:
-    """Return the remappings of a camera's depth and camera_info, of those that were given."""
+    """Return the remappings of the depth and camera_info of one camera, if they were given."""
     depth, info = value['depth_topic'], value['camera_info_topic']
     if depth and not info:
         info = '/'.join([*depth.split('/')[:-1], 'camera_info'])
@@ -63,7 +67,7 @@ def depth_topics(camera: str, value: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def nodes(context: LaunchContext) -> list[Node]:
-    """Make the nodes; only arguments that were given override the params_file."""
+    """Create the nodes; only arguments that were given override the params_file."""
     value = context.launch_configurations
     given = {name: ParameterValue(value[name], value_type=str) for name in PARAMETERS if value[name]}
     use_sim_time = {'use_sim_time': value['use_sim_time'] == 'true'}
@@ -98,13 +102,14 @@ def nodes(context: LaunchContext) -> list[Node]:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Declare the arguments and pass them on to the nodes."""
+    """Declare the arguments and pass them to the nodes."""
     return LaunchDescription([
         *(DeclareLaunchArgument(name, default_value='', description=text, choices=choices)
           for name, (text, choices) in PARAMETERS.items()),
         *(DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
           for name, (default, text, choices) in OTHERS.items()),
-        # Images need a larger shared-memory segment than Fast DDS's own; a profile that the user set stays.
+        # Images need a larger shared-memory segment than Fast DDS's default. A profile that the user has set
+        # is kept.
         SetEnvironmentVariable('FASTDDS_DEFAULT_PROFILES_FILE', EnvironmentVariable(
             'FASTDDS_DEFAULT_PROFILES_FILE', default_value=str(SHARE / 'config' / 'fastdds.xml'))),
         OpaqueFunction(function=nodes),

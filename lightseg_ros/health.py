@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Counters and times of a running node -> level, summary and values; plain Python, no ROS types."""
+"""Counters and times of a running node, summed up as a diagnostic status; plain Python, no ROS types."""
 from collections import deque
 from dataclasses import dataclass
 import threading
@@ -13,7 +13,7 @@ OK, WARN, ERROR, STALE = 0, 1, 2, 3  # the levels of diagnostic_msgs/DiagnosticS
 
 @dataclass(frozen=True)
 class Status:
-    """A level, a line for people, and key-value pairs."""
+    """A level, one line of text, and key-value pairs."""
 
     level: int
     summary: str
@@ -22,10 +22,10 @@ class Status:
 
 class Health:
     """
-    What a node knows of its frames; any thread may report.
+    Counts the frames of one camera and their times; any thread may call it.
 
-    A frame is received, and then processed, dropped (a newer one came) or failed. Rates are over the last
-    `window_s` seconds, times over the last `capacity` frames.
+    A frame is received, and then processed, dropped (because a newer one arrived) or failed. Rates cover the
+    last `window_s` seconds, times the last `capacity` frames.
     """
 
     def __init__(self, window_s: float = 5.0, capacity: int = 300):
@@ -46,7 +46,7 @@ class Health:
             self._in.append(monotonic())
 
     def frame_processed(self, stage_ms: dict[str, float]) -> None:
-        """Count a frame that was published; `stage_ms` holds its times, `age` among them."""
+        """Count a frame whose label was published; `stage_ms`: milliseconds of each stage, and its age."""
         with self._lock:
             self.processed += 1
             self._out.append(monotonic())
@@ -54,7 +54,7 @@ class Health:
                 self._stages.setdefault(stage, LatencyStats(self._capacity)).add(ms)
 
     def stage_took(self, stage: str, ms: float) -> None:
-        """Note what was made of a frame apart from its label."""
+        """Add the time of a stage that runs after the label is published."""
         with self._lock:
             self._stages.setdefault(stage, LatencyStats(self._capacity)).add(ms)
 
@@ -65,18 +65,19 @@ class Health:
             self._last_failed = monotonic()
 
     def status(self, dropped: int, more: dict[str, str]) -> Status:
-        """Sum up; `dropped` is the mailbox's count, `more` are values to add (model, device, memory)."""
+        """Sum up; `dropped`: the mailbox's count; `more`: values to add, such as model, device and memory."""
         with self._lock:
             now = monotonic()
             fps_in, fps_out = self._rate(self._in, now), self._rate(self._out, now)
             level, summary = OK, f'{fps_out:.1f} fps out, {fps_in:.1f} in'
             if not self.received:
-                level, summary = WARN, 'no image received yet: is the topic right, and the publisher on?'
+                level = WARN
+                summary = 'no image received yet: check the topic name and that the camera is running'
             elif now - self._last_failed < self._window_s:
                 level, summary = ERROR, f'frames fail: {self.last_error}'
             elif fps_in and not fps_out and now - self._in[0] > 0.8 * self._window_s:
                 level = ERROR
-                summary = f'frames come in, and for {self._window_s:g} s none has gone out'
+                summary = f'images arrive, but no label was published in the last {self._window_s:g} s'
             elif not fps_in:
                 level, summary = STALE, f'no image in the last {self._window_s:g} s'
             values = {

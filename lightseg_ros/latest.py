@@ -1,7 +1,8 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""A mailbox of one item a sender: the newest wins, what it replaces is counted."""
+"""A mailbox with one place per sender: a newer item replaces the one that waits, and that is counted."""
 from collections import Counter
+from collections.abc import Hashable
 import threading
 from typing import Generic, TypeVar
 
@@ -10,21 +11,21 @@ T = TypeVar('T')
 
 class Latest(Generic[T]):
     """
-    Hands items from other threads to one that works, without a queue.
+    Hands items from several threads to one worker thread, without a queue.
 
-    For each sender `received` counts every item put, `dropped` those that a newer one replaced before they
-    were taken; so received == taken + dropped + (1 if one is waiting).
+    For each sender, `received` counts the items that were put and `dropped` those that were replaced before
+    the worker took them, so received == taken + dropped + (1 if one is waiting).
     """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._items: dict[str, T] = {}
+        self._items: dict[Hashable, T] = {}
         self._closed = False
-        self.received: Counter[str] = Counter()
-        self.dropped: Counter[str] = Counter()
+        self.received: Counter[Hashable] = Counter()
+        self.dropped: Counter[Hashable] = Counter()
 
-    def put(self, item: T, sender: str = '') -> None:
-        """Leave an item; never blocks. After `close` it is dropped."""
+    def put(self, item: T, sender: Hashable = '') -> None:
+        """Leave an item; never blocks. After `close` the item is dropped."""
         with self._condition:
             self.received[sender] += 1
             if self._closed or sender in self._items:
@@ -33,8 +34,8 @@ class Latest(Generic[T]):
                 self._items[sender] = item
                 self._condition.notify()
 
-    def take(self, timeout_s: float | None = None) -> dict[str, T]:
-        """Wait for an item, take the newest of every sender; none after the timeout, or once closed."""
+    def take(self, timeout_s: float | None = None) -> dict[Hashable, T]:
+        """Wait for an item, then take the newest of every sender; empty after the timeout or once closed."""
         with self._condition:
             self._condition.wait_for(lambda: self._items or self._closed, timeout_s)
             items, self._items = self._items, {}
@@ -45,7 +46,7 @@ class Latest(Generic[T]):
         return self._closed
 
     def close(self) -> None:
-        """End: whoever waits is woken with nothing, items still waiting count as dropped."""
+        """Close the mailbox: wake the worker with nothing, and count the items that wait as dropped."""
         with self._condition:
             self._closed = True
             self.dropped.update(self._items.keys())

@@ -27,7 +27,7 @@ def test_a_node_that_puts_nothing_out_is_an_error():
         health.frame_received()
         time.sleep(0.01)
     status = health.status(0, {})
-    assert status.level == ERROR and 'none has gone out' in status.summary
+    assert status.level == ERROR and 'no label was published' in status.summary
     health.frame_processed({'network': 10.0})
     assert health.status(0, {}).level == OK
 

@@ -82,8 +82,8 @@ def test_a_region_of_interest_shifts_the_principal_point():
 
 @pytest.mark.parametrize('message, text', [
     (info(k=9 * [0]), 'camera_info of 640x480 has no focal length: the camera is not calibrated'),
-    (info(640, 360), 'camera_info is of 640x360 pixels, depth of 640x480; expected the same shape'),
-    (info(0, 0), 'camera_info is of 0x0 pixels')])
+    (info(640, 360), 'camera_info is for 640x360 pixels, depth has 640x480; expected the same aspect ratio'),
+    (info(0, 0), 'camera_info is for 0x0 pixels')])
 def test_a_camera_that_does_not_fit(message, text):
     with pytest.raises(PointsError, match=text):
         points.pinhole(message, 480, 640)
@@ -120,7 +120,7 @@ def test_labels_of_another_size_come_from_the_nearest_pixel(height, width):
 
 def test_depth_of_another_shape_is_not_registered():
     ids = np.zeros((480, 640), np.uint8)
-    with pytest.raises(PointsError, match='depth of 640x360 and labels of 640x480 pixels; expected depth'):
+    with pytest.raises(PointsError, match='depth has 640x360 pixels, labels have 640x480; expected depth'):
         points.cloud(np.ones((360, 640), np.float32), Pinhole(1, 1, 0, 0), ids, ids, PALETTE)
 
 
@@ -323,7 +323,7 @@ def test_without_depth_that_is_near_enough_labels_are_counted_and_said(scene):
 
 @pytest.mark.parametrize('bad, text', [
     ({'encoding': 'rgb8'}, "depth in 'rgb8'; expected 16UC1"),
-    ({'width': 64}, 'camera_info is of 128x96 pixels, depth of 64x96; expected the same shape')])
+    ({'width': 64}, 'camera_info is for 128x96 pixels, depth has 64x96; expected the same aspect ratio')])
 def test_bad_depth_is_counted_and_labels_go_on(scene, bad, text):
     values = scene.values()
     failed, processed = int(values['points failed']), int(values['processed'])

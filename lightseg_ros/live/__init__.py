@@ -1,3 +1,3 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that start our nodes as processes and measure them through DDS."""
+"""Programs that run the nodes as processes and measure them through DDS."""

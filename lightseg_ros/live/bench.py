@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the segmentation node is through DDS: latency, highest rate, processor use and memory."""
+"""How fast the segmentation node is through DDS: latency, highest rate, CPU use and memory."""
 from collections.abc import Sequence
 import os
 from pathlib import Path
@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import rclpy
 
+from .. import weights
 from ..benchmark import measure
 from ..benchmark.measure import Contender
 from ..machine import resident_mb
@@ -21,8 +22,8 @@ from .probe import Diagnostics, isolate, NodeProcess, nodes, Probe, Seen
 
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
 RATES = (10.0, 30.0, 60.0)
-# A rate counts as reached with less than this share of its frames lost, in percent.
-LOSS = 5.0
+# A rate is reached if fewer than this percentage of its frames are lost.
+MAX_LOSS = 5.0
 
 
 def bench_ros(model: str, *, device: str = 'auto', contender: Contender = measure.AUTO, threads: int = 0,
@@ -30,21 +31,22 @@ def bench_ros(model: str, *, device: str = 'auto', contender: Contender = measur
               overlays: Sequence[bool] = (False, True), rates: Sequence[float] = RATES,
               limit_hz: float = 240.0) -> dict[str, Any]:
     """
-    Play frames to a segmentation node in a process of its own, for `seconds` at each of `rates` (Hz).
+    Play frames to a segmentation node in its own process, for `seconds` at each of `rates` (Hz).
 
-    For every size (width, height), without and with a subscriber to the overlay; then find the highest rate,
-    up to `limit_hz`, that loses less than `LOSS`. A latency is the time from a frame's stamp to its label's
-    arrival in this process. The node's memory is read before and after each rate: `seconds` of 600 and more
-    are a soak test. Returns a result as `bench.write` takes it, with `ros_rows`; keys that ros2_benchmark has
-    are named as there.
+    This is done for every size (width, height), without and with a subscriber to the overlay; then the
+    highest rate up to `limit_hz` is searched that loses less than `MAX_LOSS`. The latency of a frame is the
+    time from its stamp to the arrival of its label in this process. The memory of the node is read before and
+    after each rate; with `seconds` of 600 or more this is a soak test. Returns a result for `measure.write`,
+    with `ros_rows`; keys that ros2_benchmark also has are named as there. Errors: BenchError, WeightsError,
+    ProbeError.
     """
     if not all(rate > 0 for rate in rates):
         raise measure.BenchError(f'rates are {", ".join(f"{rate:g}" for rate in rates)}; expected more '
-                               'than 0 Hz')
+                                 'than 0 Hz')
     isolate()
     rows: list[dict[str, Any]] = []
     parameters = {'device': device, 'backend': contender.backend, 'precision': contender.precision,
-                  'threads': threads, 'weights' if model.endswith('.safetensors') else 'model': model}
+                  'threads': threads, 'weights': str(weights.resolve(model))}
     rclpy.init()
     try:
         for size in sizes:
@@ -69,7 +71,7 @@ def _bench_node(parameters: dict[str, Any], size: tuple[int, int], overlay: bool
                           ('label', 'overlay') if overlay else ('label',))
             try:
                 probe.wait_connected(120.0, node)
-                # The first frames of a size are slow: the network is made ready for it.
+                # The first frame of a size is slow: the node prepares the network for it.
                 for _ in range(5):
                     seen.clear()
                     probe.play(frame)
@@ -83,7 +85,7 @@ def _bench_node(parameters: dict[str, Any], size: tuple[int, int], overlay: bool
                 for row in rows:
                     row['highest_rate_hz'] = highest
                 print(f'{rows[0]["size"]}{" with overlay" if overlay else ""}: highest rate with less than '
-                      f'{LOSS:g} % loss {highest:.0f} Hz', flush=True)
+                      f'{MAX_LOSS:g} % loss {highest:.0f} Hz', flush=True)
             finally:
                 probe.destroy_node()
     return rows
@@ -91,16 +93,16 @@ def _bench_node(parameters: dict[str, Any], size: tuple[int, int], overlay: bool
 
 def _run(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], rate: float,
          seconds: float) -> dict[str, Any]:
-    """Play at a rate, give the last frames a second to come back, and count."""
+    """Play at a rate, wait up to a second for the last labels, and count."""
     seen.clear()
     sent: list[int] = []
-    busy, before_mb, began = _processor_seconds(node), resident_mb(node.process.pid), monotonic()
+    busy, before_mb, began = _cpu_seconds(node), resident_mb(node.process.pid), monotonic()
     for i in range(max(3, round(rate * seconds))):
         probe.wait(lambda: False, max(0.0, began + i / rate - monotonic()), node)
         sent.append(probe.play(frame))
     took = monotonic() - began
     probe.wait(lambda: len(seen) == len(sent), 1.0, node)
-    used, after_mb = 100 * (_processor_seconds(node) - busy) / took, resident_mb(node.process.pid)
+    used, after_mb = 100 * (_cpu_seconds(node) - busy) / took, resident_mb(node.process.pid)
     latency = LatencyStats()
     for s in seen:
         latency.add(s.latency_ms)
@@ -123,33 +125,33 @@ def _run(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], r
 
 
 def _times(seen: Seen) -> Seen:
-    """Return it without the images, which would fill the memory in an hour."""
+    """Return a copy without the images, which would fill the memory within an hour."""
     return Seen(seen.stamp_ns, latency_ms=seen.latency_ms, arrived_s=seen.arrived_s)
 
 
 def _highest_rate(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], seconds: float,
                   limit_hz: float) -> float:
-    """Find the highest rate, from 1 Hz up, with less than `LOSS` lost, to within a tenth, by halving."""
+    """Find the highest rate above 1 Hz that loses less than `MAX_LOSS`, by bisection, to within 10 %."""
     low, high = 1.0, limit_hz
     while high / low > 1.1:
         rate = (low * high) ** 0.5
         row = _run(probe, node, frame, seen, rate, seconds)
-        # A player that can't keep up proves nothing about the node.
-        reached = row['loss_percent'] < LOSS and row['Mean Playback Frame Rate (fps)'] > 0.95 * rate
+        # If this process cannot publish fast enough, the rate says nothing about the node.
+        reached = row['loss_percent'] < MAX_LOSS and row['Mean Playback Frame Rate (fps)'] > 0.95 * rate
         low, high = (rate, high) if reached else (low, rate)
     return low
 
 
 def _stages(probe: Probe, node: NodeProcess) -> dict[str, float]:
-    """Medians of the node's stages over its last 300 frames, in ms, as its next diagnostics have them."""
+    """Return the medians of the node's stages over its last 300 frames, in ms, from its next diagnostics."""
     end = ' p50 (ms)'
     probe.diagnostics = Diagnostics()
     probe.wait(lambda: bool(probe.diagnostics.values), 3.0, node)
     return {k.removesuffix(end): float(v) for k, v in probe.diagnostics.values.items() if k.endswith(end)}
 
 
-def _processor_seconds(node: NodeProcess) -> float:
-    """Seconds of processor time that a node's process has used."""
+def _cpu_seconds(node: NodeProcess) -> float:
+    """Return the CPU time that the process of a node has used, in seconds."""
     fields = Path(f'/proc/{node.process.pid}/stat').read_text().rsplit(')', 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
@@ -159,5 +161,5 @@ def _line(row: dict[str, Any]) -> str:
     what = f'{row["size"]:>9}{" with overlay" if row["overlay"] else ""}'
     return (f'{what} at {row["rate_hz"]:g} Hz: latency p50 {ms["p50"]:.1f} p95 {ms["p95"]:.1f} p99 '
             f'{ms["p99"]:.1f} ms (network {row["stages"].get("network", 0):.1f}), lost '
-            f'{row["loss_percent"]:.1f} %, processor {row["processor_percent"]:.0f} %, memory '
+            f'{row["loss_percent"]:.1f} %, CPU {row["processor_percent"]:.0f} %, memory '
             f'{row["memory_mb"]:.0f} MB ({row["memory_growth_mb"]:+.0f})')

@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: watches a camera and a segmentation node at work, and shows what came of it."""
+"""The demo: runs a camera and a segmentation node; writes a video, a picture and figures of the result."""
 from collections.abc import Iterator
 from contextlib import contextmanager
 import json
@@ -24,7 +24,7 @@ SHEET_ROWS = 6
 
 
 class Album:
-    """Keeps a few complete frames a second, as JPEG, so that memory stays small however long it runs."""
+    """Keeps a few complete frames per second as JPEG, so that memory stays small in a long run."""
 
     def __init__(self, width: int = 480):
         self._width = width
@@ -42,7 +42,7 @@ class Album:
         self.pages.append({k: _jpeg(self._fit(v)) for k, v in page.items()})
 
     def page(self, index: int) -> dict[str, np.ndarray]:
-        """Images of a page, (h, w, 3) uint8 BGR, as OpenCV writes them."""
+        """Return the images of a page, (h, w, 3) uint8 BGR, the order that OpenCV writes."""
         return {k: np.asarray(cv2.imdecode(v, cv2.IMREAD_COLOR)) for k, v in self.pages[index].items()}
 
     def _fit(self, rgb: np.ndarray) -> np.ndarray:
@@ -53,9 +53,9 @@ class Album:
 def demo(source: str, model: str, out: Path, *, image_topic: str = '', resolution: str = '',
          device: str = 'auto', rate: float = 15.0, seconds: float = 30.0) -> int:
     """
-    Run the demo and write `demo.webm`, `contact_sheet.png`, `summary.json` and the nodes' logs to `out`.
+    Run the demo and write a video, a contact sheet, `summary.json` and the logs of the nodes to `out`.
 
-    Returns 0, or 1 if no label came back or every label image was of one class.
+    Returns 0, or 1 if no label came back or all labels are of one class.
     """
     path = weights.resolve(model)
     card = weights.read_card(path)
@@ -63,7 +63,7 @@ def demo(source: str, model: str, out: Path, *, image_topic: str = '', resolutio
     rclpy.init()
     out.mkdir(parents=True, exist_ok=True)
     album, latency = Album(), LatencyStats()
-    # The synthetic street and CamVid's folders publish CamVid's ids.
+    # The ground truth of the synthetic street and of CamVid's folders has CamVid's ids.
     matrix = ConfusionMatrix(len(card.labels)) if card.labels.name == 'camvid' else None
     palette = card.labels.palette()
     classes: set[int] = set()
@@ -134,14 +134,14 @@ def _report(result: dict[str, Any], out: Path, num_classes: int) -> int:
     print(f'classes seen: {", ".join(result["classes_seen"])}')
     print(f'look at {out / "contact_sheet.png"}, {out / "demo.webm"}, {out / "summary.json"}')
     if num_classes < 2:
-        print(f'ERROR: {"no label image came back" if not num_classes else "every label was one class"}; '
+        print(f'ERROR: {"no label image came back" if not num_classes else "all labels are of one class"}; '
               f'see {out / "segmentation.log"} and {out / "camera.log"}')
         return 1
     return 0
 
 
 def _write_video(path: Path, album: Album) -> None:
-    """VP8 in WebM: frame beside overlay; browsers play it, and OpenCV's wheels can write it."""
+    """Write frame and overlay side by side: VP8 in WebM, which browsers play and OpenCV can write."""
     first = album.page(0)
     height, width = first['frame'].shape[:2]
     with _silent_stderr():  # OpenCV complains of the tag, and writes the file as it should
@@ -154,7 +154,7 @@ def _write_video(path: Path, album: Album) -> None:
 
 
 def _write_sheet(path: Path, album: Album, labels: LabelSet) -> None:
-    """Rows spread over the run: frame, overlay and, where there is one, ground truth; a legend below."""
+    """Write rows of frame, overlay and ground truth (if any), spread over the run, and a legend below."""
     chosen = np.unique(np.linspace(0, len(album.pages) - 1, SHEET_ROWS).round().astype(int))
     pages = [album.page(i) for i in chosen]
     columns = [k for k in ('frame', 'overlay', 'truth') if all(k in p for p in pages)]
@@ -175,7 +175,7 @@ def _write_sheet(path: Path, album: Album, labels: LabelSet) -> None:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Keep what C++ code writes to stderr off the terminal."""
+    """Discard what C++ code writes to stderr."""
     kept = os.dup(2)
     with open(os.devnull, 'w') as nothing:
         os.dup2(nothing.fileno(), 2)

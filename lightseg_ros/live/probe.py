@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Runs our nodes as processes, plays frames to them and collects what comes back, matched by stamp."""
+"""Runs the nodes as processes, publishes frames to them, and collects the results by stamp."""
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,24 +38,24 @@ LATCHED = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
 
 
 class ProbeError(ValueError):
-    """A node that did not come up, or died; the text quotes its last words."""
+    """A node that did not start, or died; the text quotes the end of its log."""
 
 
 def isolate() -> None:
     """
-    Keep this process and its children on this machine, with shared memory that holds images.
+    Keep the DDS traffic of this process and its children on this machine, and let images fit into it.
 
-    Call it before `rclpy.init`. What the user has set in the environment stays as it is.
+    Call it before `rclpy.init`. Variables that are already set in the environment keep their values.
     """
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    # Anything but the default 0, where a robot's own nodes would mix with ours; 101 is the highest safe one.
+    # Not the default 0, where the nodes of a robot may run. 101 is the highest safe domain.
     os.environ.setdefault('ROS_DOMAIN_ID', str(50 + os.getpid() % 50))
     os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE',
                           str(share_dir() / 'config' / 'fastdds_localhost.xml'))
 
 
 class NodeProcess:
-    """One of our nodes in a process of its own, its output in a log file."""
+    """One of the nodes in its own process, with its output in a log file."""
 
     def __init__(self, module: str, log: Path, parameters: dict[str, Any] | None = None,
                  remap: dict[str, str] | None = None):
@@ -71,13 +71,13 @@ class NodeProcess:
             self.process = subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT)
 
     def check(self) -> None:
-        """Raise `ProbeError` with the node's last words if it has ended with an error."""
+        """Raise `ProbeError` with the end of the log if the node has ended with an error."""
         if self.process.poll() not in (None, 0):
             raise ProbeError(f'node {self.name} ended with exit code {self.process.returncode}; it said: '
                              f'{self.last_words(8)}')
 
     def last_words(self, lines: int) -> str:
-        """Return the end of the log on one line."""
+        """Return the last lines of the log as one line."""
         return ' | '.join(self.log.read_text().strip().splitlines()[-lines:])
 
     @property
@@ -85,7 +85,7 @@ class NodeProcess:
         return self.process.poll() is None
 
     def stop(self) -> int:
-        """SIGINT, and SIGKILL if that does not end it within 15 s; returns the exit code."""
+        """Send SIGINT, and SIGKILL if the node does not end within 15 s; returns the exit code."""
         if self.running:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -97,7 +97,7 @@ class NodeProcess:
 
 @contextmanager
 def nodes(*processes: NodeProcess) -> Iterator[tuple[NodeProcess, ...]]:
-    """Stop the processes at the end, whatever happens."""
+    """Stop the processes at the end of the block, also after an exception."""
     try:
         yield processes
     finally:
@@ -108,10 +108,10 @@ def nodes(*processes: NodeProcess) -> Iterator[tuple[NodeProcess, ...]]:
 @dataclass
 class Seen:
     """
-    What was seen of one frame. Images as their messages hold them: (H, W, 3) or (H, W) uint8.
+    The messages of one frame: (H, W, 3) or (H, W) uint8 images, None if they have not arrived.
 
-    `latency_ms`: from the stamp of the image to the arrival of its label here, which was at `arrived_s` of
-    the monotonic clock.
+    `latency_ms`: time from the stamp of the image to the arrival of its label in this process. `arrived_s`:
+    time of that arrival on the monotonic clock.
     """
 
     stamp_ns: int
@@ -129,7 +129,7 @@ class Seen:
 
 @dataclass
 class Diagnostics:
-    """The last status that a segmentation node published."""
+    """The status that a segmentation node published last."""
 
     summary: str = ''
     values: dict[str, str] = field(default_factory=dict)
@@ -137,12 +137,12 @@ class Diagnostics:
 
 class Probe(Node):
     """
-    Collects a segmentation node's results by the stamp of their frame; can play the frames as well.
+    Collects the results of a segmentation node by the stamp of their frame; can publish the frames as well.
 
-    `parts`: which of 'frame', 'truth', 'label', 'overlay', 'confidence' make a frame complete; `optional`
-    ones are there if they came before. These topics are subscribed to. `on_complete` is called with each
-    complete `Seen`; at most `keep` incomplete ones are kept. `plays`: type of the messages that are played;
-    None for a probe that only listens, as one that collects 'frame' does.
+    `parts`: those of 'frame', 'truth', 'label', 'overlay', 'confidence' that make a frame complete.
+    `optional`: parts that are kept if they arrive before the frame is complete. Both are subscribed to.
+    `on_complete` is called with each complete `Seen`; at most `keep` incomplete ones are kept. `plays`:
+    message type of the frames to publish; None, and always if 'frame' is collected: only listen.
     """
 
     def __init__(self, on_complete: Callable[[Seen], None], parts: tuple[str, ...] = ('label',), *,
@@ -175,29 +175,29 @@ class Probe(Node):
         self._executor.add_node(self)
 
     def play(self, rgb: np.ndarray, stamp_ns: int | None = None, encoding: str = 'rgb8') -> int:
-        """Publish a frame, stamped now unless a stamp is given; returns the stamp in ns."""
+        """Publish a frame, with the current time unless a stamp is given; returns the stamp in ns."""
         if self._publisher is None:
-            raise ProbeError("a probe that collects 'frame' has a camera beside it and does not play")
+            raise ProbeError("a probe that collects 'frame' listens to a camera and cannot publish frames")
         msg = images.encode(rgb, encoding, Header(frame_id='camera'), Image())
-        # Last of all: what it takes to fill a message in Python is not the node's latency.
+        # Stamped last: the time to fill the message in Python does not belong to the node's latency.
         stamp = self.get_clock().now() if stamp_ns is None else Time(nanoseconds=stamp_ns)
         msg.header.stamp = stamp.to_msg()
         self._publisher.publish(msg)
         return stamp.nanoseconds
 
     def play_raw(self, cdr: bytes) -> None:
-        """Publish a message that is serialized already."""
+        """Publish a serialized message."""
         assert self._publisher is not None
         self._publisher.publish(cdr)
 
     def connected(self) -> bool:
-        """Return whether every topic that is played or collected has its other end."""
+        """Return whether the node subscribes to the frames and publishes every required part."""
         if self._publisher is not None and not self._publisher.get_subscription_count():
             return False
-        return not self._lonely()
+        return not self._unpublished()
 
     def wait(self, until: Callable[[], bool], timeout_s: float, *processes: NodeProcess) -> bool:
-        """Spin until a condition holds; False after the timeout. A process that died raises `ProbeError`."""
+        """Spin until a condition holds; False after the timeout. `ProbeError` if a process has died."""
         end = monotonic() + timeout_s
         while not until():
             if monotonic() > end or not rclpy.ok():
@@ -208,15 +208,15 @@ class Probe(Node):
         return True
 
     def wait_connected(self, timeout_s: float, *processes: NodeProcess) -> None:
-        """Wait until `connected`; `ProbeError` says which topic has no other end."""
+        """Wait until `connected`; `ProbeError` says which topic is not connected."""
         if not self.wait(self.connected, timeout_s, *processes):
-            lonely = self._lonely()
-            missing = f'publishes {", ".join(lonely)}' if lonely else 'takes the image'
-            words = ''.join(f'; {p.name} said last: {p.last_words(2) or "nothing"}' for p in processes)
-            raise ProbeError(f'after {timeout_s:g} s nobody {missing} in ROS_DOMAIN_ID '
+            unpublished = self._unpublished()
+            missing = f'publishes {", ".join(unpublished)}' if unpublished else 'subscribes to the image'
+            words = ''.join(f'; log of {p.name}: {p.last_words(2) or "(empty)"}' for p in processes)
+            raise ProbeError(f'after {timeout_s:g} s no node {missing} in ROS_DOMAIN_ID '
                              f'{os.environ.get("ROS_DOMAIN_ID", "0")}{words}')
 
-    def _lonely(self) -> list[str]:
+    def _unpublished(self) -> list[str]:
         topics = [self._subscriptions_of[part].topic_name for part in self._parts]
         return [topic for topic in topics if not self.count_publishers(topic)]
 
@@ -249,7 +249,7 @@ class Probe(Node):
 
 
 def _yaml(value: Any) -> str:
-    """Spell a parameter so that ROS reads the type that it has: an empty string and '10' stay strings."""
+    """Write a value so that ROS parses it with the same type: '' and '10' stay strings."""
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     return str(value).lower() if isinstance(value, bool) else repr(value)

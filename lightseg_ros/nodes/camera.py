@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The camera node: publishes a folder, a video, a bag, a device or the synthetic street as a camera would."""
+"""The camera node: publishes a folder, a video, a bag, a device or the synthetic street as a camera topic."""
 from dataclasses import dataclass
 import sys
 import threading
@@ -26,40 +26,40 @@ OUTPUTS = {'raw': (Image, 'image'), 'compressed': (CompressedImage, 'image/compr
 
 @dataclass(frozen=True)
 class CameraParameters:
-    """Parameters of the node."""
+    """Parameters of the camera node."""
 
     source: str = parameter(
-        'synthetic', "'synthetic' (built-in street), a folder of images, a video, a bag, '/dev/video0' or "
-        'its number.', read_only=True)
-    topic: str = parameter('', 'Image topic of a bag; empty: the only one there is.', read_only=True)
+        'synthetic', "Source of the images: 'synthetic' (the built-in street), a folder of images, a video, "
+        "a bag, or a device such as '/dev/video0' or its number.", read_only=True)
+    topic: str = parameter('', 'Image topic of a bag. Empty: its only image topic.', read_only=True)
     rate: float = parameter(
-        0.0, "Frames a second; 0 is the source's own: a video's rate, a bag's stamps, a device's frames as "
-        'they come, 10 for a folder, 15 for the street.', limits=(0.0, 1000.0))
+        0.0, 'Images per second. 0: the rate of the source (of the video, the stamps of the bag, every '
+        'image of the device, 10 for a folder, 15 for the street).', limits=(0.0, 1000.0))
     width: int = parameter(
-        0, "Width of the image in pixels; 0 is the source's own, or what keeps the shape.",
+        0, 'Width of the image in pixels. 0: as the source, or according to the height.',
         limits=(0, 16384), read_only=True)
     height: int = parameter(
-        0, "Height of the image in pixels; 0 is the source's own, or what keeps the shape.",
+        0, 'Height of the image in pixels. 0: as the source, or according to the width.',
         limits=(0, 16384), read_only=True)
-    loop: bool = parameter(False, 'Begin again after the last frame.')
-    count: int = parameter(0, 'End after this many frames; 0 is never.', limits=(0, 2 ** 62), read_only=True)
-    frame_id: str = parameter('camera', 'frame_id of every header.')
+    loop: bool = parameter(False, 'Start again after the last frame.')
+    count: int = parameter(0, 'Exit after this many frames. 0: never.', limits=(0, 2 ** 62), read_only=True)
+    frame_id: str = parameter('camera', 'frame_id of all headers.')
     encoding: str = parameter('rgb8', 'Encoding of raw images.', choices=('rgb8', 'bgr8'), read_only=True)
     image_transport: str = parameter(
-        'raw', 'raw publishes image, compressed (JPEG) image/compressed.', choices=tuple(OUTPUTS),
+        'raw', 'raw: publish image; compressed: publish image/compressed, as JPEG.', choices=tuple(OUTPUTS),
         read_only=True)
     depth: bool = parameter(
-        False, 'Publish depth, in millimetres, too; the synthetic street alone has it.', read_only=True)
-    seed: int = parameter(0, 'Which synthetic street.', limits=(0, 2 ** 31), read_only=True)
+        False, 'Also publish depth, in millimetres. Only the synthetic street has depth.', read_only=True)
+    seed: int = parameter(0, 'Random seed of the synthetic street.', limits=(0, 2 ** 31), read_only=True)
 
 
 class CameraNode(Node):
     """
-    Publishes `image` (or `image/compressed`) and `camera_info`; where the source knows it, `~/ground_truth`.
+    Publishes `image` (or `image/compressed`) and `camera_info`.
 
-    If it was asked for also `depth`. All have the same header, stamped when the frame goes out. A thread
-    reads, waits and publishes, so that a slow source does not hold up the executor. After a pause frames go
-    on at their rate, in no burst.
+    If the source has them, it also publishes `~/ground_truth` and, on request, `depth`. All messages of a
+    frame have the same header, stamped with the time of publishing. A thread reads and publishes, so that a
+    slow source does not block the executor. After a pause, frames continue at their rate, without a burst.
     """
 
     def __init__(self) -> None:
@@ -85,15 +85,15 @@ class CameraNode(Node):
         log.info(f'{self._source.description}: publishing {self._image.topic_name}')
 
     def destroy_node(self) -> None:
-        """Let the thread finish its frame, then take down the publishers."""
+        """Let the thread finish its frame, then destroy the publishers."""
         if hasattr(self, '_thread'):
             self._stop.set()
-            # A device's read may block for seconds; the thread is a daemon and ends with the process.
+            # Reading from a device may block for seconds. The thread is a daemon and ends with the process.
             self._thread.join(timeout=2.0)
         super().destroy_node()
 
     def done(self) -> bool:
-        """Return whether the last frame is out; raises the source's error if it ended with one."""
+        """Return whether the last frame was published; raises the error that ended the source, if any."""
         if self._error is not None:
             raise self._error
         return not self._thread.is_alive()
@@ -105,14 +105,14 @@ class CameraNode(Node):
         try:
             count = self._play()
         except Exception as e:
-            # SIGTERM shuts the context down at once, maybe under a frame that is going out: no error.
+            # SIGTERM shuts the context down at once, possibly while a frame is published: not an error.
             if self.context.ok():
                 self._error = e
             return
         if not self._stop.is_set():
             self._image.wait_for_all_acked(Duration(seconds=2))
             self._truth.wait_for_all_acked(Duration(seconds=2))
-            self.get_logger().info(f'{count} frames published, no more to come')
+            self.get_logger().info(f'{count} frames published; the source has no more')
 
     def _play(self) -> int:
         """Publish until the source ends or `_stop` is set; returns the number of frames."""
@@ -123,10 +123,10 @@ class CameraNode(Node):
             for frame in self._source.frames():
                 period = self._period(frame, last_ns) if count else 0.0
                 last_ns = frame.stamp_ns
-                # Up to a period of lateness is caught up, more than that is let go: no burst.
+                # A delay of up to one period is made up for; a longer one is not, which would cause a burst.
                 next_due = max(due + period, monotonic() - period)
                 if self._source.live and monotonic() < next_due - period / 4:
-                    continue  # the device is faster than wanted
+                    continue  # the device is faster than the requested rate
                 due = next_due
                 if self._stop.wait(max(due - monotonic(), 0.0)):
                     return count
@@ -138,7 +138,7 @@ class CameraNode(Node):
                 return count
 
     def _period(self, frame: SourceFrame, last_ns: int | None) -> float:
-        """Seconds that should lie between the frame and the one before it."""
+        """Return the time between the frame and the one before it, in seconds."""
         rate = self._settings.rate or self._source.rate
         if rate:
             return 1 / rate
@@ -149,14 +149,15 @@ class CameraNode(Node):
     def _publish(self, frame: SourceFrame) -> None:
         p = self._settings
         header = Header(stamp=self.get_clock().now().to_msg(), frame_id=p.frame_id)
-        # The image last: who waits for it has the rest by then.
+        # The image comes last: a subscriber that waits for it has received the rest by then.
         if frame.truth is not None and self._truth.get_subscription_count():
             self._truth.publish(images.encode(frame.truth, 'mono8', header, Image()))
-        if self._depth and frame.depth is not None:  # what 16 bits can't hold is too far to be measured
+        if self._depth and frame.depth is not None:
+            # 16 bits hold up to 65.5 m; a depth camera does not measure further either.
             millimetres = (1e3 * np.where(frame.depth < 65.5, frame.depth, 0)).round().astype(np.uint16)
             self._depth.publish(images.encode(millimetres, '16UC1', header, Image()))
         height, width = frame.rgb.shape[:2]
-        info = CameraInfo(header=header, height=height, width=width)  # all zeros: not calibrated
+        info = CameraInfo(header=header, height=height, width=width)  # all zeros means not calibrated
         if frame.calibration is not None:
             c = frame.calibration
             info.k, info.r, info.p = c.k.ravel(), c.r.ravel(), c.p.ravel()
@@ -171,7 +172,7 @@ class CameraNode(Node):
 
 def main() -> None:
     """Console script `camera_node`."""
-    cv2.setNumThreads(1)  # the other cores are the network's
+    cv2.setNumThreads(1)  # leave the other cores to the network
     sys.exit(run(CameraNode, lambda node: isinstance(node, CameraNode) and node.done()))
 
 

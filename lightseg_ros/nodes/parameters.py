@@ -1,11 +1,11 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-A node's parameters are one frozen dataclass; a loop declares its fields.
+The parameters of a node are the fields of one frozen dataclass.
 
     @dataclass(frozen=True)
     class CameraParameters:
-        rate: float = parameter(15.0, 'Frames a second.', limits=(0.0, 1000.0))
+        rate: float = parameter(15.0, 'Frames per second.', limits=(0.0, 1000.0))
 
     values = declare(node, CameraParameters)
     watch(node, values, apply)
@@ -21,22 +21,21 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 T = TypeVar('T')
-# Names that rclpy itself declares, or declares later (QoS overrides, with their publisher or subscription).
+# Parameters that rclpy declares itself, some of them later (QoS overrides, with their topic).
 FOREIGN = ('use_sim_time', 'start_type_description_service', 'qos_overrides.')
 
 
 class ParameterError(ValueError):
-    """A parameter with a value that the node cannot take; the text names it and what it takes."""
+    """A parameter with an invalid value; the text names the parameter and the values that are valid."""
 
 
 def parameter(default: Any, description: str, *, limits: tuple[Any, Any] | None = None,
               choices: tuple[str, ...] = (), read_only: bool = False) -> Any:
     """
-    Return a dataclass field that is a ROS parameter of the default's type (bool, int, float or str).
+    Return a dataclass field that is a ROS parameter; its type (bool, int, float, str) is the default's.
 
-    `limits`: lowest and highest value, both allowed; `choices`: the only values of a string; `read_only`:
-    fixed once the node runs. What no field can say alone, the dataclass checks in `__post_init__`, with a
-    ValueError.
+    `limits`: lowest and highest valid value; `choices`: the valid values of a string; `read_only`: cannot be
+    set while the node runs. For other checks, the dataclass raises a ValueError in `__post_init__`.
     """
     return dataclasses.field(default=default, metadata={
         'description': description, 'limits': limits, 'choices': choices, 'read_only': read_only})
@@ -44,15 +43,15 @@ def parameter(default: Any, description: str, *, limits: tuple[Any, Any] | None 
 
 def declare(node: Node, cls: type[T]) -> T:
     """
-    Declare every field of the dataclass `cls` on the node; return it filled with the values in force.
+    Declare every field of the dataclass `cls` as a parameter; return an instance with the given values.
 
-    A whole number is taken for a float or a text (`rate:=10`, `source:=0`). A name that was given and that
-    is no field is reported as a warning, with the nearest one; rclpy would ignore it in silence. (No error:
-    one parameter file may serve several nodes.) `ParameterError` where a type, a range, a choice or the
-    class's own check fails.
+    A whole number is accepted for a float or a string (`rate:=10`, `source:=0`). A given parameter that is
+    not a field is reported as a warning with the nearest name; rclpy would ignore it silently. It is not an
+    error, because one parameter file may serve several nodes. `ParameterError` if a type, a range, a choice
+    or the check of the class fails.
     """
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    given = node._parameter_overrides  # rclpy offers no other way to see what was given but never declared
+    given = node._parameter_overrides  # rclpy has no public access to values that were given but not declared
     values = {}
     for field in fields:
         value = given[field.name].value if field.name in given else field.default
@@ -70,7 +69,7 @@ def declare(node: Node, cls: type[T]) -> T:
     names = [field.name for field in fields]
     for name in given:
         if name not in names and not name.startswith(FOREIGN):
-            if name == 'image_topic':  # what the launch file calls it
+            if name == 'image_topic':  # the name of the launch argument
                 node.get_logger().warning(f'unknown parameter {name!r} is ignored; topics are remapped: '
                                           '-r image:=/your/topic')
                 continue
@@ -85,8 +84,8 @@ def watch(node: Node, values: T, apply: Callable[[T], None]) -> None:
     """
     Call `apply(new)` with a new instance whenever parameters are set while the node runs.
 
-    Changes that come in one atomic request give one call. A value that fails a check, or a ValueError that
-    `apply` raises, rejects the request with its text as the reason, and nothing changes.
+    All changes of one atomic request arrive in one call. If a check fails, or `apply` raises a ValueError,
+    the request is refused with the text of the error, and nothing changes.
     """
     current = values
     names = [field.name for field in dataclasses.fields(values)]  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs a camera's labels with its depth by their stamps, and publishes both as a labelled point cloud."""
+"""Pairs the labels of a camera with its depth by their stamps, and publishes labelled point clouds."""
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,19 +18,21 @@ from .. import images, points
 from ..health import Health
 from ..points import PointsError
 
-# Depth may come in a burst while an image is on its way.
+# Several depth images may arrive while one image is segmented.
 DEPTH_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 INFO_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 POINTS_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
-KEPT_NS = 2 * 10 ** 9  # labels of a slow network may be a second behind their depth
-WAITING = 10  # and depth that is slow to be registered some images behind their labels
-QUIET_S = 5.0  # between two complaints
-IN_A_ROW = 10  # labels without depth that are no matter of a slower depth camera, or of a start
+KEPT_NS = 2 * 10 ** 9  # depth is kept this long: labels of a slow network may be a second later
+MAX_WAITING = 10  # labels that wait for depth, which takes time to be registered to the image
+LOG_PERIOD_S = 5.0
+# This many labels in a row without depth are logged. Fewer are normal with a slower depth camera or at the
+# start.
+MISSES_LOGGED = 10
 
 
 @dataclass
-class Labelled:
-    """The labels and confidence of an image, (H, W) uint8, with its header; palette (256, 3) uint8 RGB."""
+class LabelledImage:
+    """Labels and confidence of an image, (H, W) uint8, with its header; palette: (256, 3) uint8 RGB."""
 
     header: Header
     labels: np.ndarray
@@ -42,23 +44,24 @@ class Points:
     """
     Subscribes to a camera's `depth` and `camera_info`, publishes `points` with the header of the depth.
 
-    An image's labels go with the depth image whose stamp is nearest, if it is within `tolerance_s`. Which is
-    nearest is known once depth as late as the image, or later, has come; until then labels wait. `wake` is
-    then called from the executor; `match` does the work, in the caller's thread, as `add` does.
+    The labels of an image are combined with the depth image whose stamp is nearest, if the stamps differ by
+    at most `tolerance_s`. The nearest one is known once depth with the image's stamp or a later one has
+    arrived; until then the labels wait. When depth arrives, `wake` is called in the executor's thread. `add`
+    and `match` do the work in the thread that calls them.
     """
 
     def __init__(self, node: Node, prefix: str, tolerance_s: float, health: Health,
                  wake: Callable[[], None]):
         self._node, self._health, self._wake = node, health, wake
         self._tolerance_ns = round(1e9 * tolerance_s)
-        self._lock = threading.Lock()  # of the kept depth, which the executor adds to
+        self._lock = threading.Lock()  # protects _kept, which the executor fills and the worker reads
         self._kept: deque[Image] = deque()
         self._info: CameraInfo | None = None
-        self._waiting: deque[Labelled] = deque()
+        self._waiting: deque[LabelledImage] = deque()
         self._used_ns = -1
-        self._published = self._alone = self._alone_in_a_row = self._failed = 0
+        self._published = self._missed = self._missed_in_a_row = self._failed = 0
         self._last_error = ''
-        self._said_s = float('-inf')
+        self._logged_s = float('-inf')
         self._warned_of_frame = False
         overriding = QoSOverridingOptions.with_default_policies()
         self._publisher = node.create_publisher(
@@ -69,6 +72,7 @@ class Points:
             CameraInfo, f'{prefix}camera_info', self._on_info, INFO_QOS, qos_overriding_options=overriding)
 
     def wanted(self) -> bool:
+        """Return whether anybody subscribes to the points."""
         return self._publisher.get_subscription_count() > 0
 
     def topics(self) -> list[str]:
@@ -77,20 +81,20 @@ class Points:
 
     def values(self) -> dict[str, str]:
         """Return counts for the diagnostics."""
-        out = {'points published': str(self._published), 'labels without depth': str(self._alone),
+        out = {'points published': str(self._published), 'labels without depth': str(self._missed),
                'points failed': str(self._failed)}
         return out | ({'last points error': self._last_error} if self._last_error else {})
 
-    def add(self, labelled: Labelled) -> None:
-        """Publish these labels as points, now or when their depth comes."""
+    def add(self, labelled: LabelledImage) -> None:
+        """Publish these labels as points, now or when their depth arrives."""
         self._waiting.append(labelled)
-        if len(self._waiting) > WAITING:
+        if len(self._waiting) > MAX_WAITING:
             self._waiting.popleft()
             self._without_depth()
         self.match()
 
     def match(self) -> None:
-        """Publish the labels whose depth is there; a failure is counted and logged."""
+        """Publish the labels whose depth has arrived; a failure is counted and logged."""
         while self._waiting:
             stamp_ns = _ns(self._waiting[0].header)
             with self._lock:
@@ -98,20 +102,20 @@ class Points:
                     return
                 near = min(self._kept, key=lambda depth: abs(_ns(depth.header) - stamp_ns))
             labelled, near_ns = self._waiting.popleft(), _ns(near.header)
-            # A cloud goes out once: of two images that share their depth the first one labels it.
+            # Each depth image is published once: if two images share one, the first image labels it.
             if abs(near_ns - stamp_ns) > self._tolerance_ns or near_ns == self._used_ns:
                 self._without_depth()
                 continue
-            self._used_ns, self._alone_in_a_row = near_ns, 0
+            self._used_ns, self._missed_in_a_row = near_ns, 0
             try:
                 self._publish(near, labelled)
-            except Exception as e:  # bad depth, whatever is wrong with it, must not end the node
-                if self._node.context.ok():  # else a signal shut it down under us
+            except Exception as e:  # whatever is wrong with one depth image must not end the thread
+                if self._node.context.ok():  # otherwise a signal shut the context down during publishing
                     self._failed += 1
                     self._last_error = str(e)
-                    self._say(f'no points: {e}')
+                    self._log(f'no points: {e}')
 
-    def _publish(self, near: Image, labelled: Labelled) -> None:
+    def _publish(self, near: Image, labelled: LabelledImage) -> None:
         began = perf_counter()
         if self._info is None:
             raise PointsError(f'no message on {self._infos.topic_name} yet')
@@ -119,8 +123,8 @@ class Points:
         if frames[0] != frames[1] and not self._warned_of_frame:
             self._warned_of_frame = True
             self._node.get_logger().warning(
-                f'{self._depth.topic_name} is in frame {frames[0]!r}, the image in {frames[1]!r}; points '
-                'have wrong labels unless depth is registered to the image')
+                f'{self._depth.topic_name} has frame_id {frames[0]!r}, the image has {frames[1]!r}; the '
+                'labels of the points are wrong unless depth is registered to the image')
         depth = images.decode_depth(near)
         camera = points.pinhole(self._info, *depth.shape)
         cloud = points.cloud(depth, camera, labelled.labels, labelled.confidence, labelled.palette)
@@ -129,16 +133,16 @@ class Points:
         self._health.stage_took('points', 1e3 * (perf_counter() - began))
 
     def _without_depth(self) -> None:
-        self._alone += 1
-        self._alone_in_a_row += 1
-        if self._alone_in_a_row >= IN_A_ROW:
-            self._say(f'no points: no depth on {self._depth.topic_name} within '
+        self._missed += 1
+        self._missed_in_a_row += 1
+        if self._missed_in_a_row >= MISSES_LOGGED:
+            self._log(f'no points: no depth on {self._depth.topic_name} within '
                       f'{self._tolerance_ns / 1e6:g} ms of the image; see parameter depth_tolerance')
 
-    def _say(self, text: str) -> None:
-        # By hand: rclpy's throttle is one for all cameras.
-        if monotonic() - self._said_s > QUIET_S:
-            self._said_s = monotonic()
+    def _log(self, text: str) -> None:
+        # Not rclpy's throttle, which all cameras would share.
+        if monotonic() - self._logged_s > LOG_PERIOD_S:
+            self._logged_s = monotonic()
             self._node.get_logger().error(text)
 
     def _on_depth(self, msg: Image) -> None:
@@ -146,7 +150,7 @@ class Points:
         with self._lock:
             if wanted:
                 self._kept.append(msg)
-            # A clock that was set back, or a bag that began again, empties it too.
+            # abs: a clock that is set back, or a bag that starts again, empties the queue too.
             while self._kept and (not wanted or abs(_ns(msg.header) - _ns(self._kept[0].header)) > KEPT_NS):
                 self._kept.popleft()
         if self._waiting:
