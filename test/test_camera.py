@@ -134,7 +134,7 @@ def test_a_folder_loops_with_its_truth_and_without_the_broken_image(camera, fold
 def test_it_ends_by_itself_after_the_last_frame(camera, folder, parameters, count):
     c = camera(source=folder, rate=50, **parameters)
     assert c.process.wait(20) == 0
-    assert f'{count} frames published, the source has no more' in c.log.read_text()
+    assert f'{count} frames published; the source has no more' in c.log.read_text()
 
 
 def test_compressed_images_of_another_size(camera, folder):

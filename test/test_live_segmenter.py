@@ -1,0 +1,73 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The network that a node runs, without ROS."""
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lightseg_ros import labels, networks, weights
+from lightseg_ros.inference import segmenter
+from lightseg_ros.nodes.live_segmenter import LiveSegmenter, NetworkChoice
+
+
+@pytest.fixture
+def choice(random_weights):
+    return NetworkChoice(str(random_weights), device='cpu', resolution='64x64', backend='torch')
+
+
+def write(path, network, seed):
+    import torch
+    torch.manual_seed(seed)
+    weights.save(path, networks.build(network, 11), weights.Card(
+        network, labels.load('camvid'), (100.0,) * 3, (60.0,) * 3, (64, 64)))
+
+
+def test_it_needs_no_ros():
+    code = ('import sys\nfor name in ("rclpy", "sensor_msgs", "std_msgs"): sys.modules[name] = None\n'
+            'import lightseg_ros.nodes.live_segmenter')
+    assert subprocess.run([sys.executable, '-c', code], timeout=60).returncode == 0
+
+
+def test_it_runs_what_was_chosen_and_exchanges_it(choice, random_weights):
+    frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    live = LiveSegmenter(choice, overlay_alpha=0.25)
+    with live.use() as network:
+        first = network([frame])[0].labels
+    expected = segmenter.load(random_weights, 'cpu', '64x64', backend='torch')([frame])[0].labels
+    assert (first == expected).all()
+    other = NetworkChoice(str(random_weights), device='cpu', resolution='128x96', backend='torch')
+    assert not live.differs(choice) and live.differs(other)
+    seen = []
+    live.change(other, seen.append)
+    with live.use() as network:
+        assert seen == [network] and network.resolution == (128, 96) and network.overlay_alpha == 0.25
+    assert live.differs(choice) and not live.differs(other)
+
+
+def test_a_network_that_cannot_be_loaded_leaves_the_old_one_in_force(choice):
+    live = LiveSegmenter(choice)
+    with live.use() as before:
+        pass
+    seen = []
+    for wrong in (NetworkChoice('nothing', device='cpu'),
+                  NetworkChoice(choice.model, device='cpu', resolution='12x')):
+        with pytest.raises(ValueError):
+            live.change(wrong, seen.append)
+    with live.use() as after:
+        assert after is before
+    assert not seen and not live.differs(choice)
+
+
+def test_a_rewritten_weights_file_is_another_network(tmp_path):
+    path = tmp_path / 'w.safetensors'
+    write(path, 'affnet', 0)
+    live = LiveSegmenter(NetworkChoice(str(path), device='cpu', backend='torch'))
+    assert not live.differs(NetworkChoice(str(path), device='cpu', backend='torch'))
+    write(path, 'affnet', 1)
+    assert live.differs(NetworkChoice(str(path), device='cpu', backend='torch'))
+
+
+def test_a_cpu_takes_one_camera_after_the_other(choice):
+    assert LiveSegmenter(choice, cameras=3).batch_limit == 1
