@@ -26,8 +26,8 @@ EXTRAS = {
     # ONNX files, and the backend onnxruntime.
     'export': ['onnx', 'onnxruntime', 'onnxscript'],
     # ROS 2 Kilted from PyPI: x86-64 Linux, CPython 3.10 to 3.14.
-    'ros': ['ros-rclpy[fastrtps]', 'ros-ament-index-python', 'ros-diagnostic-msgs', 'ros-rosgraph-msgs',
-            'ros-sensor-msgs', 'ros-std-msgs'],
+    'ros': ['ros-rclpy[fastrtps]', 'ros-ament-index-python', 'ros-diagnostic-msgs', 'ros-lifecycle-msgs',
+            'ros-rosgraph-msgs', 'ros-sensor-msgs', 'ros-std-msgs', 'ros-std-srvs'],
 }
 EXTRAS['all'] = sorted({name for names in EXTRAS.values() for name in names} - set(EXTRAS['ros']))
 # colcon, bloom and ament call `setup.py install` or `setup.py develop`; pip calls neither. The scripts that

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A mailbox with one place per sender: a newer item replaces the one that waits, and that is counted."""
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 import threading
 from typing import Generic, TypeVar
 
@@ -40,6 +40,11 @@ class Latest(Generic[T]):
             self._condition.wait_for(lambda: self._items or self._closed, timeout_s)
             items, self._items = self._items, {}
             return items
+
+    def discard(self, items: Iterable[Hashable]) -> None:
+        """Count items that were taken, given by their senders, as dropped after all."""
+        with self._condition:
+            self.dropped.update(items)
 
     @property
     def closed(self) -> bool:

@@ -63,10 +63,23 @@ class FrameWorker:
         self._node = node
         self._live = live
         self._mailbox: Latest[NewImage | NewDepth] = Latest()
+        self._running = threading.Event()
+        self._processing = threading.Lock()  # held while the thread processes what it took from the mailbox
         self._thread = threading.Thread(target=self._work, name='segmentation', daemon=True)
 
     def start(self) -> None:
+        """Start the thread; it drops images until `resume`."""
         self._thread.start()
+
+    def resume(self) -> None:
+        """Process images from now on."""
+        self._running.set()
+
+    def pause(self) -> None:
+        """Finish the frames in flight and drop images from now on; nothing is published after the return."""
+        self._running.clear()
+        with self._processing:
+            pass
 
     def stop(self) -> None:
         """Let the thread finish its frame, then end it."""
@@ -88,20 +101,28 @@ class FrameWorker:
 
     def _work(self) -> None:
         while not self._mailbox.closed:
-            frames: list[FrameInFlight] = []
-            for item in self._mailbox.take().values():
-                if isinstance(item, NewImage):
-                    frames += self._decode(item)
-                elif item.camera.points:
-                    item.camera.points.match()
-            labelled: list[tuple[Points, LabelledImage]] = []
-            while frames:
-                with self._live.use() as segmenter:
-                    count = self._live.batch_limit
-                    labelled += self._segment(segmenter, frames[:count])
-                frames = frames[count:]
-            for points, one in labelled:  # after every camera has its label
-                points.add(one)
+            items = self._mailbox.take()
+            with self._processing:
+                if self._running.is_set():
+                    self._process(list(items.values()))
+                else:
+                    self._mailbox.discard(items)
+
+    def _process(self, items: list[NewImage | NewDepth]) -> None:
+        frames: list[FrameInFlight] = []
+        for item in items:
+            if isinstance(item, NewImage):
+                frames += self._decode(item)
+            elif item.camera.points:
+                item.camera.points.match()
+        labelled: list[tuple[Points, LabelledImage]] = []
+        while frames:
+            with self._live.use() as segmenter:
+                count = self._live.batch_limit
+                labelled += self._segment(segmenter, frames[:count])
+            frames = frames[count:]
+        for points, one in labelled:  # after every camera has its label
+            points.add(one)
 
     def _decode(self, item: NewImage) -> list[FrameInFlight]:
         """Return the image as a frame, or nothing if it cannot be decoded."""

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+import gc
 from pathlib import Path
 import threading
 
@@ -116,6 +117,14 @@ class LiveSegmenter:
             on_change(new)
             if new.device.type == 'cuda':
                 torch.cuda.empty_cache()  # frees the graphs of the old network
+
+    def free(self) -> None:
+        """Free the network and its buffers; the object cannot be used afterwards."""
+        cuda = self._segmenter.device.type == 'cuda'
+        del self._segmenter
+        gc.collect()
+        if cuda:
+            torch.cuda.empty_cache()
 
     def _load(self, choice: NetworkChoice) -> Segmenter:
         loaded = segmenter.load(

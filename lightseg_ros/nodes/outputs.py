@@ -29,6 +29,7 @@ class CameraOutputs:
 
     def __init__(self, node: Node, name: str, parameters: SegmentationParameters,
                  wake: Callable[['CameraOutputs'], None]):
+        self._node = node
         self.name = name
         self.prefix = f'{name}/' if name else ''
         self.health = Health()
@@ -39,6 +40,13 @@ class CameraOutputs:
             for kind in ('label', 'overlay', 'confidence'))
         self.points = Points(node, self.prefix, parameters.depth_tolerance, self.health,
                              lambda: wake(self)) if parameters.publish_points else None
+
+    def destroy(self) -> None:
+        """Destroy the publishers and subscriptions."""
+        for publisher in (self.label, self.overlay, self.confidence):
+            self._node.destroy_publisher(publisher)
+        if self.points:
+            self.points.destroy()
 
     def wants_overlay(self, parameters: SegmentationParameters) -> bool:
         return parameters.publish_overlay and _has_subscriber(self.overlay)

@@ -71,6 +71,12 @@ class Points:
         self._infos = node.create_subscription(
             CameraInfo, f'{prefix}camera_info', self._on_info, INFO_QOS, qos_overriding_options=overriding)
 
+    def destroy(self) -> None:
+        """Destroy the publisher and the subscriptions."""
+        self._node.destroy_publisher(self._publisher)
+        for subscription in (self._depth, self._infos):
+            self._node.destroy_subscription(subscription)
+
     def wanted(self) -> bool:
         """Return whether anybody subscribes to the points."""
         return self._publisher.get_subscription_count() > 0

@@ -1,20 +1,28 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation node: camera images in; label, overlay, confidence, points and diagnostics out."""
+from contextlib import suppress
+import ctypes
 from dataclasses import replace
+import gc
 import json
 import sys
 from time import sleep
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
+from std_srvs.srv import SetBool
 
-from ..health import OK
+from ..health import ERROR, OK, Status
 from ..inference.segmenter import Segmenter
 from .frames import FrameWorker
 from .lifetime import run
@@ -35,74 +43,187 @@ LATCHED_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
 INPUTS = {'raw': (Image, 'image'), 'compressed': (CompressedImage, 'image/compressed')}
 
 
-class SegmentationNode(Node):
+class SegmentationNode(LifecycleNode):
     """
     Subscribes to `image` (or `image/compressed`), publishes `~/label`, `~/overlay` and `~/confidence`.
 
     With `depth` and `camera_info` it also publishes `~/points`. The executor only hands images to a
     `FrameWorker`. Parameters exchange the network while the node runs; a network that cannot be loaded is
     refused with the reason, and the old one stays in force.
+
+    Lifecycle: configure loads and warms up the network, activate subscribes to the images, deactivate
+    unsubscribes and keeps the network, cleanup frees it. With the parameter `autostart` the constructor does
+    the first two steps, and raises the error that prevents them (a ValueError). Without it, a lifecycle
+    manager does; a step that fails leaves the node unconfigured, with the reason in the log and in the
+    diagnostics. The keyword arguments of rclpy's Node, such as `namespace`, `context` and
+    `parameter_overrides`, are passed on.
     """
 
-    def __init__(self) -> None:
-        super().__init__('segmentation')
+    def __init__(self, name: str = 'segmentation', **options: Any) -> None:
+        super().__init__(name, **options)
         self._settings = p = declare(self, SegmentationParameters)
-        names = p.cameras.split() or ['']
-        self._live = LiveSegmenter(p.network(), cameras=len(names), overlay_alpha=p.overlay_alpha)
-        self._worker = FrameWorker(self, self._live, p)
-        self._cameras = [CameraOutputs(self, name, p, self._worker.put_depth) for name in names]
-        kind, topic = (String, '~/label_info_json') if LabelInfo is None else (LabelInfo, '~/label_info')
-        self._label_info = self.create_publisher(kind, topic, LATCHED_QOS)
-        self._publish_label_info(self._live.segmenter)
+        self._live: LiveSegmenter | None = None
+        self._worker: FrameWorker | None = None
+        self._cameras: list[CameraOutputs] = []
+        self._images: list[Subscription] = []
+        self._label_info: Publisher | None = None
+        self._active = False
+        self._error: Exception | None = None
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # A steady clock: with use_sim_time and a paused bag the diagnostics must go on.
         self.create_timer(1 / p.diagnostics_rate, self._publish_diagnostics,
                           clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.create_service(SetBool, '~/enable', self._on_enable)
         watch(self, p, self._apply)
-        self._worker.start()
-        topics = [self._subscribe(camera) for camera in self._cameras]
-        topics += [topic for camera in self._cameras if camera.points for topic in camera.points.topics()]
-        self.get_logger().info(f'{self._live.segmenter.describe()}; waiting for {", ".join(topics)}')
+        if p.autostart and not self._start():
+            self.destroy_node()
+            assert self._error is not None
+            raise self._error
 
     def destroy_node(self) -> None:
         """Let the worker finish its frame, then destroy publishers and subscriptions."""
-        if hasattr(self, '_worker'):
-            self._worker.stop()
+        self._free()
         super().destroy_node()
 
-    def _subscribe(self, camera: CameraOutputs) -> str:
-        """Subscribe to the images of a camera; returns the topic."""
-        kind, topic = INPUTS[self._settings.image_transport]
-        subscription = self.create_subscription(
-            kind, camera.prefix + topic, lambda msg: self._on_image(camera, msg), SENSOR_QOS,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies())
-        return subscription.topic_name
+    # ------------------------------------------------------------------------------------------- lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load and warm up the network, and create the publishers."""
+        p = self._settings
+        try:
+            names = p.cameras.split() or ['']
+            self._live = LiveSegmenter(p.network(), cameras=len(names), overlay_alpha=p.overlay_alpha)
+            self._worker = FrameWorker(self, self._live, p)
+            self._cameras = [CameraOutputs(self, name, p, self._worker.put_depth) for name in names]
+            kind, topic = (String, '~/label_info_json') if LabelInfo is None else (LabelInfo, '~/label_info')
+            self._label_info = self.create_publisher(kind, topic, LATCHED_QOS)
+            self._publish_label_info(self._live.segmenter)
+            self._worker.start()
+        except Exception as e:  # rclpy would discard it
+            self._error = e
+            return TransitionCallbackReturn.ERROR
+        self._error = None
+        self.get_logger().info(f'configured: {self._live.segmenter.describe()}')
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe to the images."""
+        self._active = True
+        self._update_subscriptions()
+        topics = [subscription.topic_name for subscription in self._images]
+        topics += [topic for camera in self._cameras if camera.points for topic in camera.points.topics()]
+        self.get_logger().info(f'active; waiting for {", ".join(topics)}')
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe from the images and keep the network; no label is published afterwards."""
+        self._active = False
+        self._update_subscriptions()
+        self.get_logger().info('inactive; the network stays loaded')
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the network and destroy the publishers."""
+        self._free()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything."""
+        self._free()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Log the reason and return to unconfigured, from where the node can be configured again."""
+        self._free()
+        self.get_logger().error(f'cannot configure: {self._error}')
+        return TransitionCallbackReturn.SUCCESS
+
+    def _start(self) -> bool:
+        """Configure and activate; returns whether that succeeded."""
+        return (self.trigger_configure() == TransitionCallbackReturn.SUCCESS
+                and self.trigger_activate() == TransitionCallbackReturn.SUCCESS)
+
+    def _free(self) -> None:
+        """Undo configure and activate, as far as they came."""
+        self._active = False
+        self._update_subscriptions()
+        if self._worker:
+            self._worker.stop()
+        for camera in self._cameras:
+            camera.destroy()
+        if self._label_info:
+            self.destroy_publisher(self._label_info)
+        self._label_info = self._worker = None
+        self._cameras = []
+        if self._live:
+            self._live.free()
+            self._live = None
+            _return_memory()
+
+    # ---------------------------------------------------------------------------------------------- images
+
+    def _update_subscriptions(self) -> None:
+        """Subscribe to the images, or unsubscribe, as the lifecycle state and the parameters demand."""
+        wanted = self._active and self._settings.enabled
+        if wanted and not self._images:
+            assert self._worker
+            self._worker.resume()
+            kind, topic = INPUTS[self._settings.image_transport]
+            self._images = [self.create_subscription(
+                kind, camera.prefix + topic, lambda msg, camera=camera: self._on_image(camera, msg),
+                SENSOR_QOS, qos_overriding_options=QoSOverridingOptions.with_default_policies())
+                for camera in self._cameras]
+        elif self._images and not wanted:
+            for subscription in self._images:
+                self.destroy_subscription(subscription)
+            self._images = []
+            assert self._worker
+            self._worker.pause()
 
     def _on_image(self, camera: CameraOutputs, msg: Image | CompressedImage) -> None:
-        if not self._settings.enabled:
-            return
+        assert self._worker
         camera.health.frame_received()
         self._worker.put_image(camera, msg)
         # Give the interpreter to the worker at once; otherwise it waits 0.4 ms for the executor.
         sleep(2e-4)
 
+    # ------------------------------------------------------------------------------------------ parameters
+
     def _apply(self, new: SegmentationParameters) -> None:
-        network = new.network()
-        if self._live.differs(network):
-            try:
-                self._live.change(network, self._publish_label_info)
-            except Exception as e:  # whatever is wrong with the new network, the old one stays in force
-                raise ValueError(f'{e}; {self._live.segmenter.card.network} stays in force') from e
-            self.get_logger().info(f'now {self._live.segmenter.describe()}')
-        elif new.model != self._settings.model and new.weights:
-            self.get_logger().warning(f"model {new.model!r} has no effect yet: parameter 'weights' is "
-                                      f"{new.weights!r}, which takes precedence until it is ''")
-        self._live.overlay_alpha = new.overlay_alpha
-        self._settings = self._worker.parameters = new
+        if self._live and self._worker:
+            network = new.network()
+            if self._live.differs(network):
+                try:
+                    self._live.change(network, self._publish_label_info)
+                except Exception as e:  # whatever is wrong with the new network, the old one stays in force
+                    raise ValueError(f'{e}; {self._live.segmenter.card.network} stays in force') from e
+                self.get_logger().info(f'now {self._live.segmenter.describe()}')
+            elif new.model != self._settings.model and new.weights:
+                self.get_logger().warning(f"model {new.model!r} has no effect yet: parameter 'weights' is "
+                                          f"{new.weights!r}, which takes precedence until it is ''")
+            self._live.overlay_alpha = new.overlay_alpha
+            self._worker.parameters = new
+        self._settings = new
+        self._update_subscriptions()
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        """Set the parameter `enabled`."""
+        result = self.set_parameters([Parameter('enabled', value=request.data)])[0]
+        response.success = result.successful
+        response.message = result.reason or ('enabled' if request.data else 'disabled')
+        return response
+
+    # ----------------------------------------------------------------------------------------- diagnostics
 
     def _publish_diagnostics(self) -> None:
         msg = DiagnosticArray()
         msg.header.stamp = self.get_clock().now().to_msg()
+        if not self._live:
+            for name in self._settings.cameras.split() or ['']:
+                msg.status.append(self._status(name, self._unconfigured(), ''))
+            self._diagnostics.publish(msg)
+            return
+        assert self._worker
         topic = self._cameras[0].label.topic_name
         if self.count_publishers(topic) > 1:
             self.get_logger().warning(
@@ -114,16 +235,27 @@ class SegmentationNode(Node):
         for camera in self._cameras:
             of_points = camera.points.values() if camera.points else {}
             status = camera.health.status(self._worker.dropped(camera), of_points | more)
-            if not self._settings.enabled:
+            if not self._active:
+                status = replace(status, level=OK, summary='inactive: the network is loaded')
+            elif not self._settings.enabled:
                 status = replace(status, level=OK, summary="at rest: parameter 'enabled' is false")
-            msg.status.append(DiagnosticStatus(
-                level=bytes([status.level]), message=status.summary, hardware_id=str(network.device),
-                name=f'{self.get_fully_qualified_name()[1:]}: {camera.name} frames'.replace('  ', ' '),
-                values=[KeyValue(key=k, value=v) for k, v in status.values.items()]))
+            msg.status.append(self._status(camera.name, status, str(network.device)))
         self._diagnostics.publish(msg)
+
+    def _unconfigured(self) -> Status:
+        if self._error:
+            return Status(ERROR, f'unconfigured: {self._error}', {})
+        return Status(OK, 'unconfigured: no network is loaded', {})
+
+    def _status(self, camera: str, status: Status, device: str) -> DiagnosticStatus:
+        return DiagnosticStatus(
+            level=bytes([status.level]), message=status.summary, hardware_id=device,
+            name=f'{self.get_fully_qualified_name()[1:]}: {camera} frames'.replace('  ', ' '),
+            values=[KeyValue(key=k, value=v) for k, v in status.values.items()])
 
     def _publish_label_info(self, network: Segmenter) -> None:
         """Latch the classes: as vision_msgs/LabelInfo, or as JSON where that is missing."""
+        assert self._label_info
         if LabelInfo is None:
             self._label_info.publish(String(data=json.dumps(network.labels.to_dict())))
             return
@@ -131,6 +263,13 @@ class SegmentationNode(Node):
                                    for i, name in enumerate(network.labels.names)])
         msg.header.stamp = self.get_clock().now().to_msg()
         self._label_info.publish(msg)
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the operating system, which Python and glibc would keep for later."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
 def main() -> None:

@@ -38,7 +38,10 @@ class SegmentationParameters:
     image_transport: str = parameter(
         'raw', 'raw: subscribe to image; compressed: subscribe to image/compressed.',
         choices=('raw', 'compressed'), read_only=True)
-    enabled: bool = parameter(True, 'Segment the images. false: ignore them.')
+    autostart: bool = parameter(
+        True, 'Configure and activate at the start. false: wait for a lifecycle manager.', read_only=True)
+    enabled: bool = parameter(
+        True, 'Segment the images. false: unsubscribe from them. The service ~/enable sets it too.')
     overlay_alpha: float = parameter(
         0.5, 'Share of the class colour in the overlay; the rest is the camera image.', limits=(0.0, 1.0))
     publish_overlay: bool = parameter(True, 'Publish ~/overlay while it has a subscriber.')

@@ -1,0 +1,195 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The node under a lifecycle manager: a process of its own, driven by the services that Nav2's manager calls."""
+import time
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
+
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from lifecycle_msgs.msg import State, Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue  # noqa: E402
+from rcl_interfaces.srv import SetParameters  # noqa: E402
+from rclpy.qos import QoSProfile  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
+from std_msgs.msg import Header  # noqa: E402
+from std_srvs.srv import SetBool  # noqa: E402
+
+from lightseg_ros import images  # noqa: E402
+from lightseg_ros.live.probe import NodeProcess, nodes  # noqa: E402
+from lightseg_ros.machine import resident_mb  # noqa: E402
+
+FRAME = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+
+
+class Manager:
+    """What Nav2's lifecycle manager does: change_state, then get_state; and a camera and a listener beside it."""
+
+    def __init__(self, process, name):
+        self.process, self.name = process, name
+        self.node = rclpy.create_node('manager')
+        self.clients = {}
+        self.labels, self.status = [], []
+        self.camera = self.node.create_publisher(Image, f'/{name}/image', QoSProfile(depth=1))
+        self.node.create_subscription(Image, f'/{name}/label', self.labels.append, QoSProfile(depth=10))
+        self.node.create_subscription(DiagnosticArray, '/diagnostics', lambda m: self.status.extend(
+            s for s in m.status if s.name == f'{name}: frames'), 10)
+
+    def spin(self, until, timeout_s=60.0):
+        end = time.monotonic() + timeout_s
+        while not until():
+            assert time.monotonic() < end, self.process.log.read_text()
+            self.process.check()
+            rclpy.spin_once(self.node, timeout_sec=0.05)
+
+    def call(self, kind, service, **request):
+        client = self.clients.setdefault(
+            service, self.node.create_client(kind, f'/{self.name}/{service}'))
+        assert client.wait_for_service(60)
+        future = client.call_async(kind.Request(**request))
+        self.spin(future.done, 120)
+        return future.result()
+
+    def change(self, transition):
+        return self.call(ChangeState, 'change_state', transition=Transition(id=transition)).success
+
+    def state(self):
+        return self.call(GetState, 'get_state').current_state.id
+
+    def set_parameter(self, name, **value):
+        return self.call(SetParameters, 'set_parameters', parameters=[
+            Parameter(name=name, value=ParameterValue(**value))]).results[0]
+
+    def play(self, count=10):
+        """Publish frames; returns how many labels came back."""
+        self.labels.clear()
+        for _ in range(count):
+            header = Header(stamp=self.node.get_clock().now().to_msg())
+            self.camera.publish(images.encode(FRAME, 'rgb8', header, Image()))
+            for _ in range(3):
+                rclpy.spin_once(self.node, timeout_sec=0.03)
+        return len(self.labels)
+
+    def latest(self):
+        """Diagnostics published after this call."""
+        self.status.clear()
+        self.spin(lambda: len(self.status) >= 2)
+        return self.status[-1]
+
+
+@pytest.fixture
+def start(ros, random_weights, tmp_path):
+    managers, processes = [], []
+
+    def make(name, **parameters):
+        parameters = {'weights': str(random_weights), 'resolution': '64x64', 'autostart': False,
+                      'diagnostics_rate': 10.0, **parameters}
+        process = NodeProcess('segmentation', tmp_path / 'node.log', parameters, {
+            '__node': name, 'image': f'/{name}/image'})
+        processes.append(process)
+        managers.append(Manager(process, name))
+        return managers[-1]
+
+    with nodes():
+        yield make
+    for manager in managers:
+        manager.node.destroy_node()
+    for process in processes:
+        assert process.stop() == 0
+        assert 'Traceback' not in process.log.read_text()
+
+
+def test_the_transitions_of_a_lifecycle_manager(start):
+    m = start('managed')
+    assert m.state() == State.PRIMARY_STATE_UNCONFIGURED
+    assert m.node.count_publishers('/managed/label') == 0
+    empty_mb = resident_mb(m.process.process.pid)
+    status = m.latest()
+    assert status.level == b'\0' and status.message == 'unconfigured: no network is loaded'
+
+    assert m.change(Transition.TRANSITION_CONFIGURE) and m.state() == State.PRIMARY_STATE_INACTIVE
+    loaded_mb = resident_mb(m.process.process.pid)
+    m.spin(lambda: m.node.count_publishers('/managed/label') == 1)
+    assert m.camera.get_subscription_count() == 0 and m.play() == 0
+    assert m.latest().message == 'inactive: the network is loaded'
+
+    assert m.change(Transition.TRANSITION_ACTIVATE) and m.state() == State.PRIMARY_STATE_ACTIVE
+    m.spin(lambda: m.camera.get_subscription_count() == 1)
+    assert m.play() > 5
+
+    began = time.monotonic()
+    assert m.change(Transition.TRANSITION_DEACTIVATE) and m.state() == State.PRIMARY_STATE_INACTIVE
+    m.spin(lambda: m.camera.get_subscription_count() == 0)
+    assert m.play() == 0
+    assert m.change(Transition.TRANSITION_ACTIVATE)
+    assert time.monotonic() - began < 10  # nothing was loaded again
+    m.spin(lambda: m.camera.get_subscription_count() == 1)
+    assert m.play() > 5
+    assert m.process.log.read_text().count('configured: laanet') == 1
+
+    assert m.change(Transition.TRANSITION_DEACTIVATE) and m.change(Transition.TRANSITION_CLEANUP)
+    assert m.state() == State.PRIMARY_STATE_UNCONFIGURED
+    m.spin(lambda: m.node.count_publishers('/managed/label') == 0)
+    freed_mb = loaded_mb - resident_mb(m.process.process.pid)
+    print(f'unconfigured {empty_mb:.0f} MB, configured {loaded_mb:.0f} MB, cleanup freed {freed_mb:.0f} MB')
+    assert freed_mb > 5
+    # What is not possible from here is refused, and the node lives on.
+    assert not m.change(Transition.TRANSITION_ACTIVATE)
+    assert m.change(Transition.TRANSITION_CONFIGURE) and m.change(Transition.TRANSITION_ACTIVATE)
+    m.spin(lambda: m.camera.get_subscription_count() == 1)
+    assert m.play() > 5
+    assert m.change(Transition.TRANSITION_ACTIVE_SHUTDOWN)
+    assert m.state() == State.PRIMARY_STATE_FINALIZED
+
+
+def test_what_cannot_be_configured_has_a_reason_and_can_be_mended(start, random_weights, tmp_path):
+    m = start('broken', weights=str(tmp_path / 'none.safetensors'))
+    assert not m.change(Transition.TRANSITION_CONFIGURE)
+    assert m.state() == State.PRIMARY_STATE_UNCONFIGURED  # through ErrorProcessing
+    status = m.latest()
+    assert status.level == b'\2'
+    assert 'unconfigured' in status.message and 'none.safetensors: no such file' in status.message
+    assert 'cannot configure: ' in m.process.log.read_text()
+    assert m.set_parameter('weights', type=ParameterType.PARAMETER_STRING,
+                           string_value=str(random_weights)).successful
+    assert m.change(Transition.TRANSITION_CONFIGURE) and m.change(Transition.TRANSITION_ACTIVATE)
+    m.spin(lambda: m.camera.get_subscription_count() == 1)
+    assert m.play() > 5 and m.latest().level == b'\0'
+
+
+def test_200_cycles_do_not_grow(start):
+    m = start('cycled')
+    assert m.change(Transition.TRANSITION_CONFIGURE)
+
+    def cycle(count):
+        for _ in range(count):
+            assert m.change(Transition.TRANSITION_ACTIVATE)
+            m.play(1)
+            assert m.change(Transition.TRANSITION_DEACTIVATE)
+        return resident_mb(m.process.process.pid)
+
+    before_mb = cycle(50)
+    after_mb = cycle(150)
+    print(f'{before_mb:.1f} MB after 50 cycles, {after_mb:.1f} MB after 200')
+    assert after_mb - before_mb < 5
+
+
+def test_enable_is_a_service_and_a_parameter(start):
+    m = start('switch', autostart=True)
+    m.spin(lambda: m.camera.get_subscription_count() == 1)
+    m.spin(lambda: m.play(3) > 0)
+    answer = m.call(SetBool, 'enable', data=False)
+    assert answer.success and answer.message == 'disabled'
+    m.spin(lambda: m.camera.get_subscription_count() == 0)
+    assert m.play() == 0
+    assert "'enabled' is false" in m.latest().message
+    assert m.call(SetBool, 'enable', data=True).message == 'enabled'
+    m.spin(lambda: m.camera.get_subscription_count() == 1)
+    assert m.play() > 5
+    # Disabled and inactive are independent: activating does not enable.
+    assert m.set_parameter('enabled', type=ParameterType.PARAMETER_BOOL, bool_value=False).successful
+    assert m.change(Transition.TRANSITION_DEACTIVATE) and m.change(Transition.TRANSITION_ACTIVATE)
+    assert m.play() == 0
