@@ -44,7 +44,7 @@ class Latest(Generic[T]):
     def discard(self, items: Iterable[Hashable]) -> None:
         """Count items that were taken, given by their senders, as dropped after all."""
         with self._condition:
-            self.dropped.update(items)
+            self.dropped.update(list(items))  # a mapping would be added up by its values
 
     @property
     def closed(self) -> bool:

@@ -23,6 +23,14 @@ def test_every_sender_has_a_place_of_its_own():
     assert mailbox.dropped == {'front': 1} and mailbox.received == {'front': 2, 'left': 1}
 
 
+def test_items_that_were_taken_can_be_counted_as_dropped_after_all():
+    mailbox: Latest[int] = Latest()
+    for item, sender in ((5, 'front'), (7, 'left')):
+        mailbox.put(item, sender)
+    mailbox.discard(mailbox.take())
+    assert mailbox.dropped == {'front': 1, 'left': 1} == mailbox.received
+
+
 def test_close_wakes_whoever_waits():
     mailbox: Latest[int] = Latest()
     taken = []

@@ -203,6 +203,34 @@ def test_overlay_and_confidence_only_while_subscribed(tester, reference):
         tester.node.destroy_subscription(subscription)
 
 
+def test_labels_do_not_wait_for_what_takes_longer(tester):
+    """At 1080p the confidence takes many milliseconds; the label is here before they have begun."""
+    arrived = {'label': {}, 'confidence': {}}
+
+    def note(kind):
+        def on_message(msg):
+            arrived[kind].setdefault(Time.from_msg(msg.header.stamp).nanoseconds, time.monotonic())
+        return tester.node.create_subscription(Image, f'/{tester.name}/{kind}', on_message, RELIABLE)
+
+    subscriptions = [note(kind) for kind in arrived]
+    frame = images.encode(picture(1080, 1920), 'rgb8', tester.header(), Image())
+    while len(arrived['confidence']) < 12:
+        frame.header = tester.header()
+        tester.publisher.publish(frame)
+        seen = len(arrived['confidence'])
+        end = time.monotonic() + 2
+        while len(arrived['confidence']) == seen and time.monotonic() < end:
+            rclpy.spin_once(tester.node, timeout_sec=0.02)
+        tester.process.check()
+    rest_ms = float(tester.values()['rest p50 (ms)'])
+    gaps_ms = sorted(1e3 * (at - arrived['label'][stamp]) for stamp, at in arrived['confidence'].items())
+    gap_ms = gaps_ms[len(gaps_ms) // 2]
+    print(f'confidence {gap_ms:.1f} ms after the label; the node took {rest_ms:.1f} ms for it')
+    assert gap_ms > 0.5 * rest_ms and gaps_ms[0] > 0
+    for subscription in subscriptions:
+        tester.node.destroy_subscription(subscription)
+
+
 def set_parameter(tester, name, value):
     client = tester.node.create_client(SetParameters, '/segmentation/set_parameters')
     assert client.wait_for_service(10)

@@ -361,3 +361,18 @@ def test_cuda_memory_does_not_grow(model, fused):
     for _ in range(200):
         segment([frame], overlay=True, confidence=True)
     assert torch.cuda.memory_allocated() == before
+
+
+def test_labels_come_first_and_the_rest_is_equal(random_weights):
+    """`start` in two steps gives what one call gives, for frames of two sizes, in their order."""
+    frames = [np.random.default_rng(i).integers(0, 256, size, np.uint8)
+              for i, size in enumerate([(96, 128, 3), (60, 200, 3), (96, 128, 3)])]
+    segment = Segmenter.load(random_weights, 'cpu', '128x96')
+    expected = segment(frames, overlay=True, confidence=True)
+    pending = segment.start(frames, overlay=True, confidence=True)
+    for labels, prediction in zip(pending.labels(), expected):
+        np.testing.assert_array_equal(labels, prediction.labels)
+    for found, prediction in zip(pending.finish(), expected):
+        for kind in ('labels', 'overlay', 'confidence'):
+            np.testing.assert_array_equal(getattr(found, kind), getattr(prediction, kind))
+    assert segment.start([], confidence=True).finish() == []

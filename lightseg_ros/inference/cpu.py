@@ -7,6 +7,7 @@ It also drives what OpenVINO reaches besides the CPU, such as Intel graphics.
 """
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 import logging
 from time import perf_counter
 
@@ -23,11 +24,22 @@ log = logging.getLogger(__name__)
 MAX_SIZES = 8
 
 
+@dataclass
+class Labelled:
+    """A batch whose labels exist; frames (N, H, W, 3) and logits are kept for overlay and confidence."""
+
+    key: GraphKey
+    frames: Tensor
+    logits: Tensor
+    labels: Tensor
+    stage_ms: dict[str, float]
+
+
 class CpuEngine:
     """
     Runs frames on a CPU by one of `backends`.
 
-    `submit` computes a frame at once, `collect` hands out its result: the calls are those of `CudaEngine`.
+    `submit` computes the labels of a batch, `collect` what else was asked for: the calls are `CudaEngine`'s.
     Not thread-safe: one thread calls it. `BackendError` where a network can't be compiled.
     """
 
@@ -46,8 +58,8 @@ class CpuEngine:
         return {}
 
     @torch.inference_mode()
-    def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> Result:
-        """Compute frames (H, W, 3) uint8 as they lie in memory; `key` says what they are."""
+    def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> Labelled:
+        """Label frames (H, W, 3) uint8 as they lie in memory; `key` says what they are."""
         model = self._model(key.batch, *key.size)
         marks = [perf_counter()]
         x = _stack(frames)
@@ -56,18 +68,28 @@ class CpuEngine:
         marks.append(perf_counter())
         logits = model(small)
         marks.append(perf_counter())
-        labels, confidence = kernels.label(logits, (key.height, key.width), key.confidence)
-        overlay = None
-        if key.overlay:
-            overlay = kernels.blend(x, labels, self.lookup, self.weight, key.reversed_channels).numpy()
+        labels, _ = kernels.label(logits, (key.height, key.width), confidence=False)
         marks.append(perf_counter())
         stage_ms = {stage: 1e3 * (b - a) for stage, a, b in
                     zip(('preprocess', 'network', 'postprocess'), marks, marks[1:])}
-        return Result(labels.numpy(), overlay, confidence.numpy() if key.confidence else None, stage_ms)
+        return Labelled(key, x, logits, labels, stage_ms)
 
-    def collect(self, started: Result) -> Result:
-        """Return what `submit` computed."""
-        return started
+    def labels(self, started: Labelled) -> np.ndarray:
+        """Return the labels that `submit` computed."""
+        return started.labels.numpy()
+
+    @torch.inference_mode()
+    def collect(self, started: Labelled) -> Result:
+        """Compute overlay and confidence, if they were asked for; returns them with the labels."""
+        began, key, overlay, confidence = perf_counter(), started.key, None, None
+        if key.overlay:
+            overlay = kernels.blend(started.frames, started.labels, self.lookup, self.weight,
+                                    key.reversed_channels).numpy()
+        if key.confidence:
+            confidence = kernels.label(started.logits, (key.height, key.width), confidence=True)[1].numpy()
+        stage_ms = dict(started.stage_ms)
+        stage_ms['postprocess'] += 1e3 * (perf_counter() - began)
+        return Result(started.labels.numpy(), overlay, confidence, stage_ms)
 
     def network_alone(self, frames: Tensor) -> Callable[[], None]:
         """Return a call that runs only the network, on frames (N, h, w, 3) uint8 of its input size."""

@@ -188,6 +188,11 @@ class CudaEngine:
             raise
         return buffers
 
+    def labels(self, started: FrameBuffers) -> np.ndarray:
+        """Wait for a batch that `submit` started; its images arrive together."""
+        started.downloaded.synchronize()
+        return started.host_out.labels.numpy().copy()
+
     def collect(self, started: FrameBuffers) -> Result:
         """Wait for a batch that `submit` started."""
         try:

@@ -51,8 +51,11 @@ class Engine(Protocol):
     def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> Any:
         """Start frames (H, W, 3) uint8 as they lie in memory; returns what `collect` takes."""
 
+    def labels(self, started: Any) -> np.ndarray:
+        """Wait for the labels of what `submit` started; overlay and confidence may take longer."""
+
     def collect(self, started: Any) -> Result:
-        """Wait for what `submit` started."""
+        """Wait for all of what `submit` started."""
 
     def network_alone(self, frames: Tensor) -> Callable[[], None]:
         """Return a call that runs only the network, on frames (N, h, w, 3) uint8 of its size, and waits."""

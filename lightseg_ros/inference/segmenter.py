@@ -229,14 +229,22 @@ class Segmenter:
         if isinstance(frames, np.ndarray) and frames.ndim == 3:
             return self([frames], overlay=overlay, confidence=confidence)[0]
         results: dict[int, Prediction] = {}
-        batches: dict[tuple, list[int]] = {}
-        for i, frame in enumerate(frames):
-            _check(frame)
-            batches.setdefault((frame.shape, frame.strides[2] < 0), []).append(i)
-        for (_, reversed_channels), members in batches.items():
+        for members, reversed_channels in _batches(frames):
             started = self._start([frames[i] for i in members], reversed_channels, overlay, confidence)
             results.update(zip(members, self._finish(started)))
         return [results[i] for i in range(len(frames))]
+
+    def start(self, frames: Sequence[np.ndarray], *, overlay: bool = False,
+              confidence: bool = False) -> 'Pending':
+        """
+        Segment a list of frames as `__call__` does, in two steps: the labels first, then all the rest.
+
+        On a CPU the confidence takes several times as long as the labels, which need not wait for it. Finish
+        what was started before you start the next frames.
+        """
+        return Pending(self, [(members, self._start([frames[i] for i in members], reversed_channels, overlay,
+                                                    confidence))
+                              for members, reversed_channels in _batches(frames)])
 
     def stream(self, frames: Iterable[np.ndarray], *, overlay: bool = False,
                confidence: bool = False) -> Iterator[Prediction]:
@@ -282,7 +290,38 @@ class Segmenter:
                 for i in range(len(labels))]
 
 
+class Pending:
+    """Frames that `Segmenter.start` has started: `labels`, then `finish`, once each, in the frames' order."""
+
+    def __init__(self, segmenter: Segmenter, batches: list[tuple[list[int], Any]]):
+        self._segmenter = segmenter
+        self._batches = batches
+
+    def labels(self) -> list[np.ndarray]:
+        """Wait for the labels alone, (H, W) uint8 class ids for each frame."""
+        labels: dict[int, np.ndarray] = {}
+        for members, started in self._batches:
+            labels.update(zip(members, self._segmenter._engine.labels(started)))
+        return [labels[i] for i in range(len(labels))]
+
+    def finish(self) -> list[Prediction]:
+        """Wait for overlay and confidence, where they were asked for."""
+        results: dict[int, Prediction] = {}
+        for members, started in self._batches:
+            results.update(zip(members, self._segmenter._finish(started)))
+        return [results[i] for i in range(len(results))]
+
+
 load = Segmenter.load
+
+
+def _batches(frames: np.ndarray | Sequence[np.ndarray]) -> list[tuple[list[int], bool]]:
+    """Return the indices of frames that can run together, and whether their channels are reversed."""
+    batches: dict[tuple, list[int]] = {}
+    for i, frame in enumerate(frames):
+        _check(frame)
+        batches.setdefault((frame.shape, frame.strides[2] < 0), []).append(i)
+    return [(members, reversed_channels) for (_, reversed_channels), members in batches.items()]
 
 
 def parse_device(name: str) -> tuple[torch.device, str]:

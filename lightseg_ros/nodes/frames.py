@@ -11,11 +11,10 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from .. import images
-from ..inference.segmenter import Prediction, Segmenter
+from ..inference.segmenter import Pending, Segmenter
 from ..latest import Latest
 from .live_segmenter import LiveSegmenter
 from .outputs import CameraOutputs
-from .points import LabelledImage, Points
 from .segmentation_parameters import SegmentationParameters
 
 
@@ -39,8 +38,8 @@ class FrameInFlight:
     """
     A frame on its way through the node.
 
-    `pixels`: (H, W, 3) uint8 RGB. `began`: perf_counter when the frame was taken from the mailbox.
-    `stage_ms`: milliseconds of each stage so far.
+    `pixels`: (H, W, 3) uint8 RGB. `began`, `published`: perf_counter when the frame was taken from the
+    mailbox, and when its label was published. `stage_ms`: milliseconds of each stage so far.
     """
 
     camera: CameraOutputs
@@ -48,6 +47,16 @@ class FrameInFlight:
     pixels: np.ndarray
     began: float
     stage_ms: dict[str, float] = field(default_factory=dict)
+    published: float | None = None
+
+
+@dataclass
+class StartedBatch:
+    """Frames whose labels are published and whose overlay, confidence and points are not."""
+
+    frames: list[FrameInFlight]
+    pending: Pending
+    palette: np.ndarray
 
 
 class FrameWorker:
@@ -115,14 +124,16 @@ class FrameWorker:
                 frames += self._decode(item)
             elif item.camera.points:
                 item.camera.points.match()
-        labelled: list[tuple[Points, LabelledImage]] = []
-        while frames:
-            with self._live.use() as segmenter:
-                count = self._live.batch_limit
-                labelled += self._segment(segmenter, frames[:count])
-            frames = frames[count:]
-        for points, one in labelled:  # after every camera has its label
-            points.add(one)
+        if not frames:
+            return
+        with self._live.use() as segmenter:
+            # Overlay, confidence and points take longer than the labels: first the labels of all cameras.
+            count = self._live.batch_limit
+            started: list[StartedBatch] = []
+            for i in range(0, len(frames), count):
+                started += self._publish_labels(segmenter, frames[i:i + count])
+            for batch in started:
+                self._publish_rest(batch)
 
     def _decode(self, item: NewImage) -> list[FrameInFlight]:
         """Return the image as a frame, or nothing if it cannot be decoded."""
@@ -135,47 +146,59 @@ class FrameWorker:
         stage_ms = {'decode': 1e3 * (perf_counter() - began)}
         return [FrameInFlight(item.camera, item.msg.header, pixels, began, stage_ms)]
 
-    def _segment(self, segmenter: Segmenter,
-                 frames: list[FrameInFlight]) -> list[tuple[Points, LabelledImage]]:
-        """Segment frames as one batch and publish the results; returns the labels that become points."""
+    def _publish_labels(self, segmenter: Segmenter, frames: list[FrameInFlight]) -> list[StartedBatch]:
+        """Segment frames as one batch and publish their labels; returns what is left to do."""
         p = self.parameters
         try:
             self._live.prepare(frames[0].pixels.shape[:2])
             cameras = [frame.camera for frame in frames]
-            predictions = segmenter(
+            pending = segmenter.start(
                 [frame.pixels for frame in frames],
                 overlay=any(camera.wants_overlay(p) for camera in cameras),
                 confidence=any(camera.wants_confidence(p) or camera.wants_points() for camera in cameras))
+            labels = pending.labels()
         except Exception as e:
             if len(frames) == 1:
                 self._failed(frames[0].camera, e)
                 return []
             # Retry one by one to find the bad frame.
-            return [one for frame in frames for one in self._segment(segmenter, [frame])]
-        palette = segmenter.labels.palette()
-        labelled = []
-        for frame, prediction in zip(frames, predictions):
+            return [batch for frame in frames for batch in self._publish_labels(segmenter, [frame])]
+        for frame, ids in zip(frames, labels):
+            began = perf_counter()
             try:
-                self._publish(frame, prediction)
+                frame.camera.publish_label(frame.header, ids)
+                frame.published = perf_counter()
+                frame.stage_ms['publish'] = 1e3 * (frame.published - began)
+                frame.stage_ms['total'] = 1e3 * (frame.published - frame.began)
+                self._add_age(frame)
             except Exception as e:
                 self._failed(frame.camera, e)
-            points = frame.camera.points
-            if points and prediction.confidence is not None and points.wanted():
-                labelled.append((points, LabelledImage(
-                    frame.header, prediction.labels, prediction.confidence, palette)))
-        return labelled
+        return [StartedBatch(frames, pending, segmenter.labels.palette())]
 
-    def _publish(self, frame: FrameInFlight, prediction: Prediction) -> None:
-        segmented = perf_counter()
-        frame.camera.publish(frame.header, prediction, self.parameters)
-        done = perf_counter()
-        frame.stage_ms |= prediction.stage_ms
-        frame.stage_ms |= {'publish': 1e3 * (done - segmented), 'total': 1e3 * (done - frame.began)}
+    def _publish_rest(self, batch: StartedBatch) -> None:
+        """Publish overlay, confidence and points of frames whose labels are published."""
+        try:
+            predictions = batch.pending.finish()
+        except Exception as e:
+            for frame in batch.frames:
+                self._failed(frame.camera, e)
+            return
+        for frame, prediction in zip(batch.frames, predictions):
+            if frame.published is None:
+                continue  # failed already
+            frame.stage_ms = prediction.stage_ms | frame.stage_ms
+            try:
+                if frame.camera.publish_rest(frame.header, prediction, batch.palette, self.parameters):
+                    frame.stage_ms['rest'] = 1e3 * (perf_counter() - frame.published)
+                frame.camera.health.frame_processed(frame.stage_ms)
+            except Exception as e:
+                self._failed(frame.camera, e)
+
+    def _add_age(self, frame: FrameInFlight) -> None:
         # Not rclpy's Time, which raises on the negative stamps of a camera with a broken clock.
         stamp = frame.header.stamp
         if (stamp_ns := stamp.sec * 10 ** 9 + stamp.nanosec) > 0:
             frame.stage_ms['age'] = (self._node.get_clock().now().nanoseconds - stamp_ns) / 1e6
-        frame.camera.health.frame_processed(frame.stage_ms)
 
     def _failed(self, camera: CameraOutputs, error: Exception) -> None:
         # A signal shuts the context down at any time; a frame that is lost to that did not fail.

@@ -3,6 +3,7 @@
 """What the segmentation node publishes for one camera: label, overlay, confidence, and labelled points."""
 from collections.abc import Callable
 
+import numpy as np
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
@@ -13,7 +14,7 @@ from std_msgs.msg import Header
 from .. import images
 from ..health import Health
 from ..inference.segmenter import Prediction
-from .points import Points
+from .points import LabelledImage, Points
 from .segmentation_parameters import SegmentationParameters
 
 RESULT_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
@@ -57,13 +58,24 @@ class CameraOutputs:
     def wants_points(self) -> bool:
         return self.points is not None and self.points.wanted()
 
-    def publish(self, header: Header, prediction: Prediction, parameters: SegmentationParameters) -> None:
-        """Publish the images of a prediction with the header of its frame."""
-        self.label.publish(images.encode(prediction.labels, 'mono8', header, Image()))
+    def publish_label(self, header: Header, labels: np.ndarray) -> None:
+        """Publish labels, (H, W) uint8, with the header of their frame."""
+        self.label.publish(images.encode(labels, 'mono8', header, Image()))
+
+    def publish_rest(self, header: Header, prediction: Prediction, palette: np.ndarray,
+                     parameters: SegmentationParameters) -> bool:
+        """Publish what has a subscriber besides the label; returns whether anything had."""
+        published = False
         if prediction.overlay is not None and self.wants_overlay(parameters):
             self.overlay.publish(images.encode(prediction.overlay, 'rgb8', header, Image()))
+            published = True
         if prediction.confidence is not None and self.wants_confidence(parameters):
             self.confidence.publish(images.encode(prediction.confidence, 'mono8', header, Image()))
+            published = True
+        if prediction.confidence is not None and self.points and self.points.wanted():
+            self.points.add(LabelledImage(header, prediction.labels, prediction.confidence, palette))
+            published = True
+        return published
 
 
 def _has_subscriber(publisher: Publisher) -> bool:

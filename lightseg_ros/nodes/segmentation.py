@@ -60,8 +60,7 @@ class SegmentationNode(LifecycleNode):
     """
 
     def __init__(self, name: str = 'segmentation', **options: Any) -> None:
-        super().__init__(name, **options)
-        self._settings = p = declare(self, SegmentationParameters)
+        # First: at the shutdown, rclpy calls destroy_node even if the constructor has failed.
         self._live: LiveSegmenter | None = None
         self._worker: FrameWorker | None = None
         self._cameras: list[CameraOutputs] = []
@@ -69,6 +68,8 @@ class SegmentationNode(LifecycleNode):
         self._label_info: Publisher | None = None
         self._active = False
         self._error: Exception | None = None
+        super().__init__(name, **options)
+        self._settings = p = declare(self, SegmentationParameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # A steady clock: with use_sim_time and a paused bag the diagnostics must go on.
         self.create_timer(1 / p.diagnostics_rate, self._publish_diagnostics,
@@ -146,8 +147,8 @@ class SegmentationNode(LifecycleNode):
     def _free(self) -> None:
         """Undo configure and activate, as far as they came."""
         self._active = False
-        self._update_subscriptions()
         if self._worker:
+            self._update_subscriptions()
             self._worker.stop()
         for camera in self._cameras:
             camera.destroy()
@@ -165,8 +166,9 @@ class SegmentationNode(LifecycleNode):
     def _update_subscriptions(self) -> None:
         """Subscribe to the images, or unsubscribe, as the lifecycle state and the parameters demand."""
         wanted = self._active and self._settings.enabled
+        if not self._worker:
+            return
         if wanted and not self._images:
-            assert self._worker
             self._worker.resume()
             kind, topic = INPUTS[self._settings.image_transport]
             self._images = [self.create_subscription(
@@ -177,7 +179,6 @@ class SegmentationNode(LifecycleNode):
             for subscription in self._images:
                 self.destroy_subscription(subscription)
             self._images = []
-            assert self._worker
             self._worker.pause()
 
     def _on_image(self, camera: CameraOutputs, msg: Image | CompressedImage) -> None:
