@@ -34,7 +34,8 @@ class Manager:
         self.clients = {}
         self.labels, self.status = [], []
         self.camera = self.node.create_publisher(Image, f'/{name}/image', QoSProfile(depth=1))
-        self.node.create_subscription(Image, f'/{name}/label', self.labels.append, QoSProfile(depth=10))
+        self.label_subscription = self.node.create_subscription(
+            Image, f'/{name}/label', self.labels.append, QoSProfile(depth=10))
         self.node.create_subscription(DiagnosticArray, '/diagnostics', lambda m: self.status.extend(
             s for s in m.status if s.name == f'{name}: frames'), 10)
 

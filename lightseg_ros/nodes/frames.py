@@ -69,6 +69,7 @@ class FrameWorker:
 
     def __init__(self, node: Node, live: LiveSegmenter, parameters: SegmentationParameters):
         self.parameters = parameters
+        self.preparing = ''  # size of the images that the network is being prepared for
         self._node = node
         self._live = live
         self._mailbox: Latest[NewImage | NewDepth] = Latest()
@@ -150,7 +151,7 @@ class FrameWorker:
         """Segment frames as one batch and publish their labels; returns what is left to do."""
         p = self.parameters
         try:
-            self._live.prepare(frames[0].pixels.shape[:2])
+            self._make_ready(frames)
             cameras = [frame.camera for frame in frames]
             pending = segmenter.start(
                 [frame.pixels for frame in frames],
@@ -174,6 +175,21 @@ class FrameWorker:
             except Exception as e:
                 self._failed(frame.camera, e)
         return [StartedBatch(frames, pending, segmenter.labels.palette())]
+
+    def _make_ready(self, frames: list[FrameInFlight]) -> None:
+        """Prepare the network for frames of new sizes, which takes seconds; the diagnostics say so."""
+        for size in {frame.pixels.shape[:2] for frame in frames}:
+            self._live.note(size)
+            if not self._live.is_ready(size):
+                self.preparing = f'{size[1]}x{size[0]}'
+                began = perf_counter()
+                try:
+                    self._node.get_logger().info(f'preparing the network for images of {self.preparing}')
+                    self._live.make_ready(size)
+                    self._node.get_logger().info(f'ready for images of {self.preparing} after '
+                                                 f'{perf_counter() - began:.1f} s')
+                finally:
+                    self.preparing = ''
 
     def _publish_rest(self, batch: StartedBatch) -> None:
         """Publish overlay, confidence and points of frames whose labels are published."""

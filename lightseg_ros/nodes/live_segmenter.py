@@ -1,18 +1,22 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The network that a node runs: loaded, warmed up, and exchanged for another while frames arrive; no ROS."""
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 import gc
+import json
+import os
 from pathlib import Path
+import subprocess
+import sys
 import threading
 
+import numpy as np
 import torch
 
-from ..inference import segmenter
 from ..inference.segmenter import Segmenter
+from ..sizes import parse_size
 
 # A new network is warmed up for this many of the image sizes that were segmented last.
 KEPT_SIZES = 4
@@ -40,20 +44,24 @@ class LiveSegmenter:
     """
     Holds the segmenter of a node and exchanges it on request.
 
-    One thread segments, inside `use`; another one may call `change`. `cameras`: largest number of frames
-    that arrive together. ValueErrors from loading pass through.
+    One thread segments, inside `use`. Another one calls `change`; a third one may call `prepare` before, so
+    that nobody waits for the new network. `cameras`: largest number of frames that arrive together. `sizes`:
+    (height, width) of the images to warm up for. ValueErrors from loading pass through.
     """
 
-    def __init__(self, choice: NetworkChoice, *, cameras: int = 1, overlay_alpha: float = 0.5):
+    def __init__(self, choice: NetworkChoice, *, cameras: int = 1, overlay_alpha: float = 0.5,
+                 sizes: Sequence[tuple[int, int]] = ()):
         self._cameras = cameras
         self._overlay_alpha = overlay_alpha
-        # Held while frames are segmented, and while another network is loaded: CUDA graphs must be captured
-        # while nothing else runs.
-        self._lock = threading.Lock()
-        self._sizes: OrderedDict[tuple[int, int], None] = OrderedDict()  # (height, width), newest last
+        self._lock = threading.Lock()  # held while frames are segmented
+        self._loading = threading.Lock()  # held while a network is loaded or exchanged
+        self._sizes = tuple(sizes)  # of the images, newest last; replaced, never changed in place
         self._ready: set[tuple[int, int]] = set()
+        self._child: subprocess.Popen | None = None
+        self._prepared: tuple[tuple, Segmenter | Exception] | None = None
         self._loaded = _identity(choice)
         self._segmenter = self._load(choice)
+        self._ready = set(self._sizes)
 
     @property
     def segmenter(self) -> Segmenter:
@@ -85,60 +93,98 @@ class LiveSegmenter:
         with self._lock:
             yield self._segmenter
 
-    def prepare(self, size: tuple[int, int]) -> None:
-        """
-        Note that frames of (height, width) arrive, and capture their CUDA graphs for every batch size.
+    def is_ready(self, size: tuple[int, int]) -> bool:
+        """Return whether frames of (height, width) run at full speed; the first one of a size does not."""
+        return size in self._ready
 
-        Call it inside `use`. Without it, each new combination of cameras would be captured on a later frame.
-        """
-        if self._segmenter.device.type == 'cuda' and size not in self._ready:
-            self._warm_up(self._segmenter, size)
-            self._ready.add(size)
-        self._sizes[size] = None
-        self._sizes.move_to_end(size)
-        if len(self._sizes) > KEPT_SIZES:
-            self._sizes.popitem(last=False)
+    def make_ready(self, size: tuple[int, int]) -> None:
+        """Compile or capture what frames of (height, width) need; call it inside `use`."""
+        self._warm_up(self._segmenter, size, first_only=self._segmenter.device.type != 'cuda')
+        self._ready.add(size)
+
+    def note(self, size: tuple[int, int]) -> None:
+        """Note that frames of (height, width) arrive: the next network is warmed up for them."""
+        self._sizes = (*(other for other in self._sizes if other != size), size)[-KEPT_SIZES:]
 
     def differs(self, choice: NetworkChoice) -> bool:
         """Return whether `choice` is another network than the one in force, or its file was rewritten."""
         return _identity(choice) != self._loaded
 
-    def change(self, choice: NetworkChoice, on_change: Callable[[Segmenter], None]) -> None:
-        """
-        Load and warm up another network and put it in force; frames wait meanwhile.
-
-        `on_change` is called before the first frame of the new network. If loading fails, the old network
-        stays in force.
-        """
-        with self._lock:
+    def prepare(self, choice: NetworkChoice) -> None:
+        """Load a network for `change` while the one in force goes on; `change` raises what goes wrong."""
+        with self._loading:
             identity = _identity(choice)
-            new = self._load(choice)
-            self._segmenter, self._loaded = new, identity
-            on_change(new)
-            if new.device.type == 'cuda':
-                torch.cuda.empty_cache()  # frees the graphs of the old network
+            if self._segmenter.device.type == 'cpu':
+                self._compile_in_child(choice)
+            try:
+                self._prepared = identity, self._load(choice, beside=True)
+            except Exception as e:
+                self._prepared = identity, e
+
+    def change(self, choice: NetworkChoice, before_first: Callable[[Segmenter], None]) -> None:
+        """
+        Put another network in force between two frames; it is loaded first unless `prepare` has done that.
+
+        `before_first` is called with the new network before its first frame. If loading fails, the old
+        network stays in force.
+        """
+        with self._loading:
+            identity = _identity(choice)
+            prepared, self._prepared = self._prepared, None
+            new = prepared[1] if prepared and prepared[0] == identity else self._load(choice, beside=True)
+            if isinstance(new, Exception):
+                raise new
+            new.overlay_alpha = self._overlay_alpha
+            with self._lock:
+                before_first(new)
+                self._segmenter, self._loaded = new, identity
+                self._ready = set(self._sizes)
+                if new.device.type == 'cuda':
+                    torch.cuda.empty_cache()  # frees the graphs of the old network
 
     def free(self) -> None:
         """Free the network and its buffers; the object cannot be used afterwards."""
+        if child := self._child:
+            child.kill()
         cuda = self._segmenter.device.type == 'cuda'
         del self._segmenter
+        self._prepared = None
         gc.collect()
         if cuda:
             torch.cuda.empty_cache()
 
-    def _load(self, choice: NetworkChoice) -> Segmenter:
-        loaded = segmenter.load(
+    def _compile_in_child(self, choice: NetworkChoice) -> None:
+        """
+        Compile a network in a process of low priority; from its cache on disk it loads without a pause.
+
+        Compiling holds Python's interpreter lock for seconds, and would compete for the CPU with the network
+        in force. Whatever goes wrong is found again, and reported, when the network is loaded here.
+        """
+        sizes = [f'{width}x{height}' for height, width in self._sizes or (DEFAULT_SIZE,)]
+        self._child = subprocess.Popen(
+            [sys.executable, '-m', __name__, json.dumps(asdict(choice)), *sizes], stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._child.wait()
+        self._child = None
+
+    def _load(self, choice: NetworkChoice, *, beside: bool = False) -> Segmenter:
+        """Load and warm up a network; `beside`: another thread segments meanwhile."""
+        loaded = Segmenter.load(
             choice.model, choice.device, choice.resolution, resize_mode=choice.resize_mode,
             overlay_alpha=self._overlay_alpha, backend=choice.backend, precision=choice.precision,
             threads=choice.threads)
-        sizes = list(self._sizes) or [DEFAULT_SIZE]
-        for size in sizes:
-            self._warm_up(loaded, size)
-        self._ready = set(sizes)
+        # CUDA graphs must be captured while nothing else runs; frames run between two sizes.
+        exclusive = self._lock if beside and loaded.device.type == 'cuda' else nullcontext()
+        for size in self._sizes or (DEFAULT_SIZE,):
+            with exclusive:
+                self._warm_up(loaded, size, first_only=beside and loaded.device.type == 'cpu')
         return loaded
 
-    def _warm_up(self, loaded: Segmenter, size: tuple[int, int]) -> None:
-        """Warm up every batch size for this frame size."""
+    def _warm_up(self, loaded: Segmenter, size: tuple[int, int], first_only: bool = False) -> None:
+        """Warm up every batch size for this frame size; `first_only`: only what the first label needs."""
+        if first_only:
+            loaded(np.zeros((*size, 3), np.uint8))
+            return
         for batch in range(1, _batch_limit(loaded, self._cameras) + 1):
             loaded.warm_up(*size, batch)
 
@@ -151,3 +197,9 @@ def _identity(choice: NetworkChoice) -> tuple[NetworkChoice, int]:
     """Return the choice and when its weights file was written: a rewritten file is another network."""
     path = Path(choice.model)
     return choice, path.stat().st_mtime_ns if path.is_file() else 0
+
+
+if __name__ == '__main__':  # the process of _compile_in_child
+    os.nice(10)
+    LiveSegmenter(NetworkChoice(**json.loads(sys.argv[1])), sizes=[
+        parse_size(size)[::-1] for size in sys.argv[2:]])

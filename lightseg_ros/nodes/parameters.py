@@ -38,7 +38,8 @@ def parameter(default: Any, description: str, *, limits: tuple[Any, Any] | None 
     set while the node runs. For other checks, the dataclass raises a ValueError in `__post_init__`.
     """
     return dataclasses.field(default=default, metadata={
-        'description': description, 'limits': limits, 'choices': choices, 'read_only': read_only})
+        'description': description, 'limits': limits, 'choices': choices, 'read_only': read_only,
+        'dynamic': 'true' in choices})  # YAML reads the choices true and false as booleans
 
 
 def declare(node: Node, cls: type[T]) -> T:
@@ -54,9 +55,7 @@ def declare(node: Node, cls: type[T]) -> T:
     given = node._parameter_overrides  # rclpy has no public access to values that were given but not declared
     values = {}
     for field in fields:
-        value = given[field.name].value if field.name in given else field.default
-        if type(value) is int and isinstance(field.default, (float, str)):
-            value = type(field.default)(value)
+        value = _converted(field, given[field.name].value if field.name in given else field.default)
         if type(value) is not type(field.default):
             raise ParameterError(f'parameter {field.name!r} is {value!r} ({type(value).__name__}); expected '
                                  f'{type(field.default).__name__}, such as {field.default!r}: '
@@ -80,22 +79,26 @@ def declare(node: Node, cls: type[T]) -> T:
     return _build(cls, values)
 
 
-def watch(node: Node, values: T, apply: Callable[[T], None]) -> None:
+def watch(node: Node, values: T, apply: Callable[[T], None]) -> Callable[[list[Parameter]], T]:
     """
     Call `apply(new)` with a new instance whenever parameters are set while the node runs.
 
     All changes of one atomic request arrive in one call. If a check fails, or `apply` raises a ValueError,
-    the request is refused with the text of the error, and nothing changes.
+    the request is refused with the text of the error, and nothing changes. Returns a function that builds the
+    instance that a request would lead to; ValueError if a check fails.
     """
     current = values
-    names = [field.name for field in dataclasses.fields(values)]  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(values)}  # type: ignore[arg-type]
+
+    def preview(parameters: list[Parameter]) -> T:
+        changes = {p.name: _converted(fields[p.name], p.value) for p in parameters if p.name in fields}
+        return _build(type(current), {**dataclasses.asdict(current), **changes})  # type: ignore[call-overload]
 
     def on_set(parameters: list[Parameter]) -> SetParametersResult:
         nonlocal current
-        changes = {p.name: p.value for p in parameters if p.name in names}
-        if changes:
+        if any(p.name in fields for p in parameters):
             try:
-                new = _build(type(current), {**dataclasses.asdict(current), **changes})  # type: ignore[call-overload]
+                new = preview(parameters)
                 apply(new)
             except ValueError as e:
                 return SetParametersResult(successful=False, reason=str(e))
@@ -103,6 +106,16 @@ def watch(node: Node, values: T, apply: Callable[[T], None]) -> None:
         return SetParametersResult(successful=True)
 
     node.add_on_set_parameters_callback(on_set)
+    return preview
+
+
+def _converted(field: dataclasses.Field, value: Any) -> Any:
+    """Return a value as the field's type if nothing is lost: a whole number, or a boolean as a string."""
+    if type(value) is bool and field.metadata['dynamic']:
+        return str(value).lower()
+    if type(value) is int and isinstance(field.default, (float, str)):
+        return type(field.default)(value)
+    return value
 
 
 def _build(cls: type[T], values: dict[str, Any]) -> T:
@@ -128,7 +141,8 @@ def _expected(field: dataclasses.Field) -> str:
 
 def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     metadata = field.metadata
-    descriptor = ParameterDescriptor(description=metadata['description'], read_only=metadata['read_only'])
+    descriptor = ParameterDescriptor(description=metadata['description'], read_only=metadata['read_only'],
+                                     dynamic_typing=metadata['dynamic'])
     if metadata['choices']:
         descriptor.additional_constraints = _expected(field)
     if metadata['limits']:

@@ -8,9 +8,11 @@ import threading
 from time import monotonic, perf_counter
 
 import numpy as np
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
@@ -51,7 +53,7 @@ class Points:
     """
 
     def __init__(self, node: Node, prefix: str, tolerance_s: float, health: Health,
-                 wake: Callable[[], None]):
+                 wake: Callable[[], None], events: PublisherEventCallbacks | None):
         self._node, self._health, self._wake = node, health, wake
         self._tolerance_ns = round(1e9 * tolerance_s)
         self._lock = threading.Lock()  # protects _kept, which the executor fills and the worker reads
@@ -63,27 +65,41 @@ class Points:
         self._last_error = ''
         self._logged_s = float('-inf')
         self._warned_of_frame = False
-        overriding = QoSOverridingOptions.with_default_policies()
+        self._depth_topic, self._info_topic = (node.resolve_topic_name(f'{prefix}{name}')
+                                               for name in ('depth', 'camera_info'))
+        self._subscriptions: list[Subscription] = []
         self._publisher = node.create_publisher(
-            PointCloud2, f'~/{prefix}points', POINTS_QOS, qos_overriding_options=overriding)
-        self._depth = node.create_subscription(
-            Image, f'{prefix}depth', self._on_depth, DEPTH_QOS, qos_overriding_options=overriding)
-        self._infos = node.create_subscription(
-            CameraInfo, f'{prefix}camera_info', self._on_info, INFO_QOS, qos_overriding_options=overriding)
+            PointCloud2, f'~/{prefix}points', POINTS_QOS, event_callbacks=events,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        self._prefix = prefix
+
+    def subscribe(self) -> None:
+        """Subscribe to depth and camera_info."""
+        overriding = QoSOverridingOptions.with_default_policies()
+        self._subscriptions = [
+            self._node.create_subscription(Image, f'{self._prefix}depth', self._on_depth, DEPTH_QOS,
+                                           qos_overriding_options=overriding),
+            self._node.create_subscription(CameraInfo, f'{self._prefix}camera_info', self._on_info, INFO_QOS,
+                                           qos_overriding_options=overriding)]
+
+    def unsubscribe(self) -> None:
+        """Undo `subscribe`."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
 
     def destroy(self) -> None:
         """Destroy the publisher and the subscriptions."""
+        self.unsubscribe()
         self._node.destroy_publisher(self._publisher)
-        for subscription in (self._depth, self._infos):
-            self._node.destroy_subscription(subscription)
 
     def wanted(self) -> bool:
         """Return whether anybody subscribes to the points."""
         return self._publisher.get_subscription_count() > 0
 
     def topics(self) -> list[str]:
-        """Return the topics that are subscribed to."""
-        return [self._depth.topic_name, self._infos.topic_name]
+        """Return the topics of depth and camera_info."""
+        return [self._depth_topic, self._info_topic]
 
     def values(self) -> dict[str, str]:
         """Return counts for the diagnostics."""
@@ -124,12 +140,12 @@ class Points:
     def _publish(self, near: Image, labelled: LabelledImage) -> None:
         began = perf_counter()
         if self._info is None:
-            raise PointsError(f'no message on {self._infos.topic_name} yet')
+            raise PointsError(f'no message on {self._info_topic} yet')
         frames = near.header.frame_id, labelled.header.frame_id
         if frames[0] != frames[1] and not self._warned_of_frame:
             self._warned_of_frame = True
             self._node.get_logger().warning(
-                f'{self._depth.topic_name} has frame_id {frames[0]!r}, the image has {frames[1]!r}; the '
+                f'{self._depth_topic} has frame_id {frames[0]!r}, the image has {frames[1]!r}; the '
                 'labels of the points are wrong unless depth is registered to the image')
         depth = images.decode_depth(near)
         camera = points.pinhole(self._info, *depth.shape)
@@ -142,7 +158,7 @@ class Points:
         self._missed += 1
         self._missed_in_a_row += 1
         if self._missed_in_a_row >= MISSES_LOGGED:
-            self._log(f'no points: no depth on {self._depth.topic_name} within '
+            self._log(f'no points: no depth on {self._depth_topic} within '
                       f'{self._tolerance_ns / 1e6:g} ms of the image; see parameter depth_tolerance')
 
     def _log(self, text: str) -> None:

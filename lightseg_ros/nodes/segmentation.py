@@ -1,23 +1,27 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation node: camera images in; label, overlay, confidence, points and diagnostics out."""
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 import ctypes
 from dataclasses import replace
+from functools import partial
 import gc
 import json
 import sys
+from threading import Thread
 from time import sleep
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.srv import SetParameters
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.subscription import Subscription
+from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
@@ -27,7 +31,7 @@ from ..inference.segmenter import Segmenter
 from .frames import FrameWorker
 from .lifetime import run
 from .live_segmenter import LiveSegmenter
-from .outputs import CameraOutputs
+from .outputs import CameraOutputs, MATCHED_EVENTS
 from .parameters import declare, watch
 from .segmentation_parameters import SegmentationParameters
 
@@ -36,8 +40,6 @@ try:
 except ImportError:  # vision_msgs is not on PyPI; without it the classes are published as JSON
     LabelInfo = None
 
-# Depth 1: an image that waits in a queue is out of date when it is taken.
-SENSOR_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 LATCHED_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
                          durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 INPUTS = {'raw': (Image, 'image'), 'compressed': (CompressedImage, 'image/compressed')}
@@ -64,10 +66,10 @@ class SegmentationNode(LifecycleNode):
         self._live: LiveSegmenter | None = None
         self._worker: FrameWorker | None = None
         self._cameras: list[CameraOutputs] = []
-        self._images: list[Subscription] = []
         self._label_info: Publisher | None = None
         self._active = False
         self._error: Exception | None = None
+        self._loading = ''  # the network that is being loaded beside the one in force
         super().__init__(name, **options)
         self._settings = p = declare(self, SegmentationParameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
@@ -75,7 +77,10 @@ class SegmentationNode(LifecycleNode):
         self.create_timer(1 / p.diagnostics_rate, self._publish_diagnostics,
                           clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_service(SetBool, '~/enable', self._on_enable)
-        watch(self, p, self._apply)
+        self._preview = watch(self, p, self._apply)
+        self._answer_while_loading()
+        if not MATCHED_EVENTS:
+            self.create_timer(0.2, self._update_subscriptions, clock=Clock(clock_type=ClockType.STEADY_TIME))
         if p.autostart and not self._start():
             self.destroy_node()
             assert self._error is not None
@@ -93,9 +98,11 @@ class SegmentationNode(LifecycleNode):
         p = self._settings
         try:
             names = p.cameras.split() or ['']
-            self._live = LiveSegmenter(p.network(), cameras=len(names), overlay_alpha=p.overlay_alpha)
+            self._live = LiveSegmenter(p.network(), cameras=len(names), overlay_alpha=p.overlay_alpha,
+                                       sizes=p.image_sizes())
             self._worker = FrameWorker(self, self._live, p)
-            self._cameras = [CameraOutputs(self, name, p, self._worker.put_depth) for name in names]
+            self._cameras = [CameraOutputs(self, name, p, self._worker.put_depth, self._update_subscriptions)
+                             for name in names]
             kind, topic = (String, '~/label_info_json') if LabelInfo is None else (LabelInfo, '~/label_info')
             self._label_info = self.create_publisher(kind, topic, LATCHED_QOS)
             self._publish_label_info(self._live.segmenter)
@@ -111,9 +118,8 @@ class SegmentationNode(LifecycleNode):
         """Subscribe to the images."""
         self._active = True
         self._update_subscriptions()
-        topics = [subscription.topic_name for subscription in self._images]
-        topics += [topic for camera in self._cameras if camera.points for topic in camera.points.topics()]
-        self.get_logger().info(f'active; waiting for {", ".join(topics)}')
+        topics = ', '.join(topic for camera in self._cameras for topic in camera.topics())
+        self.get_logger().info(f'active; waiting for {topics or "a subscriber"}')
         return TransitionCallbackReturn.SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -164,25 +170,26 @@ class SegmentationNode(LifecycleNode):
     # ---------------------------------------------------------------------------------------------- images
 
     def _update_subscriptions(self) -> None:
-        """Subscribe to the images, or unsubscribe, as the lifecycle state and the parameters demand."""
-        wanted = self._active and self._settings.enabled
+        """Subscribe to the images, or unsubscribe, as state, parameters and subscribers demand."""
         if not self._worker:
             return
-        if wanted and not self._images:
+        p = self._settings
+        running = self._active and p.enabled
+        if running:
             self._worker.resume()
-            kind, topic = INPUTS[self._settings.image_transport]
-            self._images = [self.create_subscription(
-                kind, camera.prefix + topic, lambda msg, camera=camera: self._on_image(camera, msg),
-                SENSOR_QOS, qos_overriding_options=QoSOverridingOptions.with_default_policies())
-                for camera in self._cameras]
-        elif self._images and not wanted:
-            for subscription in self._images:
-                self.destroy_subscription(subscription)
-            self._images = []
+        for camera in self._cameras:
+            if running and (p.lazy != 'subscription' or camera.has_listener(p)):
+                kind, topic = INPUTS[p.image_transport]
+                camera.subscribe(kind, topic, partial(self._on_image, camera))
+            else:
+                camera.unsubscribe()
+        if not running:
             self._worker.pause()
 
     def _on_image(self, camera: CameraOutputs, msg: Image | CompressedImage) -> None:
-        assert self._worker
+        p = self._settings
+        if not self._worker or p.lazy != 'false' and not camera.has_listener(p):
+            return
         camera.health.frame_received()
         self._worker.put_image(camera, msg)
         # Give the interpreter to the worker at once; otherwise it waits 0.4 ms for the executor.
@@ -206,6 +213,56 @@ class SegmentationNode(LifecycleNode):
             self._worker.parameters = new
         self._settings = new
         self._update_subscriptions()
+
+    def _answer_while_loading(self) -> None:
+        """Let the services that set parameters load a network in a thread, so that all others go on."""
+        # In a group of its own: while such a service waits, the default group would be blocked.
+        group = ReentrantCallbackGroup()
+        for service in self.services:
+            if service.srv_name.endswith('/set_parameters'):
+                service.callback = partial_coroutine(self._set_one_by_one, service.callback)
+            elif service.srv_name.endswith('/set_parameters_atomically'):
+                service.callback = partial_coroutine(self._set_together, service.callback)
+            else:
+                continue
+            service.callback_group = group
+            group.add_entity(service)
+
+    async def _set_one_by_one(self, answer: Callable, request: Any, response: Any) -> Any:
+        for parameter in request.parameters:
+            await self._load_beside([parameter])
+            response.results += answer(SetParameters.Request(parameters=[parameter]),
+                                       SetParameters.Response()).results
+        return response
+
+    async def _set_together(self, answer: Callable, request: Any, response: Any) -> Any:
+        await self._load_beside(request.parameters)
+        return answer(request, response)
+
+    async def _load_beside(self, parameters: list[Any]) -> None:
+        """Load the network that a request asks for while the one in force goes on; errors are `_apply`'s."""
+        live, executor = self._live, self.executor
+        if live is None or executor is None:
+            return
+        try:
+            network = self._preview([Parameter.from_parameter_msg(p) for p in parameters]).network()
+        except ValueError:
+            return
+        if not live.differs(network):
+            return
+        self.get_logger().info(f'loading {network.model}; {live.segmenter.card.network} goes on meanwhile')
+        loaded: Future = Future(executor=executor)
+
+        def load() -> None:
+            live.prepare(network)
+            with suppress(Exception):  # the executor was shut down meanwhile
+                loaded.set_result(None)
+                executor.wake()
+
+        self._loading = network.model
+        Thread(target=load, name='loading', daemon=True).start()
+        await loaded
+        self._loading = ''
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         """Set the parameter `enabled`."""
@@ -240,6 +297,12 @@ class SegmentationNode(LifecycleNode):
                 status = replace(status, level=OK, summary='inactive: the network is loaded')
             elif not self._settings.enabled:
                 status = replace(status, level=OK, summary="at rest: parameter 'enabled' is false")
+            elif self._worker.preparing:
+                status = replace(status, level=OK, summary=f'preparing {self._worker.preparing}')
+            elif self._settings.lazy != 'false' and not camera.has_listener(self._settings):
+                status = replace(status, level=OK, summary='idle: no output has a subscriber')
+            if self._loading:
+                status = replace(status, summary=f'{status.summary}; loading {self._loading}')
             msg.status.append(self._status(camera.name, status, str(network.device)))
         self._diagnostics.publish(msg)
 
@@ -264,6 +327,13 @@ class SegmentationNode(LifecycleNode):
                                    for i, name in enumerate(network.labels.names)])
         msg.header.stamp = self.get_clock().now().to_msg()
         self._label_info.publish(msg)
+
+
+def partial_coroutine(function: Callable[..., Coroutine], answer: Callable) -> Callable:
+    """Return a service callback that rclpy recognises as a coroutine, unlike functools.partial."""
+    async def callback(request: Any, response: Any) -> Any:
+        return await function(answer, request, response)
+    return callback
 
 
 def _return_memory() -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import re
 
 from ..inference import segmenter
+from ..sizes import parse_size, SizeError
 from .live_segmenter import NetworkChoice
 from .parameters import parameter
 
@@ -42,6 +43,13 @@ class SegmentationParameters:
         True, 'Configure and activate at the start. false: wait for a lifecycle manager.', read_only=True)
     enabled: bool = parameter(
         True, 'Segment the images. false: unsubscribe from them. The service ~/enable sets it too.')
+    lazy: str = parameter(
+        'true', 'true: do not decode and segment images while no output has a subscriber; subscription: also '
+        'unsubscribe from the images; false: segment every image.',
+        choices=('true', 'false', 'subscription'))
+    image_size: str = parameter(
+        '', 'Sizes of the camera images to prepare for at the start, such as "1280x720 640x480". Without it, '
+        'the first image of a size takes longer. Empty: 640x480.', read_only=True)
     overlay_alpha: float = parameter(
         0.5, 'Share of the class colour in the overlay; the rest is the camera image.', limits=(0.0, 1.0))
     publish_overlay: bool = parameter(True, 'Publish ~/overlay while it has a subscriber.')
@@ -60,6 +68,15 @@ class SegmentationParameters:
         if len(set(names)) < len(names) or not all(re.fullmatch('[A-Za-z][A-Za-z0-9_]*', n) for n in names):
             raise ValueError(f"parameter 'cameras' is {self.cameras!r}; expected different names separated "
                              'by spaces, each made of letters, digits and _ and starting with a letter')
+
+        self.image_sizes()
+
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """Return the (height, width) of the images to prepare for."""
+        try:
+            return [parse_size(size)[::-1] for size in self.image_size.split()]
+        except SizeError as e:
+            raise ValueError(f"parameter 'image_size': {e}") from e
 
     def network(self) -> NetworkChoice:
         """Return what decides which network runs."""
