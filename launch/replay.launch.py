@@ -34,7 +34,7 @@ OPTIONS = {
 }
 CHOICES = {
     'player': ('own', "player: 'own' accounts for every frame, 'ros2' uses ros2 bag play", ['own', 'ros2']),
-    'use_sim_time': ('false', 'publish /clock and keep the stamps of the bag', ['true', 'false']),
+    'use_sim_time': ('false', 'true: publish /clock and keep the stamps of the bag', None),
     'log_level': ('info', 'lowest level of log messages', ['debug', 'info', 'warn', 'error', 'fatal']),
 }
 
@@ -53,7 +53,7 @@ def actions(context: LaunchContext) -> list[IncludeLaunchDescription | ExecutePr
     given['model'] = value['weights'] or value['model']
     for name, text in given.items():
         command += [f'--{name.replace("_", "-")}', text]
-    if value['use_sim_time'] == 'true':
+    if value['use_sim_time'].lower() in ('true', '1', 'yes', 'on'):
         command.append('--use-sim-time')
     return [
         IncludeLaunchDescription(str(SHARE / 'launch' / 'segment.launch.py'), launch_arguments=node.items()),

@@ -5,7 +5,11 @@ Start the segmentation node and, on request, a camera node.
 
 ros2 launch lightseg_ros segment.launch.py model:=laanet resolution:=1024x512 image_topic:=/camera/image_raw
 """
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
+import re
+from typing import Any
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
@@ -13,6 +17,7 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironment
 from launch.substitutions import EnvironmentVariable
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+import yaml
 
 SHARE = Path(get_package_share_directory('lightseg_ros'))
 MODELS = sorted(path.stem.split('-')[0] for path in (SHARE / 'weights').glob('*.safetensors'))
@@ -26,21 +31,30 @@ PARAMETERS = {
     'device': ('auto, cpu, cuda, cuda:N or openvino:GPU (default: auto)', None),
     'backend': ('library that runs the network on a CPU, such as openvino (default: auto)', None),
     'precision': ('float32, float16 or bfloat16 (default: auto, float32 on a CPU, float16 on a GPU)', None),
-    'cameras': ('names of several cameras, separated by spaces (default: one camera without a name)', None),
+    'cameras': ('names of several cameras, separated by commas or spaces (default: one camera without a '
+                'name)', None),
     'image_transport': ('transport of the images (default: raw)', ['', 'raw', 'compressed']),
+    'image_size': ('sizes of the images to prepare for, such as 1280x720 (default: 640x480)', None),
+    'lazy': ('true: do not segment without a subscriber; subscription: also unsubscribe from the images; '
+             'false: segment always (default: true)', None),
+}
+BOOLEANS = {
+    'autostart': 'true: configure and activate the node; false: a lifecycle manager does (default: true)',
 }
 OTHERS = {
-    'image_topic': ('image', 'image topic; with several cameras, {camera} stands for the name of each. For '
-                    'compressed images /compressed is appended', None),
+    'image_topic': ('image', 'image topic; with several cameras, {camera} stands for the name of each. With '
+                    'image_transport:=compressed, /compressed is appended', None),
+    'compressed_topic': ('', 'topic of compressed images (CompressedImage) with any name, instead of '
+                         'image_topic', None),
     'depth_topic': ('', 'topic of depth that is registered to the image, with {camera} as above. If given, '
                     'labelled points are published', None),
     'camera_info_topic': ('', 'camera_info topic of the depth. Empty: camera_info in the namespace of '
                           'the depth topic', None),
     'params_file': (str(SHARE / 'config' / 'segmentation.yaml'), 'YAML file with parameters', None),
     'namespace': ('', 'namespace of the nodes', None),
-    'use_sim_time': ('false', 'take the time from /clock', ['true', 'false']),
+    'use_sim_time': ('false', 'true: take the time from /clock', None),
     'log_level': ('info', 'lowest level of log messages', ['debug', 'info', 'warn', 'error', 'fatal']),
-    'use_respawn': ('false', 'restart the segmentation node when it dies', ['true', 'false']),
+    'use_respawn': ('false', 'true: restart the segmentation node when it dies', None),
     'camera': ('none', "source of an additional camera node: 'synthetic', a folder of images, a video, a "
                "bag, or a device such as /dev/video0. 'none': do not start a camera node", None),
     'camera_topic': ('', 'image topic that the camera node plays, if a bag has several', None),
@@ -66,22 +80,78 @@ def depth_topics(camera: str, value: dict[str, str]) -> list[tuple[str, str]]:
             if topic]
 
 
+def boolean(name: str, text: str) -> bool:
+    """Return the value of a boolean argument, in any spelling of YAML, Python or Nav2."""
+    lowered = text.strip().lower()
+    if lowered in ('true', '1', 'yes', 'on'):
+        return True
+    if lowered in ('false', '0', 'no', 'off', ''):
+        return False
+    raise ValueError(f'{name} is {text!r}; expected true or false')
+
+
+def camera_names(text: str) -> list[str]:
+    """Split names at commas and spaces; a YAML list is accepted too. One camera has the name ''."""
+    return re.sub('[][,"\']', ' ', text).split() or ['']
+
+
+def check_parameters(path: str, namespace: str) -> None:
+    """Raise a ValueError if a parameter file cannot be read, or if none of its keys names our nodes."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as e:
+        raise ValueError(f'params_file {path!r} cannot be read: {e.strerror}') from e
+    except yaml.YAMLError as e:
+        raise ValueError(f'params_file {path!r} is not YAML: {" ".join(str(e).split())}') from e
+    found = list(node_keys(tree if isinstance(tree, dict) else {}))
+    ours = [f'/{namespace.strip("/")}/{name}'.replace('//', '/') for name in ('segmentation', 'camera')]
+    if not any(fnmatchcase(node, key.replace('/**', '*')) for key in found for node in ours):
+        raise ValueError(f'params_file {path!r} has no parameters for {ours[0]}: it holds '
+                         + (f'ros__parameters for {", ".join(found)}' if found else 'no ros__parameters')
+                         + f'; expected the key {ours[0]} or /**')
+
+
+def node_keys(tree: dict, above: str = '') -> Iterator[str]:
+    """Yield the full names of the nodes, with wildcards, that a parameter file is for."""
+    for key, value in tree.items():
+        if key == 'ros__parameters':
+            yield above
+        elif isinstance(value, dict):
+            yield from node_keys(value, f'{above}/{str(key).strip("/")}')
+
+
+def image_remappings(value: dict[str, str], camera: str) -> list[tuple[str, str]]:
+    """Return the remappings of the images of one camera."""
+    names = [f'{camera}/{name}'.lstrip('/') for name in ('image', 'image/compressed')]
+    if value['compressed_topic']:
+        return [(names[1], topic_of(camera, value['compressed_topic'], 'compressed'))]
+    topic = topic_of(camera, value['image_topic'].removesuffix('/compressed'))
+    return [(names[0], topic), (names[1], f'{topic}/compressed')]
+
+
 def nodes(context: LaunchContext) -> list[Node]:
     """Create the nodes; only arguments that were given override the params_file."""
     value = context.launch_configurations
-    given = {name: ParameterValue(value[name], value_type=str) for name in PARAMETERS if value[name]}
-    use_sim_time = {'use_sim_time': value['use_sim_time'] == 'true'}
-    topics = {camera: topic_of(camera, value['image_topic']) for camera in value['cameras'].split() or ['']}
-    depths = {camera: depth_topics(camera, value) for camera in topics}
+    value['params_file'] = str(Path(value['params_file']).expanduser())
+    check_parameters(value['params_file'], value['namespace'])
+    if value['compressed_topic'] or value['image_topic'].endswith('/compressed'):
+        value['image_transport'] = 'compressed'
+    cameras = camera_names(value['cameras'])
+    value['cameras'] = ' '.join(cameras)
+    given: dict[str, Any] = {name: ParameterValue(value[name], value_type=str)
+                             for name in PARAMETERS if value[name]}
+    given |= {name: boolean(name, value[name]) for name in BOOLEANS if value[name]}
+    use_sim_time = {'use_sim_time': boolean('use_sim_time', value['use_sim_time'])}
+    depths = {camera: depth_topics(camera, value) for camera in cameras}
     points = {'publish_points': True} if value['depth_topic'] else {}
     common = {
         'package': 'lightseg_ros', 'namespace': value['namespace'], 'output': 'screen', 'emulate_tty': True,
         'arguments': ['--ros-args', '--log-level', value['log_level']]}
     started = [Node(
-        executable='segmentation_node', name='segmentation', respawn=value['use_respawn'] == 'true',
-        respawn_delay=2.0, parameters=[value['params_file'], {**given, **points, **use_sim_time}],
-        remappings=[*((f'{camera}/image{kind}'.lstrip('/'), topic + kind) for camera, topic in topics.items()
-                      for kind in ('', '/compressed')),
+        executable='segmentation_node', name='segmentation',
+        respawn=boolean('use_respawn', value['use_respawn']), respawn_delay=2.0,
+        parameters=[value['params_file'], {**given, **points, **use_sim_time}],
+        remappings=[*(pair for camera in cameras for pair in image_remappings(value, camera)),
                     *((f'{camera}/{kind}'.lstrip('/'), topic) for camera, pairs in depths.items()
                       for kind, topic in pairs)], **common)]
     if value['camera'] != 'none':
@@ -94,10 +164,11 @@ def nodes(context: LaunchContext) -> list[Node]:
         started += [Node(
             executable='camera_node', name=f'camera_{camera}'.rstrip('_'),
             parameters=[{**source, **transport, **use_sim_time}],
-            remappings=[('image', topic), ('image/compressed', f'{topic}/compressed'),
+            remappings=[*((name.removeprefix(f'{camera}/'), topic)
+                          for name, topic in image_remappings(value, camera)),
                         *(depths[camera] if own_depth else
                           [('camera_info', f'{camera}/camera_info')] if camera else [])],
-            **common) for camera, topic in topics.items()]
+            **common) for camera in cameras]
     return started
 
 
@@ -106,6 +177,8 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription([
         *(DeclareLaunchArgument(name, default_value='', description=text, choices=choices)
           for name, (text, choices) in PARAMETERS.items()),
+        *(DeclareLaunchArgument(name, default_value='', description=text)
+          for name, text in BOOLEANS.items()),
         *(DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
           for name, (default, text, choices) in OTHERS.items()),
         # Images need a larger shared-memory segment than Fast DDS's default. A profile that the user has set

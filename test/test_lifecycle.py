@@ -154,7 +154,7 @@ def test_what_cannot_be_configured_has_a_reason_and_can_be_mended(start, random_
     status = m.latest()
     assert status.level == b'\2'
     assert 'unconfigured' in status.message and 'none.safetensors: no such file' in status.message
-    assert 'cannot configure: ' in m.process.log.read_text()
+    assert 'cannot start: ' in m.process.log.read_text()
     assert m.set_parameter('weights', type=ParameterType.PARAMETER_STRING,
                            string_value=str(random_weights)).successful
     assert m.change(Transition.TRANSITION_CONFIGURE) and m.change(Transition.TRANSITION_ACTIVATE)

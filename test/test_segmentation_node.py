@@ -466,12 +466,37 @@ def test_clean_exit(ros, random_weights, tmp_path, numbers):
     ('model:=segnet', "no packaged weights for 'segnet'; packaged:"),
     ('resolution:=big', "resolution is 'big'; expected WIDTHxHEIGHT"),
     ('overlay_alpha:=2.0', "'overlay_alpha' is 2.0; expected 0.0 to 1.0"),
+    ('cameras:="front,front"', "'cameras' is 'front,front'; expected different names"),
+    ('image_size:=big', "parameter 'image_size': size is 'big'; expected WIDTHxHEIGHT"),
+    ('weights:=~/nothing.safetensors', 'nothing.safetensors: no such file'),
+    ('qos_overrides./image.subscription.reliability:=relaible', '`reliability`: `relaible`'),
     ('cameras:="front front"', "'cameras' is 'front front'; expected different names"),
 ])
 def test_a_wrong_parameter_is_one_line_and_exit_code_1(random_weights, parameter, message):
-    weights = [] if parameter.startswith('model') else ['-p', f'weights:={random_weights}']
+    weights = [] if parameter.startswith(('model', 'weights')) else ['-p', f'weights:={random_weights}']
     done = subprocess.run([sys.executable, '-m', 'lightseg_ros.nodes.segmentation', '--ros-args', *weights,
                            '-p', parameter], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     error, = (line for line in done.stderr.splitlines() if line.startswith('ERROR: '))
     assert message in error and 'Traceback' not in done.stderr
+
+
+def test_a_parameter_file_that_cannot_be_parsed_is_one_line(tmp_path):
+    (tmp_path / 'p.yaml').write_text('segmentation: [')
+    done = subprocess.run([sys.executable, '-m', 'lightseg_ros.nodes.segmentation', '--ros-args',
+                           '--params-file', str(tmp_path / 'p.yaml')], capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert "ERROR: failed to initialize rcl: Couldn't parse params file" in done.stderr
+
+
+def test_qos_overrides_of_other_names_are_reported(ros, random_weights, tmp_path):
+    with nodes(own('qos', tmp_path, {
+            'weights': str(random_weights), 'resolution': '64x64',
+            'qos_overrides./qos/imgae.subscription.reliability': 'reliable',
+            'qos_overrides./qos/image.subscription.reliability': 'reliable'})) as (process,):
+        Peer(process, 'qos', topic='/qos/image').close()
+        log = process.log.read_text()
+    assert ('qos_overrides./qos/imgae.subscription.reliability is ignored; did you mean '
+            'qos_overrides./qos/image.subscription.reliability?') in log
+    assert log.count('is ignored') == 1

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The camera node: publishes a folder, a video, a bag, a device or the synthetic street as a camera topic."""
 from dataclasses import dataclass
+import os
 import sys
 import threading
 from time import monotonic
@@ -66,8 +67,9 @@ class CameraNode(Node):
         super().__init__('camera')
         self._settings = p = declare(self, CameraParameters)
         log = self.get_logger()
-        self._source = open_source(p.source, topic=p.topic, rate=p.rate, width=p.width, height=p.height,
-                                   seed=p.seed, depth=p.depth, warn=lambda text: log.warning(text))
+        self._source = open_source(os.path.expanduser(p.source), topic=p.topic, rate=p.rate, width=p.width,
+                                   height=p.height, seed=p.seed, depth=p.depth,
+                                   warn=lambda text: log.warning(text))
         kind, topic = OUTPUTS[p.image_transport]
         overriding = QoSOverridingOptions.with_default_policies()
         self._image = self.create_publisher(kind, topic, QOS, qos_overriding_options=overriding)

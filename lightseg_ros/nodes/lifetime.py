@@ -17,7 +17,11 @@ def run(make_node: Callable[[], Node], done: Callable[[Node], bool] = lambda nod
 
     A ValueError, which is the base of all errors of this package, becomes one line on stderr and exit code 1.
     """
-    rclpy.init(args=args)
+    try:
+        rclpy.init(args=args)
+    except RuntimeError as e:  # a parameter file or a remapping that cannot be parsed
+        print(f'ERROR: {" ".join(str(e).split())}', file=sys.stderr)
+        return 1
     # Not rclpy.spin_once(node), which adds and removes the node for every message and wakes up each time.
     # Created before the node: a signal that shuts the context down during creation would break the executor.
     executor = SingleThreadedExecutor()

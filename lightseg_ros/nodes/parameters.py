@@ -79,6 +79,25 @@ def declare(node: Node, cls: type[T]) -> T:
     return _build(cls, values)
 
 
+def qos_override_error(error: Exception) -> Exception:
+    """Return a RuntimeError of rclpy for a misspelt QoS override as a `ParameterError`; others as is."""
+    return ParameterError(f'{error}; see "qos_overrides" among the parameters') \
+        if isinstance(error, RuntimeError) and 'QoS override' in str(error) else error
+
+
+def warn_of_unused_qos_overrides(node: Node) -> None:
+    """Warn of QoS overrides for topics or policies that the node does not have."""
+    taken = [name for name in node._parameters if name.startswith('qos_overrides.')]
+    topics = {name.rsplit('.', 2)[0] for name in taken}
+    for name in node._parameter_overrides:
+        # What belongs to a topic that is not in use yet, such as a lazy subscription, may still be taken.
+        if name.startswith('qos_overrides.') and name not in taken:
+            near = difflib.get_close_matches(name, taken, 1)
+            node.get_logger().warning(
+                f'{name} is ignored' + (f'; did you mean {near[0]}?' if near else
+                                        f'; this node takes them for {", ".join(sorted(topics))}'))
+
+
 def watch(node: Node, values: T, apply: Callable[[T], None]) -> Callable[[list[Parameter]], T]:
     """
     Call `apply(new)` with a new instance whenever parameters are set while the node runs.
@@ -110,9 +129,11 @@ def watch(node: Node, values: T, apply: Callable[[T], None]) -> Callable[[list[P
 
 
 def _converted(field: dataclasses.Field, value: Any) -> Any:
-    """Return a value as the field's type if nothing is lost: a whole number, or a boolean as a string."""
+    """Return a value as the field's type if nothing is lost: whole numbers, booleans and lists as strings."""
     if type(value) is bool and field.metadata['dynamic']:
         return str(value).lower()
+    if isinstance(value, (list, tuple)) and isinstance(field.default, str):
+        return ' '.join(map(str, value))
     if type(value) is int and isinstance(field.default, (float, str)):
         return type(field.default)(value)
     return value

@@ -32,7 +32,7 @@ from .frames import FrameWorker
 from .lifetime import run
 from .live_segmenter import LiveSegmenter
 from .outputs import CameraOutputs, MATCHED_EVENTS
-from .parameters import declare, watch
+from .parameters import declare, qos_override_error, warn_of_unused_qos_overrides, watch
 from .segmentation_parameters import SegmentationParameters
 
 try:
@@ -97,7 +97,7 @@ class SegmentationNode(LifecycleNode):
         """Load and warm up the network, and create the publishers."""
         p = self._settings
         try:
-            names = p.cameras.split() or ['']
+            names = p.camera_names()
             self._live = LiveSegmenter(p.network(), cameras=len(names), overlay_alpha=p.overlay_alpha,
                                        sizes=p.image_sizes())
             self._worker = FrameWorker(self, self._live, p)
@@ -108,7 +108,7 @@ class SegmentationNode(LifecycleNode):
             self._publish_label_info(self._live.segmenter)
             self._worker.start()
         except Exception as e:  # rclpy would discard it
-            self._error = e
+            self._error = qos_override_error(e)
             return TransitionCallbackReturn.ERROR
         self._error = None
         self.get_logger().info(f'configured: {self._live.segmenter.describe()}')
@@ -117,8 +117,13 @@ class SegmentationNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the images."""
         self._active = True
-        self._update_subscriptions()
+        try:
+            self._update_subscriptions()
+        except Exception as e:  # such as a misspelt QoS override; rclpy would discard it
+            self._error = qos_override_error(e)
+            return TransitionCallbackReturn.ERROR
         topics = ', '.join(topic for camera in self._cameras for topic in camera.topics())
+        warn_of_unused_qos_overrides(self)
         self.get_logger().info(f'active; waiting for {topics or "a subscriber"}')
         return TransitionCallbackReturn.SUCCESS
 
@@ -142,7 +147,7 @@ class SegmentationNode(LifecycleNode):
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Log the reason and return to unconfigured, from where the node can be configured again."""
         self._free()
-        self.get_logger().error(f'cannot configure: {self._error}')
+        self.get_logger().error(f'cannot start: {self._error}')
         return TransitionCallbackReturn.SUCCESS
 
     def _start(self) -> bool:
@@ -277,7 +282,7 @@ class SegmentationNode(LifecycleNode):
         msg = DiagnosticArray()
         msg.header.stamp = self.get_clock().now().to_msg()
         if not self._live:
-            for name in self._settings.cameras.split() or ['']:
+            for name in self._settings.camera_names():
                 msg.status.append(self._status(name, self._unconfigured(), ''))
             self._diagnostics.publish(msg)
             return

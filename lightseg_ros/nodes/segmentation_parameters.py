@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameters of the segmentation node."""
 from dataclasses import dataclass
+import os
 import re
 
 from ..inference import segmenter
@@ -64,12 +65,17 @@ class SegmentationParameters:
         1.0, 'Rate of /diagnostics, in Hz.', limits=(0.1, 100.0), read_only=True)
 
     def __post_init__(self) -> None:
-        names = self.cameras.split()
-        if len(set(names)) < len(names) or not all(re.fullmatch('[A-Za-z][A-Za-z0-9_]*', n) for n in names):
+        names = self.camera_names()
+        if names != [''] and (len(set(names)) < len(names) or not all(
+                re.fullmatch('[A-Za-z][A-Za-z0-9_]*', name) for name in names)):
             raise ValueError(f"parameter 'cameras' is {self.cameras!r}; expected different names separated "
-                             'by spaces, each made of letters, digits and _ and starting with a letter')
-
+                             'by commas or spaces, each made of letters, digits and _ and starting with '
+                             'a letter')
         self.image_sizes()
+
+    def camera_names(self) -> list[str]:
+        """Return the names of the cameras; a single one without a name gives ['']."""
+        return self.cameras.replace(',', ' ').split() or ['']
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """Return the (height, width) of the images to prepare for."""
@@ -80,5 +86,6 @@ class SegmentationParameters:
 
     def network(self) -> NetworkChoice:
         """Return what decides which network runs."""
-        return NetworkChoice(self.weights or self.model, self.device, self.resolution, self.resize_mode,
+        weights = os.path.expanduser(self.weights)
+        return NetworkChoice(weights or self.model, self.device, self.resolution, self.resize_mode,
                              self.backend, self.precision, self.threads)
