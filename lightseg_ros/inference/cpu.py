@@ -25,21 +25,21 @@ MAX_SIZES = 8
 
 
 @dataclass
-class Labelled:
-    """A batch whose labels exist; frames (N, H, W, 3) and logits are kept for overlay and confidence."""
+class Started:
+    """A batch whose logits are computed; the frames, (N, H, W, 3), are kept for the overlay."""
 
     key: GraphKey
     frames: Tensor
     logits: Tensor
-    labels: Tensor
     stage_ms: dict[str, float]
+    labels: Tensor | None = None
 
 
 class CpuEngine:
     """
     Runs frames on a CPU by one of `backends`.
 
-    `submit` computes the labels of a batch, `collect` what else was asked for: the calls are `CudaEngine`'s.
+    `submit` runs the network, `labels` and `collect` do the rest: the calls are those of `CudaEngine`.
     Not thread-safe: one thread calls it. `BackendError` where a network can't be compiled.
     """
 
@@ -58,8 +58,8 @@ class CpuEngine:
         return {}
 
     @torch.inference_mode()
-    def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> Labelled:
-        """Label frames (H, W, 3) uint8 as they lie in memory; `key` says what they are."""
+    def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> Started:
+        """Run the network on frames (H, W, 3) uint8 as they lie in memory; `key` says what they are."""
         model = self._model(key.batch, *key.size)
         marks = [perf_counter()]
         x = _stack(frames)
@@ -68,28 +68,33 @@ class CpuEngine:
         marks.append(perf_counter())
         logits = model(small)
         marks.append(perf_counter())
-        labels, _ = kernels.label(logits, (key.height, key.width), confidence=False)
-        marks.append(perf_counter())
-        stage_ms = {stage: 1e3 * (b - a) for stage, a, b in
-                    zip(('preprocess', 'network', 'postprocess'), marks, marks[1:])}
-        return Labelled(key, x, logits, labels, stage_ms)
+        stage_ms = {'preprocess': 1e3 * (marks[1] - marks[0]), 'network': 1e3 * (marks[2] - marks[1]),
+                    'postprocess': 0.0}
+        return Started(key, x, logits, stage_ms)
 
-    def labels(self, started: Labelled) -> np.ndarray:
-        """Return the labels that `submit` computed."""
+    @torch.inference_mode()
+    def labels(self, started: Started) -> np.ndarray:
+        """Compute the labels alone, which takes less time than labels and confidence in one pass."""
+        began = perf_counter()
+        started.labels, _ = kernels.label(started.logits, (started.key.height, started.key.width),
+                                          confidence=False)
+        started.stage_ms['postprocess'] += 1e3 * (perf_counter() - began)
         return started.labels.numpy()
 
     @torch.inference_mode()
-    def collect(self, started: Labelled) -> Result:
-        """Compute overlay and confidence, if they were asked for; returns them with the labels."""
+    def collect(self, started: Started) -> Result:
+        """Compute what was asked for and does not exist yet."""
         began, key, overlay, confidence = perf_counter(), started.key, None, None
+        labels = started.labels
+        if labels is None or key.confidence:
+            found, of_labels = kernels.label(started.logits, (key.height, key.width), key.confidence)
+            labels = found if labels is None else labels
+            confidence = of_labels.numpy() if key.confidence else None
         if key.overlay:
-            overlay = kernels.blend(started.frames, started.labels, self.lookup, self.weight,
+            overlay = kernels.blend(started.frames, labels, self.lookup, self.weight,
                                     key.reversed_channels).numpy()
-        if key.confidence:
-            confidence = kernels.label(started.logits, (key.height, key.width), confidence=True)[1].numpy()
-        stage_ms = dict(started.stage_ms)
-        stage_ms['postprocess'] += 1e3 * (perf_counter() - began)
-        return Result(started.labels.numpy(), overlay, confidence, stage_ms)
+        started.stage_ms['postprocess'] += 1e3 * (perf_counter() - began)
+        return Result(labels.numpy(), overlay, confidence, started.stage_ms)
 
     def network_alone(self, frames: Tensor) -> Callable[[], None]:
         """Return a call that runs only the network, on frames (N, h, w, 3) uint8 of its input size."""

@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The way of a frame through the segmentation node: mailbox, decoding, segmentation, publishing."""
+from contextlib import suppress
 from dataclasses import dataclass, field
 import threading
 from time import perf_counter
@@ -149,7 +150,7 @@ class FrameWorker:
 
     def _publish_labels(self, segmenter: Segmenter, frames: list[FrameInFlight]) -> list[StartedBatch]:
         """Segment frames as one batch and publish their labels; returns what is left to do."""
-        p = self.parameters
+        p, pending = self.parameters, None
         try:
             self._make_ready(frames)
             cameras = [frame.camera for frame in frames]
@@ -159,6 +160,9 @@ class FrameWorker:
                 confidence=any(camera.wants_confidence(p) or camera.wants_points() for camera in cameras))
             labels = pending.labels()
         except Exception as e:
+            if pending:
+                with suppress(Exception):  # its buffers are used again only once it is finished
+                    pending.finish()
             if len(frames) == 1:
                 self._failed(frames[0].camera, e)
                 return []
