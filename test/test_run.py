@@ -196,6 +196,12 @@ def test_holding_out_a_sequence_scores_it_beside_the_training_images(sequences, 
     assert found['miou'] == card.metrics['train:north']['miou']
     assert found['train_miou'] == float(rows[-1]['train_miou'])
     assert main([*arguments, '--hold-out', 'north', '--validate', 'train']) == 1
+    # `lightseg evaluate` scores the same images of sub-folders by the split's name in the card.
+    assert main(['evaluate', '--model', str(tmp_path / 'affnet-scenes.safetensors'), '--data', 'folder',
+                 '--data-root', str(sequences), '--split', 'train:north', '--device', 'cpu', '--json',
+                 str(tmp_path / 'e.json')]) == 0
+    measured = json.loads((tmp_path / 'e.json').read_text())
+    assert measured['miou'] == pytest.approx(found['miou'], abs=0.1) and measured['counts']['scored'] == 3
     # A sequence of other images is other data.
     assert main([*arguments, '--hold-out', 'south', '--resume']) == 1
 

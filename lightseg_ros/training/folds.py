@@ -12,6 +12,7 @@ import json
 import os
 from pathlib import Path
 import statistics
+import sys
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,8 @@ class _Progress:
 
     def __enter__(self) -> '_Progress':
         self.bar = tqdm(total=len(self.jobs) * self.each, unit='s' if self.recipe.budget_s else 'epoch',
-                        desc=f'{self.recipe.network} folds', dynamic_ncols=True)
+                        desc=f'{self.recipe.network} folds', dynamic_ncols=True,
+                        mininterval=0.5 if sys.stderr.isatty() else 30)
         self.update()
         return self
 
@@ -139,5 +141,5 @@ class _Progress:
                 done += min(self.each, float(rows[-1]['seconds' if self.recipe.budget_s else 'epoch']))
             if scored := [r['miou'] for r in rows if r['miou']]:
                 scores[job.name] = scored[-1]
+        self.bar.set_postfix(scores, refresh=False)
         self.bar.update(done - self.bar.n)
-        self.bar.set_postfix(scores)
