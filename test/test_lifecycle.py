@@ -52,7 +52,7 @@ class Manager:
         client = self.clients[service]
         assert client.wait_for_service(60)
         future = client.call_async(kind.Request(**request))
-        self.spin(future.done, 120)
+        self.spin(future.done, 300)
         return future.result()
 
     def change(self, transition):

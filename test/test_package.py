@@ -176,7 +176,7 @@ def test_nav2_layer_knows_every_class():
         name: types[name] for name in ('traversable', 'static', 'dynamic')}
 
 
-def test_launch_file(installed, monkeypatch):
+def test_launch_file(installed, monkeypatch, tmp_path):
     """The arguments and nodes of the launch file, where launch and launch_ros are installed."""
     pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution, not from PyPI')
     pytest.importorskip('rclpy')
@@ -192,18 +192,59 @@ def test_launch_file(installed, monkeypatch):
     arguments = {e.name: e for e in description.entities if isinstance(e, DeclareLaunchArgument)}
     assert {'model', 'resolution', 'weights', 'device', 'backend', 'precision', 'cameras', 'image_topic',
             'image_transport', 'params_file', 'namespace', 'use_sim_time', 'log_level', 'use_respawn',
-            'camera', 'depth_topic', 'camera_info_topic'} <= set(arguments)
+            'camera', 'depth_topic', 'camera_info_topic', 'compressed_topic', 'autostart', 'lazy',
+            'image_size'} <= set(arguments)
     assert all(a.description for a in arguments.values())
-    context = launch.LaunchContext()
-    context.launch_configurations.update(dict.fromkeys(arguments, ''), use_sim_time='false', log_level='info',
-                                         params_file='p.yaml', model='laanet', use_respawn='false',
-                                         camera='synthetic')
-    assert [n.node_executable for n in module.nodes(context)] == ['segmentation_node', 'camera_node']
-    context.launch_configurations['camera'] = 'none'
-    assert [n.node_executable for n in module.nodes(context)] == ['segmentation_node']
-    context.launch_configurations.update(cameras='front left', camera='synthetic',
-                                         image_topic='image')
-    assert [n.node_executable for n in module.nodes(context)] == ['segmentation_node', *2 * ['camera_node']]
+    params = tmp_path / 'p.yaml'
+    params.write_text('/**: {ros__parameters: {model: affnet}}')
+
+    def started(**changed):
+        """Return the nodes, and the arguments as they were understood."""
+        context = launch.LaunchContext()
+        context.launch_configurations.update(
+            dict.fromkeys(arguments, ''), use_sim_time='false', log_level='info', use_respawn='false',
+            camera='none', image_topic='image', params_file=str(params))
+        context.launch_configurations.update(changed)
+        return module.nodes(context), context.launch_configurations
+
+    def executables(**changed):
+        return [node.node_executable for node in started(**changed)[0]]
+
+    assert executables(camera='synthetic') == ['segmentation_node', 'camera_node']
+    assert executables() == ['segmentation_node']
+    for cameras in ('front left', 'front,left', '[front, left]', "['front','left']"):
+        assert executables(cameras=cameras, camera='synthetic') == [
+            'segmentation_node', 'camera_node', 'camera_node']
+        assert started(cameras=cameras)[1]['cameras'] == 'front left'
+    for text in ('true', 'True', 'TRUE', '1', 'yes', 'on'):
+        assert module.boolean('x', text) is True
+    for text in ('false', 'False', '0', 'no', 'OFF', ''):
+        assert module.boolean('x', text) is False
+    with pytest.raises(ValueError, match="use_sim_time is 'maybe'; expected true or false"):
+        started(use_sim_time='maybe')
+
+    value = {'image_topic': '/cam/image_raw', 'compressed_topic': ''}
+    both = [('image', '/cam/image_raw'), ('image/compressed', '/cam/image_raw/compressed')]
+    assert module.image_remappings(value, '') == both
+    assert module.image_remappings(value | {'image_topic': '/cam/image_raw/compressed'}, '') == both
+    assert started(image_topic='/cam/image_raw/compressed')[1]['image_transport'] == 'compressed'
+    assert module.image_remappings(value | {'compressed_topic': '/{camera}/jpeg'}, 'left') == [
+        ('left/image/compressed', '/left/jpeg')]
+
+    for text, words in (('a: [', 'is not YAML'),
+                        ('driver: {ros__parameters: {a: 1}}', 'ros__parameters for /driver; expected the'),
+                        ('model: laanet', 'it holds no ros__parameters')):
+        params.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            started()
+    for text in ('segmentation: {ros__parameters: {}}', '/segmentation: {ros__parameters: {}}',
+                 '/*: {ros__parameters: {}}', 'x: {ros__parameters: {}}\n/**: {ros__parameters: {}}'):
+        params.write_text(text)
+        assert executables() == ['segmentation_node']
+    params.write_text('robot: {segmentation: {ros__parameters: {}}}')
+    assert executables(namespace='robot') == ['segmentation_node']
+    with pytest.raises(ValueError, match='none.yaml.* cannot be read: No such file'):
+        started(params_file=str(tmp_path / 'none.yaml'))
     assert module.topic_of('', '/a') == '/a' and module.topic_of('left', 'image') == 'left/image'
     assert module.topic_of('left', '/{camera}/image_raw') == '/left/image_raw'
     assert module.depth_topics('', {'depth_topic': '', 'camera_info_topic': ''}) == []

@@ -51,7 +51,7 @@ def test_what_was_not_measured_is_nan():
 
 @pytest.mark.parametrize('encoding, rows, width, text', [
     ('rgb8', np.zeros((2, 9), np.uint8), 3, "depth in 'rgb8'; expected 16UC1, mono16, 32FC1"),
-    ('32FC1', np.zeros((2, 9), np.uint8), 3, 'step 9; expected at least 12 bytes a row'),
+    ('32FC1', np.zeros((2, 9), np.uint8), 3, 'step 9; expected at least 12 bytes per row'),
     ('16UC1', np.zeros((0, 6), np.uint8), 3, 'depth of 3x0; expected at least one pixel')])
 def test_depth_that_is_none(encoding, rows, width, text):
     with pytest.raises(ImageError, match=text):

@@ -235,7 +235,7 @@ def set_parameter(tester, name, value):
     client = tester.node.create_client(SetParameters, '/segmentation/set_parameters')
     assert client.wait_for_service(10)
     future = client.call_async(SetParameters.Request(parameters=[Parameter(name=name, value=value)]))
-    tester.spin(future.done, 120)
+    tester.spin(future.done, 300)  # a cold network on a busy machine
     return future.result().results[0]
 
 

@@ -200,6 +200,6 @@ def _identity(choice: NetworkChoice) -> tuple[NetworkChoice, int]:
 
 
 if __name__ == '__main__':  # the process of _compile_in_child
-    os.nice(10)
+    os.nice(5)
     LiveSegmenter(NetworkChoice(**json.loads(sys.argv[1])), sizes=[
         parse_size(size)[::-1] for size in sys.argv[2:]])
