@@ -13,6 +13,7 @@ REQUIRED = [
     'opencv-python-headless>=4.8,<5',  # OpenCV 5 renumbered its type constants, which breaks cv_bridge
     'pyyaml',
     'safetensors',
+    'simplejpeg>=1.8',  # decodes JPEGs strictly; without it OpenCV repairs damaged ones in silence
     'torch>=2.4',
     'tqdm',
 ]

@@ -1,17 +1,19 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Read and write bags without ROS, one message at a time: ROS 2 sqlite3 and mcap, and ROS 1, by rosbags."""
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, ExitStack, suppress
 from dataclasses import dataclass
+import functools
 import hashlib
 import os
 from pathlib import Path
 import re
 import shutil
+import sqlite3
 import struct
 import tempfile
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -23,9 +25,10 @@ from rosbags.rosbag2 import Writer as Writer2
 from rosbags.rosbag2.enums import CompressionFormat
 from rosbags.typesys import get_typestore, Stores
 
-from . import images
+from . import images, pictures
 from .labels import LabelSet
 from .mcap_repair import indexed_copy, is_complete
+from .pictures import PictureError
 
 # The message definitions that we need are the same in every ROS 2 distribution. A bag's own definitions are
 # not used, so a bag without them, or with broken ones, can be read.
@@ -33,6 +36,8 @@ ROS1, ROS2 = get_typestore(Stores.ROS1_NOETIC), get_typestore(Stores.ROS2_HUMBLE
 TYPES = ROS2.types
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 NS = 10 ** 9
+# path, size, time of modification -> folder of the copy, note
+Repair: TypeAlias = Callable[[Path, int, int], tuple[tempfile.TemporaryDirectory, str]]
 
 
 class BagError(ValueError):
@@ -147,11 +152,12 @@ class Bag:
                 raise BagError(f'{path} is not a bag: expected metadata.yaml, .mcap or .db3 files in it')
             self.notes.append(f'{path.name}: no metadata.yaml, its files are read by name')
             return [r for p in sorted(parts, key=_by_number) for r in self._open(p)]
-        if path.is_dir() and (broken := [p for p in path.glob('*.mcap') if not is_complete(p)]):
-            parts = sorted(path.glob('*.mcap'), key=_by_number)
-            return [r for p in parts for r in self._open(self._repaired(p) if p in broken else p)]
-        if path.suffix == '.mcap' and path.is_file() and not is_complete(path):
-            path = self._repaired(path)
+        if path.is_dir():
+            parts = sorted((p for p in path.iterdir() if p.suffix in ('.mcap', '.db3')), key=_by_number)
+            if any(_repair_of(p) for p in parts):
+                return [r for p in parts for r in self._open(p)]
+        elif repair := _repair_of(path):
+            path = self._repaired(path, repair)
         try:
             reader = Reader1(path) if path.suffix == '.bag' and path.is_file() else Reader2(path)
             reader.open()
@@ -160,12 +166,52 @@ class Bag:
         self._stack.callback(reader.close)
         return [reader]
 
-    def _repaired(self, path: Path) -> Path:
+    def _repaired(self, path: Path, repair: Repair) -> Path:
+        """Return a readable copy of a file that a recorder did not finish."""
         found = path.stat()
-        folder, kept = indexed_copy(path, found.st_size, found.st_mtime_ns)
+        try:
+            folder, note = repair(path, found.st_size, found.st_mtime_ns)
+        except (OSError, sqlite3.Error) as e:
+            raise BagError(f'{path} was not finished by its recorder, and the copy that is needed to read it '
+                           f'can not be made: {_text(e)}') from e
         self._stack.callback(lambda: folder)  # keeps the folder as long as this bag is open
-        self.notes.append(f'{path.name}: cut short, {kept} of its {found.st_size} bytes are whole records')
+        self.notes.append(f'{path.name}: {note}')
         return Path(folder.name) / path.name
+
+
+def _repair_of(path: Path) -> Repair | None:
+    """Return what makes a readable copy of a file that its recorder did not finish; None for whole files."""
+    if not path.is_file():
+        return None
+    if path.suffix == '.mcap' and not is_complete(path):
+        return indexed_copy
+    if path.suffix == '.db3' and any(p.is_file() and p.stat().st_size for p in journals(path)):
+        return checkpointed_copy
+    return None
+
+
+def journals(path: Path) -> list[Path]:
+    """Files beside a sqlite database that hold messages that were not yet written into it."""
+    return [path.with_name(path.name + suffix) for suffix in ('-wal', '-journal')]
+
+
+@functools.lru_cache(maxsize=2)
+def checkpointed_copy(path: Path, size: int, mtime_ns: int) -> tuple[tempfile.TemporaryDirectory, str]:
+    """
+    Copy a sqlite database with its journals, which a killed recorder leaves, and write them into the copy.
+
+    Returns the copy's folder and what a user should know. `size` and `mtime_ns` as for `indexed_copy`.
+    """
+    folder = tempfile.TemporaryDirectory(prefix='lightseg_')
+    copy = Path(folder.name) / path.name
+    shutil.copyfile(path, copy)
+    for journal in journals(path):
+        if journal.is_file():
+            shutil.copyfile(journal, copy.with_name(journal.name))
+    with closing(sqlite3.connect(copy)) as db:
+        db.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+        db.execute('PRAGMA journal_mode = DELETE')
+    return folder, 'its recorder was killed; the messages in its journal file are read too'
 
 
 def header(stamp_ns: int, frame_id: str = '') -> Any:
@@ -293,15 +339,15 @@ def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: L
     info_topic = image_topic.removesuffix('/compressed').rsplit('/', 1)[0] + '/camera_info'
     with Writer(out, storage) as writer:
         for stamp, path in sorted(zip(folder_stamps(paths, rate), paths)):
-            bgr = read_image(path, cv2.IMREAD_COLOR)
+            rgb = _read(pictures.read, path)
             head = header(stamp, frame_id)
-            height, width = bgr.shape[:2]
-            pixels = bgr if encoding == 'bgr8' else cv2.cvtColor(
-                bgr, cv2.COLOR_BGR2GRAY if encoding == 'mono8' else cv2.COLOR_BGR2RGB)
+            height, width = rgb.shape[:2]
+            pixels = rgb[..., ::-1] if encoding == 'bgr8' else cv2.cvtColor(
+                rgb, cv2.COLOR_RGB2GRAY) if encoding == 'mono8' else rgb
             writer.write(image_topic, image(pixels, encoding, head), stamp)
             writer.write(info_topic, camera_info(height, width, head), stamp)
             if path.stem in partners and labels is not None:
-                ids = labels.from_source(read_image(partners[path.stem], cv2.IMREAD_UNCHANGED))
+                ids = labels.from_source(_read(pictures.read_labels, partners[path.stem]))
                 writer.write(label_topic, image(ids, 'mono8', head), stamp)
     return len(paths)
 
@@ -315,12 +361,11 @@ def image_files(folder: Path) -> list[Path]:
     return found
 
 
-def read_image(path: Path, flags: int) -> np.ndarray:
-    """Read an image file with OpenCV's flags; `BagError` names one that can't be read."""
-    pixels = cv2.imread(str(path), flags)
-    if pixels is None:
-        raise BagError(f'{path} is not a readable image')
-    return pixels
+def _read(reader: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
+    try:
+        return reader(path)
+    except PictureError as e:
+        raise BagError(str(e)) from e
 
 
 def digest(path: str | Path) -> str:

@@ -14,9 +14,10 @@ import tarfile
 import cv2
 import numpy as np
 
-from . import files
+from . import files, pictures
 from . import labels as label_sets
 from .labels import LabelError, LabelSet
+from .pictures import PictureError
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 CAMVID_SOURCE = ('CamVid: Brostow, Fauqueur, Cipolla, Semantic object classes in video, Pattern Recognition '
@@ -69,18 +70,15 @@ class DataSet:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Read a pair: (H, W, 3) uint8 RGB, and (H, W) uint8 class ids with `labels.ignore_id` as void."""
         pair = self.pairs[index]
-        bgr = cv2.imread(str(pair.image), cv2.IMREAD_COLOR)
-        if bgr is None:
-            raise DataError(f'{pair.image} is not a readable image')
-        ids = cv2.imread(str(pair.label), cv2.IMREAD_UNCHANGED)
-        if ids is None or ids.ndim != 2 or ids.dtype != np.uint8:
-            found = 'unreadable' if ids is None else f'{ids.dtype} {ids.shape}'
-            raise DataError(f'{pair.label} is {found}; expected one uint8 channel of class ids')
-        if ids.shape != bgr.shape[:2]:
-            raise DataError(f'{pair.label} is {ids.shape[1]}x{ids.shape[0]}, its image '
-                            f'{bgr.shape[1]}x{bgr.shape[0]}; expected the same size')
         try:
-            return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), self.labels.from_source(ids)
+            rgb, ids = pictures.read(pair.image), pictures.read_labels(pair.label)
+        except PictureError as e:
+            raise DataError(str(e)) from e
+        if ids.shape != rgb.shape[:2]:
+            raise DataError(f'{pair.label} is {ids.shape[1]}x{ids.shape[0]}, its image '
+                            f'{rgb.shape[1]}x{rgb.shape[0]}; expected the same size')
+        try:
+            return rgb, self.labels.from_source(ids)
         except LabelError as e:
             raise DataError(f'{pair.label}: {e}') from e
 
@@ -287,9 +285,10 @@ def pack(name: str, root: str | Path | None, splits: list[str], path: str | Path
 def _encoded(path: Path, quality: int | None) -> tuple[str, bytes]:
     if quality is None:
         return path.suffix, path.read_bytes()
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError(f'{path} is not a readable image')
+    try:
+        image = np.ascontiguousarray(pictures.read(path)[..., ::-1])
+    except PictureError as e:
+        raise DataError(str(e)) from e
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1,
                cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     return '.jpg', cv2.imencode('.jpg', image, options)[1].tobytes()

@@ -7,16 +7,21 @@ No other module knows these. Messages are duck-typed: those of rclpy and of rosb
 needed; where cv_bridge is installed, it decodes the encodings that are not in the tables below.
 """
 from array import array as byte_array
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import cv2
 import numpy as np
+
+from . import pictures
+from .pictures import PictureError
 
 
 class ImageError(ValueError):
     """A message that is not a whole image, or has an unknown encoding; the text says what was found."""
 
 
+# How 16-bit images become 8-bit: see `to_8_bits`.
+Range: TypeAlias = Literal['full', 'auto'] | tuple[int, int]
 RGB, BGR = slice(0, 3), slice(2, None, -1)
 
 # encoding -> bytes of a channel, channels, and which of them are red, green, blue (None: grey).
@@ -43,27 +48,26 @@ SUPPORTED = (*PACKED, *BAYER, *YUV422, *YUV420)
 DEPTH = {'16UC1': ('u', 2, 1e-3), 'mono16': ('u', 2, 1e-3), '32FC1': ('f', 4, 1.0)}
 
 
-def decode(msg: Any) -> np.ndarray:
+def decode(msg: Any, value_range: Range = 'full') -> np.ndarray:
     """
     Decode an Image or CompressedImage message to (H, W, 3) uint8 RGB.
 
     The result is a view of the message's data wherever its layout allows: strides skip the padding of rows,
     BGR becomes a reversed last axis, grey a repeated one. Copy it before writing to it, or to keep it longer
-    than the message. 16-bit channels are scaled by 255 / 65535, YUV is BT.601 limited range, alpha is
-    dropped, and a JPEG's EXIF orientation is not applied.
+    than the message. YUV is BT.601 limited range, alpha is dropped, and a JPEG's EXIF orientation is not
+    applied. 16-bit channels are scaled so that `value_range` becomes 0 to 255, see `to_8_bits`.
 
     `ImageError` for an unknown encoding, zero size, a `step` shorter than a row, and short or broken data.
     """
     if not hasattr(msg, 'encoding'):
-        return _decompress(msg)
+        return _decompress(msg, value_range)
     if msg.height < 1 or msg.width < 1:
         raise ImageError(f'image of {msg.width}x{msg.height}; expected at least one pixel each way')
     if msg.encoding in PACKED:
         size, channels, order = PACKED[msg.encoding]
         pixels = _rows(msg, msg.height, msg.width, channels, size)
         if size == 2:
-            flat = pixels.astype(np.uint16).reshape(msg.height, -1)
-            pixels = cv2.convertScaleAbs(flat, alpha=255 / 65535).reshape(pixels.shape)
+            pixels = to_8_bits(pixels, value_range)
         return pixels[..., order] if order else np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     if msg.encoding in BAYER:
         if msg.height < 3 or msg.width < 3:
@@ -74,6 +78,66 @@ def decode(msg: Any) -> np.ndarray:
     if msg.encoding in YUV420:
         return _yuv420(msg)
     return _cv_bridge(msg)
+
+
+def parse_range(text: str) -> Range:
+    """Parse 'full', 'auto' or 'MIN:MAX' (0 to 65535); `ImageError` says what is expected."""
+    if text == 'full' or text == 'auto':
+        return 'full' if text == 'full' else 'auto'
+    low, _, high = text.partition(':')
+    if not (low.isdecimal() and high.isdecimal() and int(low) < int(high) <= 65535):
+        raise ImageError(f"range of 16-bit images is {text!r}; expected 'full', 'auto' or MIN:MAX with 0 <= "
+                         'MIN < MAX <= 65535')
+    return int(low), int(high)
+
+
+def to_8_bits(pixels: np.ndarray, value_range: Range = 'full') -> np.ndarray:
+    """
+    Scale a 16-bit image of any shape and byte order to uint8; values outside of the range are clipped.
+
+    'full': 0 to 65535 becomes 0 to 255. 'auto': the image's own 1st to 99th percentile. (low, high): these.
+    """
+    pixels = np.ascontiguousarray(pixels, np.uint16)
+    if isinstance(value_range, tuple):
+        low, high = map(float, value_range)
+    else:
+        low, high = np.percentile(pixels, (1, 99)) if value_range == 'auto' else (0.0, 65535.0)
+    scale = 255 / max(high - low, 1)
+    # convertScaleAbs turns negative values positive, so they are clipped first.
+    clipped = np.maximum(pixels, np.uint16(np.ceil(low))) if low else pixels
+    flat = clipped.reshape(clipped.shape[0], -1)
+    return cv2.convertScaleAbs(flat, alpha=scale, beta=-low * scale).reshape(pixels.shape)
+
+
+def narrow_range(msg: Any) -> str:
+    """Say which values a 16-bit Image holds if 'full' leaves them under 16 grey levels; else return ''."""
+    size, channels, _ = PACKED.get(getattr(msg, 'encoding', ''), (0, 0, None))
+    if size != 2:
+        return ''
+    pixels = _rows(msg, msg.height, msg.width, channels, 2)
+    low, high = int(pixels.min()), int(pixels.max())
+    levels = (high - low) // 257 + 1
+    return f'{msg.encoding} values span {low} to {high}: {levels} of 256 grey levels' if levels < 16 else ''
+
+
+def decode_labels(msg: Any) -> np.ndarray:
+    """
+    Decode a label Image or CompressedImage to its ids as they are stored: (H, W) uint8 or uint16.
+
+    mono8, 8UC1, mono16, 16UC1, or a PNG or TIFF that `pictures.decode_labels` takes. `ImageError` for others.
+    """
+    if not hasattr(msg, 'encoding'):
+        try:
+            return pictures.decode_labels(msg.data)
+        except PictureError as e:
+            raise ImageError(f'its label image is {e}') from e
+    if msg.encoding not in ('mono8', '8UC1', 'mono16', '16UC1'):
+        raise ImageError(f'its label image is {msg.encoding!r}; expected mono8, 8UC1, mono16, 16UC1 or PNG '
+                         'with one class id per pixel')
+    if msg.height < 1 or msg.width < 1:
+        raise ImageError(f'label image of {msg.width}x{msg.height}; expected at least one pixel each way')
+    ids = _rows(msg, msg.height, msg.width, 1, PACKED[msg.encoding][0])[..., 0]
+    return np.ascontiguousarray(ids, ids.dtype.newbyteorder('='))
 
 
 def decode_depth(msg: Any) -> np.ndarray:
@@ -168,25 +232,16 @@ def _yuv420(msg: Any) -> np.ndarray:
     return cv2.cvtColorTwoPlane(luma, chroma, YUV420[msg.encoding])[:msg.height, :msg.width]
 
 
-def _decompress(msg: Any) -> np.ndarray:
-    data = np.ndarray(len(msg.data), np.uint8, msg.data)
-    found = f'compressed image of format {msg.format!r}, {data.size} bytes'
-    start = data[:4].tobytes()
-    jpeg = start.startswith(b'\xff\xd8')
-    if not jpeg and start != b'\x89PNG':
-        raise ImageError(f'{found} that start with {start!r}; supported: JPEG and PNG')
-    # Some versions of OpenCV fill what is missing with grey, so the end is looked for first.
-    if data.tobytes().rfind(b'\xff\xd9' if jpeg else b'IEND') < 0:
-        raise ImageError(f'{found}: cut short, it has no end')
+def _decompress(msg: Any, value_range: Range) -> np.ndarray:
     try:
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as e:
-        raise ImageError(f'{found}, does not decode: {e}') from e
-    if bgr is None:
-        raise ImageError(f'{found}, does not decode: broken data')
+        pixels = pictures.decode(np.ndarray(len(msg.data), np.uint8, msg.data))
+    except PictureError as e:
+        raise ImageError(f'compressed image of format {msg.format!r}: {e}') from e
+    if pixels.ndim == 2:
+        return np.broadcast_to(to_8_bits(pixels, value_range)[..., None], (*pixels.shape, 3))
     # image_transport writes 'ENCODING; jpeg compressed ORDER'; in the order rgb8, rare, the file has red and
     # blue swapped.
-    return bgr if 'compressed rgb' in msg.format else bgr[..., ::-1]
+    return pixels[..., ::-1] if 'compressed rgb' in msg.format else pixels
 
 
 def _compress(array: np.ndarray, encoding: str) -> tuple[str, np.ndarray]:

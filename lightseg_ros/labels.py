@@ -78,11 +78,11 @@ class LabelSet:
 
     def from_source(self, ids: np.ndarray) -> np.ndarray:
         """
-        Turn the data set's own ids (uint8, any shape) into class ids, void into `ignore_id`.
+        Turn the data set's own ids (uint8 or uint16, any shape) into class ids, void into `ignore_id`.
 
         `LabelError` where an id is neither: the file belongs to another label set.
         """
-        table = np.full(256, -1, np.int16)
+        table = np.full(1 << 16, -1, np.int16)
         table[list(self.void_source_ids) + [self.ignore_id]] = self.ignore_id
         table[list(self.source_ids)] = np.arange(len(self))
         out = table[ids]

@@ -19,9 +19,9 @@ def is_complete(path: Path) -> bool:
 
 
 @functools.lru_cache(maxsize=2)
-def indexed_copy(path: Path, size: int, mtime_ns: int) -> tuple[tempfile.TemporaryDirectory, int]:
+def indexed_copy(path: Path, size: int, mtime_ns: int) -> tuple[tempfile.TemporaryDirectory, str]:
     """
-    Copy an mcap file that was cut short and index the copy; returns its folder and the bytes that were kept.
+    Copy an mcap file that was cut short and index the copy; returns its folder and a note.
 
     `size` and `mtime_ns` are the file's, so that one that grew is copied again. The copy is made once per
     process, since every task of an evaluation opens the bag anew, and lives as long as the folder object.
@@ -29,7 +29,7 @@ def indexed_copy(path: Path, size: int, mtime_ns: int) -> tuple[tempfile.Tempora
     folder = tempfile.TemporaryDirectory(prefix='lightseg_')
     copy = Path(folder.name) / path.name
     shutil.copyfile(path, copy)
-    return folder, _reindex(copy)
+    return folder, f'cut short, {_reindex(copy)} of its {size} bytes are whole records'
 
 
 def _reindex(path: Path) -> int:

@@ -10,10 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from . import bags, images, labels
+from . import bags, images, labels, pictures
 from .bags import BagError
 from .images import ImageError
 from .labels import LabelError
+from .pictures import PictureError
 from .synthetic.street import Street
 
 log = logging.getLogger(__name__)
@@ -148,10 +149,13 @@ def _folder(path: Path, rate: float, warn: Warn) -> Source:
         label_file = label_files.get(file.stem)
         if label_file is None:
             return None
-        ids = cv2.imread(str(label_file), cv2.IMREAD_UNCHANGED)
-        if ids is None or ids.dtype != np.uint8 or ids.shape != shape:
-            found = 'unreadable' if ids is None else f'{ids.dtype} {ids.shape}'
-            warn(f'{label_file} is {found}; expected uint8 {shape}: shown without ground truth')
+        try:
+            ids = pictures.read_labels(label_file)
+        except PictureError as e:
+            warn(f'{e}; shown without ground truth')
+            return None
+        if ids.shape != shape:
+            warn(f'{label_file} is {ids.shape}; expected {shape}: shown without ground truth')
             return None
         try:
             return camvid.from_source(ids)
@@ -162,12 +166,12 @@ def _folder(path: Path, rate: float, warn: Warn) -> Source:
     def frames() -> Iterator[SourceFrame]:
         skipped = 0
         for file in files:
-            bgr = cv2.imread(str(file), cv2.IMREAD_COLOR)
-            if bgr is None:
+            try:
+                rgb = pictures.read(file)
+            except PictureError as e:
                 skipped += 1
-                warn(f'{file} is not a readable image: left out ({skipped} of {len(files)} so far)')
+                warn(f'{e}: left out ({skipped} of {len(files)} so far)')
                 continue
-            rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
             yield SourceFrame(rgb, truth=truth(file, rgb.shape[:2]))
         if skipped == len(files):
             raise SourceError(f'none of the {skipped} images in {folder} is readable, {files[0].name} the '

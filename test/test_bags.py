@@ -175,6 +175,35 @@ def test_sqlite_cut_short(tmp_path):
         decoded(bag)
 
 
+@pytest.mark.parametrize('metadata', [True, False])
+def test_messages_in_a_journal(tmp_path, metadata):
+    """A killed recorder left half of the messages in its journal; the user's files stay as they are."""
+    import shutil
+    import sqlite3
+    pixels = frames(6)
+    write(tmp_path / 'live', pixels, storage='sqlite3')
+    db = sqlite3.connect(tmp_path / 'live' / 'live.db3')
+    rows = db.execute('SELECT * FROM messages ORDER BY id').fetchall()
+    db.execute('DELETE FROM messages WHERE id > 3')
+    db.commit()
+    db.execute('PRAGMA journal_mode = WAL')
+    db.executemany(f'INSERT INTO messages VALUES ({",".join("?" * len(rows[0]))})', rows[3:])
+    db.commit()
+    shutil.copytree(tmp_path / 'live', tmp_path / 'bag')
+    db.close()
+    path = tmp_path / 'bag' / 'live.db3'
+    assert path.with_name('live.db3-wal').stat().st_size
+    path.with_name('live.db3-shm').unlink()
+    if not metadata:
+        (tmp_path / 'bag' / 'metadata.yaml').unlink()
+    before = {p.name: p.read_bytes() for p in (tmp_path / 'bag').iterdir()}
+    for source in (tmp_path / 'bag', path):
+        with Bag(source) as bag:
+            same(decoded(bag), pixels)
+            assert bag.topics[IMAGE].count == 6 and 'its recorder was killed' in bag.notes[-1]
+    assert {p.name: p.read_bytes() for p in (tmp_path / 'bag').iterdir()} == before
+
+
 def test_ros1_cut_short(tmp_path):
     write_ros1(tmp_path / 'old.bag', frames())
     data = (tmp_path / 'old.bag').read_bytes()

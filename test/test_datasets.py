@@ -137,7 +137,7 @@ def spoil_label(root):
 
 
 def color_label(root):
-    cv2.imwrite(str(root / 'labels/train/1.png'), np.zeros((96, 128, 3), np.uint8))
+    cv2.imwrite(str(root / 'labels/train/1.png'), np.full((96, 128, 3), (0, 1, 2), np.uint8))
 
 
 def strange_id(root):
@@ -154,8 +154,8 @@ def other_size_of_pair(root):
 
 @pytest.mark.parametrize('damage, expected', [
     (spoil_image, r'images/train/1.png is not a readable image'),
-    (spoil_label, r'labels/train/1.png is unreadable'),
-    (color_label, r'labels/train/1.png is uint8 \(96, 128, 3\); expected one uint8 channel'),
+    (spoil_label, r'labels/train/1.png is not a label picture: 8 bytes'),
+    (color_label, r'labels/train/1.png is not a label picture: a coloured PNG; expected one class id'),
     (strange_id, r"labels/train/1.png: ids \[7\] are not in label set 'orchard'"),
     (other_size, r'labels/train/1.png is 64x96, its image 128x96'),
     (other_size_of_pair, r'1.png is 128x64, the first image 128x96; .*--size'),

@@ -16,36 +16,37 @@ ROS = {'rclpy', 'sensor_msgs', 'std_msgs', 'std_srvs', 'diagnostic_msgs', 'rcl_i
 WITH_ROS = ('nodes', 'live')
 # What each room may import of the package; a room is a folder, or a module at the top.
 MAY = {
-    'files': set(), 'latest': set(), 'machine': set(), 'metrics': set(), 'sizes': set(), 'images': set(),
+    'files': set(), 'latest': set(), 'machine': set(), 'metrics': set(), 'sizes': set(), 'pictures': set(),
+    'images': {'pictures'},
     'labels': {'files'},
     'health': {'metrics'},
     'points': {'images'},
     'mcap_repair': set(),
-    'bags': {'files', 'images', 'labels', 'mcap_repair'},
+    'bags': {'files', 'images', 'labels', 'mcap_repair', 'pictures'},
     'networks': {'sizes'},
     'weights': {'files', 'labels', 'networks', 'sizes'},
-    'datasets': {'files', 'labels', 'sizes'},
+    'datasets': {'files', 'labels', 'pictures', 'sizes'},
     'info': {'labels', 'networks', 'sizes', 'weights'},
     'synthetic': set(),
-    'sources': {'bags', 'images', 'labels', 'sizes', 'synthetic'},
+    'sources': {'bags', 'images', 'labels', 'pictures', 'sizes', 'synthetic'},
     'inference': {'files', 'labels', 'machine', 'networks', 'sizes', 'weights'},
     'training': {'datasets', 'evaluation', 'files', 'labels', 'machine', 'metrics', 'networks', 'sizes',
                  'synthetic', 'weights'},
     'evaluation': {'bags', 'datasets', 'files', 'health', 'images', 'inference', 'labels', 'machine',
-                   'metrics', 'networks', 'sizes', 'weights'},
+                   'metrics', 'networks', 'pictures', 'sizes', 'weights'},
     'benchmark': {'datasets', 'files', 'inference', 'info', 'labels', 'machine', 'metrics', 'networks',
                   'sizes', 'synthetic', 'weights'},
     'nodes': {'files', 'health', 'images', 'inference', 'labels', 'latest', 'machine', 'metrics', 'points',
               'sizes', 'sources', 'weights'},
     'live': {'bags', 'benchmark', 'datasets', 'evaluation', 'files', 'health', 'images', 'inference',
              'labels', 'machine', 'metrics', 'nodes', 'sizes', 'sources', 'synthetic', 'weights'},
-    'cli': {'bags', 'benchmark', 'datasets', 'evaluation', 'files', 'inference', 'info', 'labels', 'live',
-            'machine', 'networks', 'sizes', 'synthetic', 'training', 'weights'},
+    'cli': {'bags', 'benchmark', 'datasets', 'evaluation', 'files', 'images', 'inference', 'info', 'labels',
+            'live', 'machine', 'networks', 'sizes', 'synthetic', 'training', 'weights'},
 }
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.
-LIGHT = ('files', 'labels', 'images', 'latest', 'health', 'machine', 'mcap_repair', 'metrics', 'sizes',
-         'sources', 'bags', 'points', 'datasets', 'synthetic', 'evaluation.recordings', 'evaluation.scores',
-         'evaluation.text_report', 'evaluation.html_report')
+LIGHT = ('files', 'labels', 'images', 'pictures', 'latest', 'health', 'machine', 'mcap_repair', 'metrics',
+         'sizes', 'sources', 'bags', 'points', 'datasets', 'synthetic', 'evaluation.recordings',
+         'evaluation.scores', 'evaluation.text_report', 'evaluation.html_report')
 
 
 def modules() -> dict[str, Path]:

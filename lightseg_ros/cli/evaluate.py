@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='bags; several are scored as one recording')
     scoring.add_model_arguments(parser)
     parser.add_argument('--batch', type=int, default=1, help='frames that go through the network together')
-    scoring.add_truth_arguments(parser)
+    group = scoring.add_truth_arguments(parser)
+    group.add_argument('--value-range', default='full', metavar='RANGE', help='what becomes 0 to 255 in '
+                       '16-bit images: full (0 to 65535), auto (1st to 99th percentile of each frame), or '
+                       'MIN:MAX')
     group = parser.add_argument_group('results and workers, for bags')
     group.add_argument('--out', type=Path, metavar='BAG.mcap',
                        help='write labels, overlays, confidence and diagnostics to a bag')
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import datasets
+    from .. import datasets, images
     from ..evaluation import evaluate
     if bool(args.bags) == bool(args.data):
         raise evaluate.EvaluationError('name bags, or a data set with --data; one of the two')
@@ -52,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
         found = evaluate.evaluate_dataset(dataset, model.load(), batch=args.batch)
     else:
         found = evaluate.evaluate_bags(
-            args.bags, model, image_topic=args.image_topic, truth=scoring.truth_from(args), batch=args.batch,
-            workers=args.workers, dask=args.dask, frames_per_task=args.frames_per_task, out=args.out)
+            args.bags, model, image_topic=args.image_topic, truth=scoring.truth_from(args),
+            value_range=images.parse_range(args.value_range), batch=args.batch, workers=args.workers,
+            dask=args.dask, frames_per_task=args.frames_per_task, out=args.out)
     code = scoring.write(found, args)
     if args.record:
         print(evaluate.record(model, dataset, found.scores.result()))

@@ -23,7 +23,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: one per core')
 
 
-def add_truth_arguments(parser: argparse.ArgumentParser) -> None:
+def add_truth_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group('topics and ground truth of a bag')
     group.add_argument('--image-topic', help='default: the only image topic')
     group.add_argument('--label-topic', help='topic with ground truth: mono8, 8UC1, mono16, 16UC1 or PNG')
@@ -36,6 +36,7 @@ def add_truth_arguments(parser: argparse.ArgumentParser) -> None:
                        help='largest difference between the stamps of a frame and its label')
     group.add_argument('--frame-rate', type=float, default=30.0, metavar='HZ',
                        help='frame rate for label folders that are named by frame numbers')
+    return group
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:

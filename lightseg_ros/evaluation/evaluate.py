@@ -22,6 +22,7 @@ from .. import bags, machine, weights
 from ..bags import BagError
 from ..datasets import DataSet
 from ..health import Health
+from ..images import Range
 from ..inference import segmenter
 from ..inference.segmenter import Prediction, Segmenter
 from ..labels import LabelSet
@@ -123,6 +124,8 @@ def score(frames: Iterable[RecordedFrame | Skip], segment: Segmenter, scores: Sc
         for frame, p in zip(waiting, predictions):
             stable = consistency.update(frame.rgb, p.labels, frame.stamp_ns)
             if frame.counted:
+                if frame.note:
+                    scores.skip('narrow_range', frame.note)
                 stage_ms = {'decode': frame.decode_ms} | {k: v / len(waiting) for k, v in p.stage_ms.items()}
                 p = replace(p, stage_ms=stage_ms | {'total': frame.decode_ms + each_ms})
                 scores.add(frame.source, frame.index, frame.stamp_ns, frame.rgb, p.labels, frame.truth,
@@ -165,7 +168,8 @@ def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1,
 
 
 def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic: str | None = None,
-                  truth: GroundTruthSource | None = None, batch: int = 1, workers: int = 1,
+                  truth: GroundTruthSource | None = None, value_range: Range = 'full',
+                  batch: int = 1, workers: int = 1,
                   dask: str | None = None,
                   frames_per_task: int = FRAMES_PER_TASK, out: Path | None = None,
                   quiet: bool = False) -> Evaluation:
@@ -204,16 +208,19 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
     with tqdm(total=total, unit='frame', disable=quiet or None) as bar:
         if workers > 1 or dask:
             model = replace(model, digest=weights.digest(model.path))
-            tasks = [t for r in found for t in r.tasks(frames_per_task)]
+            tasks = [t for r in found for t in r.tasks(frames_per_task, value_range)]
             for part in _on_dask(dask, tasks, model, batch, bar) if dask \
                     else _on_processes(workers, tasks, model, batch, bar):
                 scores.merge(part)
         else:
             with _Recorder(out, segment.labels, model.name) if out else nullcontext() as done:
                 for recording in found:
-                    for task in recording.tasks(max(1, len(recording.times))):
+                    for task in recording.tasks(max(1, len(recording.times)), value_range):
                         score(recordings.read(task, segment.labels), segment, scores, batch=batch, done=done,
                               progress=bar.update)
+    if not scores.counts['segmented']:
+        reasons = '; '.join(s['first'] for s in scores.skipped.values() if s['what'] == 'failed')
+        raise EvaluationError(f'none of the {total} frames could be used, the first because of: {reasons}')
     return Evaluation(scores, sources, segment.identity(), segment.device_name())
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import cv2
 import numpy as np
 
-from .. import bags, images
+from .. import bags, images, pictures
 from ..bags import Bag, BagError
 from ..images import ImageError
 from ..labels import LabelError, LabelSet
+from ..pictures import PictureError
 
 # Labels that are kept because they come before their frame; more means that the topics are out of order.
 KEPT_LABELS = 64
@@ -70,6 +70,7 @@ class Task:
     start: MessageIndex
     partners: tuple[MessageIndex | str | None, ...]
     truth: GroundTruthSource
+    value_range: images.Range = 'full'
 
 
 @dataclass
@@ -86,10 +87,11 @@ class Recording:
     notes: list[str]
     sha256: str
 
-    def tasks(self, size: int) -> list[Task]:
-        """Cut into tasks of `size` frames."""
+    def tasks(self, size: int, value_range: images.Range = 'full') -> list[Task]:
+        """Cut into tasks of `size` frames; `value_range`: how 16-bit images are read, `images.to_8_bits`."""
         firsts = range(0, len(self.times), size)
-        return [Task(str(self.path), self.topic, first, first + len(partners), start, partners, self.truth)
+        return [Task(str(self.path), self.topic, first, first + len(partners), start, partners, self.truth,
+                     value_range)
                 for first, start in zip(firsts, places(self.times, [first - 1 for first in firsts]))
                 for partners in [tuple(self.partners[first:first + size])]]
 
@@ -106,7 +108,8 @@ class RecordedFrame:
     """
     A decoded frame with its ground truth, class ids (H, W) uint8.
 
-    `counted` is False for the frame before a task's first one: it is only compared with.
+    `counted` is False for the frame before a task's first one: it is only compared with. `note`: what a user
+    should know of it.
     """
 
     source: str
@@ -117,6 +120,7 @@ class RecordedFrame:
     decode_ms: float = 0.0
     frame_id: str = ''
     counted: bool = True
+    note: str = ''
 
 
 @dataclass(frozen=True)
@@ -209,16 +213,19 @@ def read(task: Task, labels: LabelSet) -> Iterator[RecordedFrame | Skip]:
                 began = perf_counter()
                 try:
                     msg = message.read()
-                    frame = RecordedFrame(source, number, message.stamp_ns(), images.decode(msg),
-                                  frame_id=msg.header.frame_id, counted=counted)
+                    frame = RecordedFrame(source, number, message.stamp_ns(),
+                                          images.decode(msg, task.value_range), frame_id=msg.header.frame_id,
+                                          counted=counted)
                 except (BagError, ImageError) as e:
                     yield Skip('failed' if counted else 'before', f'{source} frame {number}: {e}')
                 else:
                     frame.decode_ms = 1e3 * (perf_counter() - began)
+                    if task.value_range == 'full' and (narrow := images.narrow_range(msg)):
+                        frame.note = f'{source} frame {number}: {narrow}; --value-range auto spreads them'
                     if counted:
                         try:
                             frame.truth = truths.of(task.partners[number - task.first], frame.rgb.shape[:2])
-                        except (BagError, ImageError, LabelError) as e:
+                        except (BagError, ImageError, LabelError, PictureError) as e:
                             yield Skip('truth_failed', f'{source} frame {number}: {e}')
                     yield frame
             if number == task.last - 1:
@@ -240,11 +247,11 @@ class _Truths:
         if partner is None:
             return None
         if isinstance(partner, str):
-            ids = bags.read_image(Path(partner), cv2.IMREAD_UNCHANGED)
+            ids = pictures.read_labels(Path(partner))
         else:
-            ids = _label_image(self._message(partner))
-        if ids.dtype != np.uint8 or ids.shape != size:
-            raise BagError(f'its label image is {ids.dtype} {ids.shape}; expected uint8 {size}, one class id '
+            ids = images.decode_labels(self._message(partner).read())
+        if ids.shape != size:
+            raise BagError(f'its label image is {ids.dtype} {ids.shape}; expected {size}, one class id '
                            'per pixel')
         if self.truth.source_ids:
             return self.labels.from_source(ids)
@@ -254,7 +261,7 @@ class _Truths:
             raise LabelError(f'its label image holds ids {strange[:5]}; expected class ids 0 to '
                              f'{len(self.labels) - 1} or {self.labels.ignore_id}; --label-ids source takes '
                              "the data set's own")
-        return ids
+        return ids.astype(np.uint8)
 
     def _message(self, wanted: MessageIndex) -> bags.Recorded:
         """Read on to a message; keep the ones in between that later frames need."""
@@ -273,17 +280,3 @@ class _Truths:
                 if len(self.ahead) > KEPT_LABELS:
                     del self.ahead[next(iter(self.ahead))]
         raise BagError('its label is no longer in the bag: did the bag change meanwhile?')
-
-
-def _label_image(message: bags.Recorded) -> np.ndarray:
-    """Return the ids of a mono8 or 8UC1 Image or a gray PNG, (H, W) uint8; `BagError` for others."""
-    msg = message.read()
-    png = not hasattr(msg, 'encoding') and bytes(msg.data[:4]) == b'\x89PNG'
-    found = 'png' if png else getattr(msg, 'encoding', None) or msg.format
-    if found not in ('mono8', '8UC1', 'png'):
-        raise BagError(f'its label image is {found!r}; expected mono8, 8UC1 or PNG with one class id per '
-                       'pixel')
-    rgb = images.decode(msg)
-    if png and not np.array_equal(rgb[..., :2], rgb[..., 1:]):
-        raise BagError('its label image is a coloured PNG; expected one class id per pixel')
-    return rgb[..., 0]
