@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all."""
+"""Writes files so that they appear whole or not at all."""
 from collections.abc import Iterator
 from contextlib import contextmanager
 import os
@@ -11,12 +11,12 @@ import tempfile
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """
-    Yield a temporary path in the folder of `path`; when the block ends, it takes the place of `path`.
+    Yield a temporary path in the folder of `path`; when the block ends, the temporary file replaces `path`.
 
-    The data reaches the disk before the name changes, so after a crash `path` holds the old file or the new
-    one, never a part of it. If the block raises, the temporary file is removed and `path` stays as it was.
-    Missing parent folders are made. What is not a regular file (a FIFO, /dev/stdout) is written to directly,
-    and a symbolic link is followed, so neither is replaced.
+    The data is on the disk before the file gets its name, so that after a crash `path` holds the old file or
+    the new one, never a part of it. If the block raises, the temporary file is removed and `path` stays as it
+    was. Missing parent folders are made. A path that exists and is not a regular file (a FIFO, /dev/stdout)
+    is yielded itself, and a symbolic link is followed, so that neither is replaced by a file.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -33,7 +33,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(fd)
         finally:
             os.close(fd)
-        # mkstemp makes files that only the owner can read.
+        # mkstemp makes files that only their owner can read.
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
@@ -42,13 +42,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write a text (UTF-8) or bytes to `path`, whole or not at all."""
+    """Write text (as UTF-8) or bytes to `path`, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _umask() -> int:
-    # The system call that reads it must also set it; /proc tells without a moment of another value.
+    # The system call that reads the umask must also set it, which other threads would see for a moment.
     try:
         for line in Path('/proc/self/status').read_text().splitlines():
             if line.startswith('Umask:'):

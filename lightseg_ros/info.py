@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a network costs, block by block, beside what its paper prints; and which weights are at hand."""
+"""What each network costs, block by block, beside its paper's figures; and the packaged weights."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import inspect
@@ -20,7 +20,7 @@ CAMVID = (11, (480, 360))
 
 @dataclass(frozen=True)
 class Paper:
-    """Figures as a paper prints them; None where it has none. `camvid`: test mIoU at 480x360 in percent."""
+    """A paper's own figures, None where it has none. `camvid`: test mIoU at 480x360, in per cent."""
 
     parameters: str
     macs: str | None
@@ -38,7 +38,7 @@ PAPERS = {
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a network: its place, its class, its output (channels, height, width), and what it costs."""
+    """A part of a network: its name, class, output shape (channels, height, width) and costs."""
 
     name: str
     kind: str
@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Description:
-    """A network for a number of classes and a resolution (width, height); costs are sums over `blocks`."""
+    """The costs of a network for a number of classes at a resolution (width, height)."""
 
     network: str
     num_classes: int
@@ -61,11 +61,11 @@ class Description:
 
 def describe(name: str, num_classes: int, resolution: tuple[int, int], **options: Any) -> Description:
     """
-    Count parameters and multiply-accumulates of a network; `networks.NetworkError` if it can't be built.
+    Count a network's parameters and multiply-accumulates; `networks.NetworkError` if it can't be built.
 
-    Multiply-accumulates are those of convolutions alone, a transposed one counted at its input's positions:
-    no biases, norms, activations, pooling, resizing or matrix products (LRNNet's attention, 0.5 %).
-    Nothing is computed: the network runs on shapes.
+    Only convolutions have multiply-accumulates here; a transposed convolution has them at every pixel of its
+    input. Biases, norms, activations, pooling, resizing and matrix products (LRNNet's attention, 0.5 %) are
+    not counted. The network runs on torch's "meta" device: on shapes, without computing anything.
     """
     network = networks.build(name, num_classes, **options).eval().to('meta')
     image = torch.empty(1, 3, resolution[1], resolution[0], device='meta')
@@ -97,7 +97,7 @@ def _parameters(module: nn.Module) -> int:
 
 
 def _parts(place: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Blocks of a network in order; plain containers are opened."""
+    """Return the blocks of a network in order; a plain container is replaced by its parts."""
     out = []
     for name, child in module.named_children():
         if type(child) in (nn.Sequential, nn.ModuleList):
@@ -108,7 +108,7 @@ def _parts(place: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def packaged() -> dict[Path, Card | str]:
-    """Return the packaged weights files with their cards, or what is wrong with one."""
+    """Return the packaged weights files, each with its card, or with what is wrong with the file."""
     out: dict[Path, Card | str] = {}
     for path in sorted((share_dir() / 'weights').glob('*.safetensors')):
         try:
@@ -119,7 +119,7 @@ def packaged() -> dict[Path, Card | str]:
 
 
 def overview() -> str:
-    """Tables of all networks and of the packaged weights."""
+    """Return the tables of all networks and of the packaged weights."""
     cards = packaged()
     rows = [('network', 'parameters', '', 'conv MACs, G', '', 'paper', '', '', 'weights'),
             ('', '19 classes', '11 classes', '1024x512', '480x360', 'parameters', 'MACs', 'CamVid mIoU',
@@ -134,14 +134,14 @@ def overview() -> str:
             f'{paper.camvid}' if paper and paper.camvid else '–', ', '.join(ours) or '–'))
     return '\n\n'.join((
         _table(rows),
-        'Sizes are WIDTHxHEIGHT: 1024x512 with 19 classes, 480x360 with 11. MACs are multiply-accumulates\n'
-        'of convolutions; the papers count norms, biases or activations too, each in its own way.\n'
+        'MACs are multiply-accumulates of convolutions, at 1024x512 with 19 classes and at 480x360 with 11.\n'
+        'The papers also count norms, biases or activations, each in its own way.\n'
         '"lightseg info NAME" shows a network, its options and blocks, and where it differs from its paper.',
         _weights_table(cards)))
 
 
 def page(name: str, description: Description) -> str:
-    """One network: its paper, its options, its blocks, its packaged weights."""
+    """Return the page of one network: its paper, options, blocks and packaged weights."""
     builder = networks.NETWORKS[name]
     known = networks.options(name)
     width, height = description.resolution
@@ -159,7 +159,7 @@ def page(name: str, description: Description) -> str:
 
 
 def card_page(path: Path, card: Card) -> str:
-    """Spell out what a weights file says about itself."""
+    """Return the card of a weights file as a table."""
     rows = [
         ('file', f'{path}'), ('sha256', weights.digest(path)), ('network', card.network),
         ('options', ', '.join(f'{k} = {v!r}' for k, v in card.options.items()) or 'defaults'),
@@ -179,18 +179,18 @@ def _weights_table(cards: Mapping[Path, Card | str]) -> str:
     for path, card in cards.items():
         rows.append((path.stem, card.network, card.dataset, card.split, 'x'.join(map(str, card.resolution)),
                      _miou(card), card.license) if isinstance(card, Card)
-                    else (path.stem, f'can not be read: {card}', '', '', '', '', ''))
+                    else (path.stem, f"can't be read: {card}", '', '', '', '', ''))
     return _table(rows)
 
 
 def _miou(card: Card) -> str:
-    """Spell the measured mIoU of each split, in percent."""
+    """Return the measured mIoU of each split, in per cent."""
     found = {split: m['miou'] for split, m in card.metrics.items() if isinstance(m, dict) and 'miou' in m}
     return ', '.join(f'{split} {miou}' for split, miou in found.items()) or 'not measured'
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Align columns: to the right where all of a column's cells below the first rows are figures."""
+    """Align the columns: to the right where every cell below the two heads is a figure."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def is_figure(cell: str) -> bool:

@@ -85,7 +85,7 @@ def test_one_weights_file(tmp_path, capsys):
 
 def test_mistakes(tmp_path, capsys):
     for arguments, text in (
-            (['unet'], "'unet' is no network (known: laanet, fbsnet, "),
+            (['unet'], "'unet' is not a network (known: laanet, fbsnet, "),
             (['lrnnet', '--options', '{"svn": [5]}'], 'svn is (5,); expected one of'),
             ([str(tmp_path / 'none.safetensors')], 'no such file')):
         assert main(['info', *arguments]) == 1

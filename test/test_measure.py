@@ -78,9 +78,10 @@ def test_cost_counts_what_can_be_counted_by_hand(model):
 
 
 def test_contenders():
-    assert measure.parse_contender('openvino:int8') == Contender('openvino', 'int8')
-    with pytest.raises(BenchError, match="'openvino'; expected BACKEND:PRECISION"):
-        measure.parse_contender('openvino')
+    assert measure.parse_contender('openvino:bfloat16') == Contender('openvino', 'bfloat16')
+    for text in ('openvino', 'openvino:int8', 'tflite:float32', ''):
+        with pytest.raises(BenchError, match=f"'{text}'; expected BACKEND:PRECISION"):
+            measure.parse_contender(text)
 
 
 def test_command_line(model, tmp_path, capsys):
@@ -105,10 +106,10 @@ def test_command_line(model, tmp_path, capsys):
 def test_what_cannot_be_plotted(tmp_path, result):
     path = tmp_path / 'result.json'
     path.write_text('{}')
-    with pytest.raises(report.ReportError, match='is no result'):
+    with pytest.raises(report.ReportError, match='is not a result'):
         report.plot([path], tmp_path / 'x.png')
     report.write({**result, 'rows': [{**r, 'miou': None} for r in result['rows']]}, path)
-    with pytest.raises(report.ReportError, match='no row of these results has an accuracy'):
+    with pytest.raises(report.ReportError, match='no row of these results has an mIoU'):
         report.plot([path], tmp_path / 'x.png')
 
 
@@ -129,7 +130,7 @@ def test_the_node_is_measured_through_dds(model):
     assert row['# of Frames Sent'] == 5 and row['# of Missed Frames'] <= 1
     assert 0 < row['latency_ms']['p50'] < 2000
     assert row['Mean Playback Frame Rate (fps)'] == pytest.approx(5, rel=0.3)
-    assert 1 <= row['highest_rate_hz'] <= 2 and row['processor_percent'] > 0
+    assert 1 <= row['highest_rate_hz'] <= 2 and row['cpu_percent'] > 0
     assert row['memory_mb'] > 100 and abs(row['memory_growth_mb']) < 100
     with pytest.raises(BenchError, match='rates are 5, 0; expected more than 0 Hz'):
         bench_ros(model, rates=[5.0, 0.0])

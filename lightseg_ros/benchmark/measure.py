@@ -1,10 +1,11 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What is timed: network alone and frame to labels, beside plain torch in the same run and the roofline.
+Measures how fast networks run here, beside plain torch in the same run and the roofline of the hardware.
 
-Contenders and reference take turns in short blocks, so that whatever else the machine does hits all of them;
-ratios are medians over these rounds. Before anything is timed, labels are compared with the reference's.
+Two things are timed: the network alone, and a whole frame from uint8 image to uint8 labels. Contenders and
+reference take turns in short blocks, so that other load on the machine hits all of them alike. Speedups are
+medians over these rounds. Nothing is timed before its labels agree with the reference's.
 """
 from collections.abc import Callable, Sequence
 import copy
@@ -35,17 +36,17 @@ from .report import BenchRow
 
 log = logging.getLogger(__name__)
 
-# Share of pixels with the reference's label, in percent, that a precision must reach with trained weights.
+# How many pixels must have the reference's label, in per cent, for trained weights in each precision.
 AGREEMENT = {'float32': 99.99, 'float16': 99.8, 'bfloat16': 98.5}
 
 
 class BenchError(ValueError):
-    """A benchmark that can't be run, or a contender whose labels are not the reference's."""
+    """A benchmark that can't be run, or a contender whose labels differ from the reference's."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to run a network; `backend` and `precision` as `Segmenter` takes them."""
+    """A way to run a network: a backend and a precision, as `Segmenter` takes them."""
 
     backend: str
     precision: str
@@ -55,10 +56,12 @@ AUTO = Contender('auto', 'auto')
 
 
 def parse_contender(text: str) -> Contender:
-    """Parse 'backend:precision'."""
-    backend, found, precision = text.partition(':')
-    if not found:
-        raise BenchError(f"contender is {text!r}; expected BACKEND:PRECISION, such as 'openvino:bfloat16'")
+    """Parse 'BACKEND:PRECISION'; `BenchError` lists the known ones."""
+    backend, _, precision = text.partition(':')
+    if backend not in segmenter.BACKENDS or precision not in segmenter.PRECISIONS:
+        raise BenchError(f"contender is {text!r}; expected BACKEND:PRECISION, such as 'openvino:bfloat16': "
+                         f'one of {", ".join(segmenter.BACKENDS)}, and one of '
+                         f'{", ".join(segmenter.PRECISIONS)}')
     return Contender(backend, precision)
 
 
@@ -68,12 +71,13 @@ def bench(names: Sequence[str] = networks.PAPER_NETWORKS,
           threads: int = 0, rounds: int = 10, each: int = 5, strict: bool = True,
           out: Path | None = None) -> dict[str, Any]:
     """
-    Measure every combination; returns a result as `write` takes it.
+    Measure every combination of network, resolution and contender; return a result for `report.write`.
 
-    `names`: packaged networks or paths of weights files; one without packaged weights runs with random ones,
-    which the row says. `resolutions`: (width, height) of frames and network alike. `rounds` of `each` calls.
-    With `strict`, labels that differ from the reference's more than `AGREEMENT` allows raise `BenchError`.
-    `out`: a file that is written after every network, so that an aborted run keeps what it measured.
+    `names`: packaged networks, or paths of weights files. A network without packaged weights runs with random
+    ones, and its row says so. `resolutions`: (width, height), both of the frames and of the network's input.
+    `rounds`: how often the contenders take turns, with `each` calls in a block. With `strict`, `BenchError`
+    is raised where fewer labels agree with the reference's than `AGREEMENT` asks for. `out`: a file that is
+    written after every network, so that an aborted run keeps what it measured.
     """
     rows: list[BenchRow] = []
     rates: dict[str, dict[str, float]] = {}
@@ -92,7 +96,7 @@ def bench(names: Sequence[str] = networks.PAPER_NETWORKS,
 
 
 def environment(device: str = 'auto') -> dict[str, Any]:
-    """Return the format and stamp of a result that is measured on `device`."""
+    """Return the file format and the stamp of a result that is measured on `device`."""
     where, _ = segmenter.parse_device(device)
     name = torch.cuda.get_device_name(where) if where.type == 'cuda' else ''
     return {'format': report.FORMAT, **machine.stamp(name)}
@@ -101,10 +105,10 @@ def environment(device: str = 'auto') -> dict[str, Any]:
 def startup(model: str, *, device: str = 'auto', backend: str = 'auto', precision: str = 'auto',
             repeats: int = 5) -> dict[str, float]:
     """
-    Seconds from the start of a Python process to its first label of a 640x480 frame.
+    Measure the seconds from the start of a Python process to its first label of a 640x480 frame.
 
-    `first`: with an empty cache, where the network is converted and compiled; `p50`, `max`: of `repeats`
-    processes after it, which find it on disk.
+    `first` is the first process, which has empty caches, so that it converts and compiles the network. `p50`
+    and `max` are of `repeats` processes after it, which find the compiled network on disk.
     """
     command = [sys.executable, '-m', first_label.__name__, model, device, backend, precision]
     seconds = []
@@ -127,8 +131,8 @@ def cost(network: nn.Module, card: Card, resolution: tuple[int, int], itemsize: 
     """
     Return the operations and bytes that a network needs at least, for an image of (width, height).
 
-    Operations: two for each multiply-accumulate of a convolution. Bytes: every convolution reads its input
-    and weights and writes its output once, everything between them is free.
+    Operations: two per multiply-accumulate of a convolution. Bytes, at `itemsize` per value: every
+    convolution reads its input and weights once and writes its output once; all other layers count nothing.
     """
     macs = info.describe(card.network, len(card.labels), resolution, **card.options).macs
     moved = 0
@@ -149,10 +153,10 @@ def cost(network: nn.Module, card: Card, resolution: tuple[int, int], itemsize: 
 
 def rates_of(device: torch.device, precision: str) -> dict[str, float]:
     """
-    Measure what the device can do: `flops` a second of a matrix product, `bytes` a second of a copy.
+    Measure the device's limits: `flops` per second of a matrix product, `bytes` per second of a copy.
 
-    The copy counts what is read and what is written. On CUDA it is larger than any cache; on a processor it
-    is 8 MB, about a feature map, which the last-level cache holds.
+    The copy counts both the bytes read and the bytes written. On CUDA it is larger than any cache. On a CPU
+    it is 8 MB, about the size of a feature map, which the last-level cache holds.
     """
     dtype = getattr(torch, precision)
     n, size = (8192, 1 << 30) if device.type == 'cuda' else (1024, 1 << 23)
@@ -165,7 +169,7 @@ def rates_of(device: torch.device, precision: str) -> dict[str, float]:
 
 
 def _fastest(run: Callable[[], Any], device: torch.device, repeats: int = 20) -> float:
-    """Seconds of the fastest of some calls, after three to warm up: a ceiling has no median."""
+    """Return the seconds of the fastest call, since a limit is wanted; three calls warm up."""
     best = math.inf
     for i in range(3 + repeats):
         _finish(device)
@@ -183,7 +187,7 @@ def _finish(device: torch.device) -> None:
 
 
 class Reference:
-    """The reference: the network as its file has it, float32, NCHW, nothing folded or compiled."""
+    """Plain torch: the network as its weights file has it, float32, NCHW, nothing folded or compiled."""
 
     def __init__(self, network: nn.Module, card: Card, device: torch.device):
         self.device = device
@@ -192,17 +196,18 @@ class Reference:
 
     @torch.inference_mode()
     def prepare(self, frame: np.ndarray) -> Tensor:
-        """Frame (H, W, 3) uint8 RGB -> what the network takes, (1, 3, H, W) float32."""
+        """Normalise a frame, (H, W, 3) uint8 RGB, to the network's input, (1, 3, H, W) float32."""
         x = torch.from_numpy(frame).to(self.device)[None].permute(0, 3, 1, 2).contiguous().float()
         return (x - self.mean) / self.std
 
     @torch.inference_mode()
     def run(self, x: Tensor) -> Tensor:
+        """Return the logits (1, K, H, W) of an input."""
         return self.network(x)
 
     def labels(self, frame: np.ndarray) -> np.ndarray:
-        """Frame (H, W, 3) uint8 RGB -> class ids (H, W) uint8."""
-        # max, since argmax takes ten times as long on a processor.
+        """Return the class ids, (H, W) uint8, of a frame (H, W, 3) uint8 RGB."""
+        # torch's argmax takes ten times as long as its max on a CPU.
         return self.run(self.prepare(frame)).max(1)[1].to(torch.uint8)[0].cpu().numpy()
 
 
@@ -214,12 +219,12 @@ def _bench_network(network: nn.Module, card: Card, kind: str, frames: list[np.nd
     resolution = f'{width}x{height}'
     if threads:
         torch.set_num_threads(threads)
-    eager = Reference(network, card, where)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # torch's float32 is TF32 unless told
-        truth = [eager.labels(frame) for frame in frames]
+    reference = Reference(network, card, where)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the default is TF32
+        truth = [reference.labels(frame) for frame in frames]
     rows: list[BenchRow] = []
     runs: list[tuple[Callable[[], None], Callable[[np.ndarray], Any]]] = [
-        (_network_alone(eager.run, eager.prepare(frames[0]), where), eager.labels)]
+        (_network_alone(reference.run, reference.prepare(frames[0]), where), reference.labels)]
     for contender in contenders:
         before = _memory(where, start=True)
         segment = Segmenter(network, card, device, 'native', backend=contender.backend,
@@ -249,10 +254,10 @@ def _bench_network(network: nn.Module, card: Card, kind: str, frames: list[np.nd
         row.network_ms, row.frame_ms = _summary(own[0]), _summary(own[1])
         row.fps = 1e3 / row.frame_ms['p50']
         row.engine_percent = 100 * (1 - row.network_ms['p50'] / row.frame_ms['p50'])
-        row.processor_ms = float(np.median(own[2]))
-        row.eager_network_ms, row.eager_frame_ms, row.eager_processor_ms = (
+        row.cpu_ms = float(np.median(own[2]))
+        row.eager_network_ms, row.eager_frame_ms, row.eager_cpu_ms = (
             float(np.median(t)) for t in times[0])
-        row.network_speedup, row.frame_speedup, row.processor_speedup = (
+        row.network_speedup, row.frame_speedup, row.cpu_speedup = (
             float(np.median(np.median(theirs, 1) / np.median(ours, 1)))
             for theirs, ours in zip(times[0], own))
     return rows
@@ -267,7 +272,7 @@ def _network_alone(run: Callable[[Tensor], Any], x: Tensor, device: torch.device
 
 def _stream_fps(segment: Segmenter, frames: list[np.ndarray], count: int) -> float:
     for _ in segment.stream(frames[i % len(frames)] for i in range(4)):
-        pass  # what a second frame under way needs is made
+        pass  # the first frames allocate the buffers
     began = perf_counter()
     done = sum(1 for _ in segment.stream(frames[i % len(frames)] for i in range(count)))
     return done / (perf_counter() - began)
@@ -282,7 +287,8 @@ def _take_turns(runs: list[tuple[Callable[[], None], Callable[[np.ndarray], Any]
     """
     Time blocks of calls in turns.
 
-    For each contender ms of network alone, of the frame, and of processor time for the frame, (rounds, each).
+    Returns, for each contender, three arrays (rounds, each) of ms: the network alone, the frame, and the CPU
+    time of the frame over all threads.
     """
     times = [tuple(np.zeros((rounds, each)) for _ in range(3)) for _ in runs]
     for alone, whole in runs:
@@ -290,8 +296,8 @@ def _take_turns(runs: list[tuple[Callable[[], None], Callable[[np.ndarray], Any]
             alone()
             whole(frame)
     for i in range(rounds):
-        for (alone, whole), (network_ms, frame_ms, processor_ms) in zip(runs, times):
-            # The first call finds the caches full of another contender's data.
+        for (alone, whole), (network_ms, frame_ms, cpu_ms) in zip(runs, times):
+            # The first call is not timed: the CPU's caches still hold another contender's data.
             alone()
             for j in range(each):
                 began = perf_counter()
@@ -302,7 +308,7 @@ def _take_turns(runs: list[tuple[Callable[[], None], Callable[[np.ndarray], Any]
                 busy, began = process_time(), perf_counter()
                 whole(frames[j % len(frames)])
                 frame_ms[i, j] = 1e3 * (perf_counter() - began)
-                processor_ms[i, j] = 1e3 * (process_time() - busy)
+                cpu_ms[i, j] = 1e3 * (process_time() - busy)
     _finish(device)
     return times
 
@@ -315,7 +321,7 @@ def _summary(ms: np.ndarray) -> dict[str, float]:
 
 
 def _load(name: str) -> tuple[nn.Module, Card, str]:
-    """Return network, card and 'trained' or 'random'."""
+    """Return the network, its card, and 'trained' or 'random'."""
     if name.endswith('.safetensors'):
         return *weights.load(name), 'trained'
     try:
@@ -323,12 +329,12 @@ def _load(name: str) -> tuple[nn.Module, Card, str]:
     except weights.WeightsError:
         if name not in networks.NETWORKS:
             raise
-        log.warning('no trained weights for %s: random ones, whose labels are noise', name)
+        log.warning('%s has no packaged weights: it runs with random ones, and its labels are noise', name)
         return *export.random_weights(name, 'camvid', (480, 360)), 'random'
 
 
 def _frames(resolution: tuple[int, int], count: int = 4) -> list[np.ndarray]:
-    """Return CamVid test images, or the synthetic street where there is no CamVid, at (width, height)."""
+    """Return test images of CamVid, or of the synthetic street if CamVid is missing, at (width, height)."""
     try:
         dataset = datasets.load('camvid', 'test', None)
         images = [dataset.read(i)[0] for i in range(0, len(dataset), len(dataset) // count)][:count]
@@ -348,7 +354,7 @@ def _miou(card: Card) -> float | None:
 
 
 def _memory(device: torch.device, *, start: bool = False) -> float:
-    """MB: peak that torch held on a GPU since `start`, or the process's resident set."""
+    """Return MB (10^6 bytes): torch's peak on a GPU since `start`, or the process's memory in RAM."""
     if device.type == 'cuda':
         if start:
             torch.cuda.reset_peak_memory_stats(device)

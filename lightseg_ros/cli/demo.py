@@ -1,22 +1,23 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""`lightseg demo`: camera and segmentation nodes as processes, watched over DDS."""
+"""`lightseg demo`: runs a camera node and a segmentation node, and watches them through DDS."""
 import argparse
 from pathlib import Path
 
-HELP = ('Run a camera node and a segmentation node as separate processes on a real DDS graph, watch them, '
-        'and write a video, a contact sheet and a summary.')
+HELP = ('Run a camera node and a segmentation node as separate processes that talk through DDS, and write a '
+        'video, a contact sheet and a summary of what they published.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--input', default='synthetic',
                         help="'synthetic' (built-in street), a folder of images, a video, a bag, a device")
-    parser.add_argument('--image-topic', default='', help='of a bag that has several')
+    parser.add_argument('--image-topic', default='', help='image topic of a bag that has several')
     parser.add_argument('--model', default='laanet', help='packaged network, or the path of a weights file')
-    parser.add_argument('--resolution', default='', help='WxH that the network sees; empty: of the weights')
+    parser.add_argument('--resolution', default='', help="size of the network's input; empty: the "
+                        'size that the weights were trained at')
     parser.add_argument('--device', default='auto', help='auto, cpu or cuda')
-    parser.add_argument('--rate', type=float, default=15.0, help='frames a second of the camera')
-    parser.add_argument('--seconds', type=float, default=30.0, help='how long')
+    parser.add_argument('--rate', type=float, default=15.0, help='frames per second of the camera')
+    parser.add_argument('--seconds', type=float, default=30.0, help='how long the nodes run')
     parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder for the results')
 
 

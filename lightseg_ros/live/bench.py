@@ -112,7 +112,7 @@ def _run(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], r
     playback = (len(sent) - 1) / ((sent[-1] - sent[0]) / 1e9)
     return {
         'rate_hz': rate, 'loss_percent': 100 * (1 - len(seen) / len(sent)), 'latency_ms': summary,
-        'processor_percent': used, 'memory_mb': after_mb, 'memory_growth_mb': after_mb - before_mb,
+        'cpu_percent': used, 'memory_mb': after_mb, 'memory_growth_mb': after_mb - before_mb,
         'Mean Playback Frame Rate (fps)': playback,
         'Mean Frame Rate (fps)': (len(arrived) - 1) / np.ptp(arrived) if len(arrived) > 1 else 0.0,
         '# of Missed Frames': len(sent) - len(seen), '# of Frames Sent': len(sent),
@@ -161,5 +161,5 @@ def _line(row: dict[str, Any]) -> str:
     what = f'{row["size"]:>9}{" with overlay" if row["overlay"] else ""}'
     return (f'{what} at {row["rate_hz"]:g} Hz: latency p50 {ms["p50"]:.1f} p95 {ms["p95"]:.1f} p99 '
             f'{ms["p99"]:.1f} ms (network {row["stages"].get("network", 0):.1f}), lost '
-            f'{row["loss_percent"]:.1f} %, CPU {row["processor_percent"]:.0f} %, memory '
+            f'{row["loss_percent"]:.1f} %, CPU {row["cpu_percent"]:.0f} %, memory '
             f'{row["memory_mb"]:.0f} MB ({row["memory_growth_mb"]:+.0f})')
