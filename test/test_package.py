@@ -90,7 +90,8 @@ def test_pip_gets_the_requirements(installed):
     folder = installed.parent / done.stdout.split()[-1]
     requires = importlib.metadata.Distribution.at(folder).requires or []
     names = {re.split(r'[^\w-]', r)[0] for r in requires if 'extra ==' not in r}
-    assert names == {'numpy', 'opencv-python-headless', 'pyyaml', 'safetensors', 'torch', 'tqdm'}
+    assert names == {'numpy', 'opencv-python-headless', 'pyyaml', 'safetensors', 'simplejpeg', 'torch',
+                     'tqdm'}
     extras = set(re.findall(r"extra == [\"'](\w+)", ' '.join(requires)))
     assert extras == {'cpu', 'train', 'eval', 'export', 'ros', 'all'}
     # `make` installs all of them; of setup.py's packages, torch alone is repeated, to pin it.
