@@ -78,7 +78,8 @@ def test_a_killed_run_resumes_to_the_same_weights(scenes, tmp_path):
 
 def test_a_time_limit_ends_a_run_cleanly(scenes, tmp_path):
     dataset = datasets.load('folder', 'train', scenes)
-    recipe = replace(TINY, epochs=8, auxiliary=0.4)  # the second classifier resumes too
+    # The second classifier, dropped channels and averages resume too.
+    recipe = replace(TINY, epochs=8, auxiliary=0.4, dropout=0.3, noise=5.0, erase=0.5, ema=0.0, swa=0.5)
     whole = train(recipe, dataset, tmp_path / 'whole', device='cpu')
     path, steps = None, []
     while not path:
