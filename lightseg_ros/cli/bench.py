@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='packaged networks or paths of weights files; if none is given, all five, or '
                         'laanet with --ros')
     parser.add_argument('--resolutions', nargs='+', type=argument, metavar='WxH',
-                        help='sizes of the frames and of the network, 480x360 if not given; with --ros, sizes '
+                        help='sizes of frames and network, 480x360 if not given; with --ros, sizes '
                         'of the images, 640x480 1280x720 1920x1080 if not given')
     parser.add_argument('--contenders', nargs='+', default=['auto:auto'], metavar='BACKEND:PRECISION',
                         help='backends and precisions to measure, such as torch:float32 openvino:bfloat16')
