@@ -4,8 +4,11 @@
 import copy
 import importlib.util
 import inspect
+import os
 from pathlib import Path
 import shutil
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -262,3 +265,37 @@ def test_what_cannot_be_done_is_said(tiny, cache):
     if importlib.util.find_spec('openvino'):
         with pytest.raises(BackendError, match='finds no device NPU.7; it has CPU'):
             backends.build('openvino', CompileSpec(plan(tiny).model, 'k', 'float32', 0, 'NPU.7'), 1, 64, 64)
+
+
+def test_openvino_conversion_looks_up_no_host(tmp_path):
+    """
+    OpenVINO's telemetry is off: no process of a conversion looks up a host or connects.
+
+    It runs in a new process, because OpenVINO binds its telemetry at the first import. Telemetry sends from a
+    forked child, so what is tried goes to a file. It is silent where CI is set or consent was refused, so
+    neither may reach this process.
+    """
+    pytest.importorskip('openvino')
+    tried = tmp_path / 'tried'
+    script = f"""
+import socket, time
+def refuse(*args, **kwargs):
+    with open({str(tried)!r}, 'a') as f:
+        f.write(repr(args))
+    raise OSError('no network in this test')
+socket.getaddrinfo = socket.gethostbyname = socket.create_connection = socket.socket.connect = refuse
+import torch
+from lightseg_ros.inference import backends
+class Tiny(torch.nn.Conv2d):
+    forward_logits = torch.nn.Conv2d.forward
+model = backends.DeployModel(Tiny(3, 4, 3), (100., 110., 120.), (70., 71., 72.)).eval()
+run = backends.build('openvino', backends.CompileSpec(model, 'tiny'), 1, 64, 64)
+run(torch.zeros((1, 64, 64, 3), dtype=torch.uint8))
+time.sleep(2)
+print('converted')
+"""
+    env = {k: os.environ[k] for k in ('PATH', 'LD_LIBRARY_PATH', 'PYTHONPATH') if k in os.environ}
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=300,
+                          env=env | {'HOME': str(tmp_path), 'XDG_CACHE_HOME': str(tmp_path)})
+    assert done.stdout.endswith('converted\n'), done.stderr
+    assert not tried.exists(), tried.read_text()

@@ -19,6 +19,7 @@ import logging
 import os
 from pathlib import Path
 import shutil
+import sys
 import tempfile
 from typing import Any
 import warnings
@@ -184,6 +185,9 @@ def build(backend: str, spec: CompileSpec, batch: int, height: int, width: int) 
 
 def openvino(spec: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Build for OpenVINO; what is converted is kept on disk, and what it compiles beside it."""
+    # OpenVINO's conversion reports to an analytics host, which can delay the end of the process by 20 s.
+    # When this package cannot be imported, OpenVINO uses a stub that sends nothing.
+    sys.modules['openvino_telemetry'] = None  # type: ignore[assignment]
     import openvino as ov
     runtime = ov.Core()
     found = runtime.available_devices
