@@ -148,7 +148,7 @@ def test_mistakes(tmp_path, saved, capsys):
     for arguments, text in (
             (['--model', 'nothing'], "no packaged weights for 'nothing'"),
             (['--model', 'unet', '--random'], "unknown network 'unet'; known: laanet"),
-            (['--model', str(saved), '--resolution', 'native'], 'a graph has one size'),
+            (['--model', str(saved), '--resolution', 'native'], 'an ONNX graph has one size'),
             (['--model', str(saved), '--resolution', '32x32'], 'each 64 to 8192'),
             (['--model', str(saved), '--options', '{"fusion": "concat"}'], '--options goes with --random')):
         assert main(['export', *arguments, out]) == 1
