@@ -150,7 +150,7 @@ def test_mistakes(tmp_path, saved, capsys):
             (['--model', 'unet', '--random'], "unknown network 'unet'; known: laanet"),
             (['--model', str(saved), '--resolution', 'native'], 'an ONNX graph has one size'),
             (['--model', str(saved), '--resolution', '32x32'], 'each 64 to 8192'),
-            (['--model', str(saved), '--options', '{"fusion": "concat"}'], '--options goes with --random')):
+            (['--model', str(saved), '--options', '{"fusion": "concat"}'], '--options needs --random')):
         assert main(['export', *arguments, out]) == 1
         error = capsys.readouterr().err
         assert error.startswith('ERROR: ') and error.count('\n') == 1 and text in error
