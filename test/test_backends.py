@@ -136,7 +136,7 @@ def test_bfloat16_is_near(backend, tiny, cache):
     if backend == 'openvino':
         ov = pytest.importorskip('openvino')
         if 'BF16' not in ov.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
-            pytest.skip('this processor has no bfloat16')
+            pytest.skip('this CPU has no bfloat16')
     run = backends.build(backend, plan(tiny, 'bfloat16'), 1, HEIGHT, WIDTH)
     difference = error(run(frames()), reference(tiny, frames()))
     # Eight bits of mantissa: clearly not float32, clearly not broken.
@@ -249,7 +249,7 @@ def test_auto_says_what_it_took_and_why(monkeypatch):
     with pytest.raises(BackendError, match='pip install openvino'):
         backends.choose('openvino')
     monkeypatch.setattr(importlib.util, 'find_spec', lambda n: object())
-    assert backends.choose('auto') == ('openvino', 'taken as it is installed and the fastest on a processor')
+    assert backends.choose('auto') == ('openvino', 'taken as it is installed and the fastest on a CPU')
 
 
 def test_what_cannot_be_done_is_said(tiny, cache):

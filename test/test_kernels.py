@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""What surrounds the network: the bands of the processor and the Triton kernels against plain torch."""
+"""What surrounds the network: the bands on a CPU and the Triton kernels against plain torch."""
 import os
 import subprocess
 import sys

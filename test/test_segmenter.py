@@ -250,7 +250,7 @@ def test_wrong_frames_are_named(segment, frame):
 
 
 @pytest.mark.parametrize('reversed_channels', [False, True])
-def test_what_is_captured_computes_the_same_on_a_processor(model, segment, reversed_channels):
+def test_what_is_captured_computes_the_same_on_a_cpu(model, segment, reversed_channels):
     """The function that CUDA captures, here called plainly."""
     frame = picture(120, 160)
     core = backends.DeployModel(folding.fold(model[0]), model[1].mean, model[1].std).lowered(torch.float32)
@@ -268,7 +268,7 @@ def test_what_is_captured_computes_the_same_on_a_processor(model, segment, rever
 
 @pytest.mark.parametrize('name', ['laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet'])
 def test_what_is_captured_stays_on_its_device(name):
-    """On "meta", which has shapes and types only, whatever is made on the processor would not fit."""
+    """On "meta", which has shapes and types only, whatever is made on the CPU would not fit."""
     network = networks.build(name, 11)
     core = backends.DeployModel(folding.fold(network), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
     core = core.lowered(torch.float16, 'meta')
@@ -288,7 +288,7 @@ def test_what_is_captured_stays_on_its_device(name):
 
 @pytest.mark.parametrize('name', [pytest.param(n, marks=CUDA) for n in (
     'laanet', 'fbsnet', 'lrnnet', 'elanet', 'affnet')])
-def test_graph_equals_eager_and_processor(name):
+def test_graph_equals_eager_and_cpu(name):
     """With trained weights in float16; random ones, whose labels are noise, only compare in float32."""
     from lightseg_ros.synthetic.street import Street
     try:
@@ -305,11 +305,11 @@ def test_graph_equals_eager_and_processor(name):
         same = a.labels == b.labels
         labels, _ = textbook(model, frame, (360, 480))
         print(f'{name} {precision} {width}x{height}: graph and eager {100 * same.mean():.3f} %, float32 on a '
-              f'processor {100 * (a.labels == labels).mean():.3f} %')
+              f'CPU {100 * (a.labels == labels).mean():.3f} %')
         assert same.mean() >= 0.999
         assert np.array_equal(a.overlay[same], b.overlay[same])
         assert np.abs(a.confidence.astype(int) - b.confidence).mean() < 0.5
-        # A processor resizes bytes with whole numbers, which differ by one here and there.
+        # A CPU resizes bytes with whole numbers, so a few bytes differ by one.
         assert (a.labels == labels).mean() >= (0.995 if height == 360 else 0.98)
 
 

@@ -128,7 +128,7 @@ def choose(backend: str, target: str = 'CPU') -> tuple[str, str]:
         raise BackendError(f"backend is {backend!r}; on an Intel device {target} only 'openvino' runs")
     if backend == 'auto':
         if importlib.util.find_spec('openvino'):
-            return 'openvino', 'taken as it is installed and the fastest on a processor'
+            return 'openvino', 'taken as it is installed and the fastest on a CPU'
         if target == 'CPU':
             return 'torch', 'taken as openvino is not installed, which would be about twice as fast'
         backend = 'openvino'
@@ -300,7 +300,7 @@ def compile_network(model: DeployModel, shape: tuple[int, ...]) -> Callable[[Ten
             fast(example)
     except Exception as e:  # the compiler has many ways to fail, and a long text for each
         raise BackendError("backend is 'torch-compile', but torch could not compile the network "
-                           f'({str(e).strip().splitlines()[0]}); it wants g++ or clang on a processor, '
+                           f'({str(e).strip().splitlines()[0]}); a CPU needs g++ or clang for it, '
                            'Triton on CUDA') from e
     return fast
 
