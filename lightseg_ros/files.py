@@ -1,10 +1,12 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writes files so that they appear whole or not at all."""
+"""Writes files so that they appear whole or not at all; reads small ones of bounded size."""
 from collections.abc import Iterator
 from contextlib import contextmanager
+import errno
 import os
 from pathlib import Path
+import stat
 import tempfile
 
 
@@ -45,6 +47,22 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write text (as UTF-8) or bytes to `path`, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_small(path: str | Path, limit: int) -> bytes:
+    """
+    Read a regular file of at most `limit` bytes.
+
+    OSError for a longer one, and for FIFOs and devices, which could block or never end.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(fd, 'rb') as f:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, 'not a regular file', str(path))
+        data = f.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f'longer than {limit} bytes', str(path))
+    return data
 
 
 def _umask() -> int:

@@ -10,6 +10,11 @@ import numpy as np
 import yaml
 
 from . import share_dir
+from .files import read_small
+from .texts import one_line
+
+MAX_NAME = 100  # characters of a name
+MAX_FILE = 1 << 20  # bytes of a file
 
 
 class LabelError(ValueError):
@@ -40,15 +45,24 @@ class LabelSet:
             raise LabelError(f'label set {self.name!r} has {n} classes; expected 1 to 255')
         if not self.source_ids:
             object.__setattr__(self, 'source_ids', tuple(range(n)))
+        for text in (self.name, *self.names, *self.groups):
+            if not (isinstance(text, str) and 0 < len(text) <= MAX_NAME and text.isprintable()):
+                raise LabelError(f'label set {_shown(self.name)} has the name {_shown(text)}; expected a '
+                                 f'text of 1 to {MAX_NAME} printable characters (in YAML, quote numbers, on, '
+                                 'off, yes, no)')
         doubled = sorted({x for x in self.names if self.names.count(x) > 1})
         if doubled:
             raise LabelError(f'label set {self.name!r} names {", ".join(doubled)} more than once')
         if len(self.colors) != n or len(self.source_ids) != n:
             raise LabelError(f'label set {self.name!r} has {n} names, {len(self.colors)} colours and '
                              f'{len(self.source_ids)} source ids; expected one of each for every class')
+        ids = (*self.source_ids, *self.void_source_ids, self.ignore_id)
+        if not all(type(v) is int and 0 <= v < 1 << 16 for v in ids):
+            raise LabelError(f'label set {self.name!r} has ids that are no numbers from 0 to 65535')
         for c in self.colors:
-            if len(c) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in c):
-                raise LabelError(f'label set {self.name!r}: colour {c!r} is not three numbers from 0 to 255')
+            if len(c) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in c):
+                raise LabelError(f'label set {self.name!r}: colour {_shown(c)} is not three numbers from 0 '
+                                 'to 255')
         if not n <= self.ignore_id <= 255:
             raise LabelError(f'label set {self.name!r}: ignore_id is {self.ignore_id!r}; expected a number '
                              f'from {n} to 255, no class id')
@@ -108,18 +122,28 @@ class LabelSet:
         try:
             rows = d['classes']
             if [r['id'] for r in rows] != list(range(len(rows))):
-                raise LabelError(f'label set {d["name"]!r}: class ids are {[r["id"] for r in rows]}; '
-                                 f'expected 0 to {len(rows) - 1} in order')
+                found = ', '.join(_shown(r['id']) for r in rows[:256])
+                raise LabelError(f'label set {_shown(d["name"])}: class ids are [{found}]; expected 0 to '
+                                 f'{len(rows) - 1} in order')
             return cls(
-                name=str(d['name']), names=tuple(str(r['name']) for r in rows),
-                colors=tuple(tuple(r['color']) for r in rows),
-                groups={str(k): tuple(v) for k, v in (d.get('groups') or {}).items()},
+                name=d['name'], names=tuple(r['name'] for r in rows),
+                colors=tuple(tuple(r['color'][:4]) for r in rows),
+                groups={k: tuple(v) for k, v in (d.get('groups') or {}).items()},
                 ignore_id=d.get('ignore_id', 255),
                 source_ids=tuple(r.get('source_id', r['id']) for r in rows),
                 void_source_ids=tuple(d.get('void_source_ids', ())))
         except (KeyError, TypeError, AttributeError) as e:
-            raise LabelError(f'not a label set: {e!r}; expected name, classes (id, name, color), and '
-                             'optionally groups, ignore_id, void_source_ids') from e
+            raise LabelError(f'not a label set: {one_line(repr(e), 200)}; expected name, classes (id, name, '
+                             'color), and optionally groups, ignore_id, void_source_ids') from e
+
+
+def _shown(value: Any) -> str:
+    """
+    Spell a value from a file for an error.
+
+    Not repr() of just anything: YAML's aliases make a text of many megabytes from a list in a short file.
+    """
+    return one_line(repr(value), 80) if isinstance(value, (str, int, float)) else f'a {type(value).__name__}'
 
 
 def available() -> list[str]:
@@ -133,13 +157,13 @@ def load(name: str | Path) -> LabelSet:
     if path.suffix not in ('.yaml', '.yml'):
         path = share_dir() / 'config' / 'labels' / f'{name}.yaml'
     try:
-        text = path.read_text()
-    except OSError as e:
-        raise LabelError(f'no label set {str(name)!r}: {e.strerror or e}; packaged: '
+        text = read_small(path, MAX_FILE).decode()
+    except (OSError, ValueError) as e:
+        raise LabelError(f'no label set {_shown(str(name))}: {getattr(e, "strerror", "") or e}; packaged: '
                          f'{", ".join(available())}, or give the path of a YAML file') from e
     try:
         return LabelSet.from_dict(yaml.safe_load(text))
-    except yaml.YAMLError as e:
-        raise LabelError(f'{path} is not YAML: {e}') from e
     except LabelError as e:
         raise LabelError(f'{path}: {e}') from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # a date that is none is a ValueError
+        raise LabelError(f'{path} is not YAML: {one_line(e)}') from e

@@ -6,18 +6,26 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import stat
 import tempfile
 from typing import Any
 
-from safetensors import safe_open, SafetensorError
+from safetensors import safe_open
 from safetensors.torch import save_file
 import torch
 from torch import nn
 
 from . import networks, share_dir
 from .labels import LabelError, LabelSet
+from .sizes import LARGEST, SMALLEST
+from .texts import one_line
 
 FORMAT = 'lightseg-1'
+# Limits of what a card may hold: characters in all, and the largest of mean and std (8-bit scale).
+MAX_CARD = 1 << 20
+MAX_STATISTIC = 1e5
+KINDS: dict[str, type] = {'network': str, 'dataset': str, 'split': str, 'license': str, 'source': str,
+                          'options': dict, 'recipe': dict, 'metrics': dict}
 
 
 class WeightsError(ValueError):
@@ -58,15 +66,24 @@ class Card:
     def from_json(cls, text: str) -> 'Card':
         """Parse and check a card; `WeightsError` says what does not fit."""
         try:
+            if len(text) > MAX_CARD:
+                raise WeightsError(f'{len(text)} characters; expected {MAX_CARD} at most')
             d = json.loads(text)
+            json.dumps(d, ensure_ascii=False).encode()  # a lone surrogate, which no message can carry
+            for key, kind in KINDS.items():
+                if not isinstance(d.get(key, kind()), kind):
+                    raise WeightsError(f'{key} is a {type(d[key]).__name__}; expected a {kind.__name__}')
+                if kind is str and not d.get(key, '').isprintable():
+                    raise WeightsError(f'{key} holds characters that can not be printed')
             if d.pop('channel_order') != 'rgb':
                 raise WeightsError('channel_order is not rgb, the only one that this version reads')
             mean, std = _three(d, 'mean'), _three(d, 'std')
             if min(std) <= 0:
                 raise WeightsError(f'std is {std}; expected three positive numbers')
             width, height = d['resolution']
-            if not all(isinstance(v, int) and v >= 64 for v in (width, height)):
-                raise WeightsError(f'resolution is {width!r} x {height!r}; expected 64 or more each')
+            if not all(type(v) is int and SMALLEST <= v <= LARGEST for v in (width, height)):
+                raise WeightsError(f'resolution is {one_line(width, 40)} x {one_line(height, 40)}; expected '
+                                   f'whole numbers from {SMALLEST} to {LARGEST}')
             d.update(labels=LabelSet.from_dict(d['labels']), mean=mean, std=std,
                      resolution=(width, height))
             return cls(**d)
@@ -74,12 +91,17 @@ class Card:
             raise WeightsError(f'its card: {e}') from e
         except WeightsError as e:
             raise WeightsError(f'its card: {e}') from e
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise WeightsError(f'its card is not one of ours: {e!r}') from e
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
+            raise WeightsError(f'its card is not one of ours: {one_line(repr(e), 300)}') from e
 
 
 def _three(d: dict, key: str) -> tuple[float, float, float]:
-    r, g, b = (float(v) for v in d[key])
+    values = d[key]
+    if not (isinstance(values, (list, tuple)) and len(values) == 3 and all(
+            type(v) in (int, float) and abs(v) <= MAX_STATISTIC for v in values)):  # not so with nan
+        raise WeightsError(f'{key} is {one_line(values, 80)}; expected three numbers of at most '
+                           f'{MAX_STATISTIC:g}')
+    r, g, b = map(float, values)
     return r, g, b
 
 
@@ -116,7 +138,7 @@ def load(path: str | Path) -> tuple[nn.Module, Card]:
         network = _built(card)
         _check_state(state, network.state_dict())
     except WeightsError as e:
-        raise WeightsError(f'{path}: {e}') from e
+        raise WeightsError(f'{one_line(path, 300)}: {e}') from e
     network.load_state_dict(state)
     return network.eval(), card
 
@@ -126,7 +148,7 @@ def read_card(path: str | Path) -> Card:
     try:
         return _read(path, tensors=False)[0]
     except WeightsError as e:
-        raise WeightsError(f'{path}: {e}') from e
+        raise WeightsError(f'{one_line(path, 300)}: {e}') from e
 
 
 def find(name: str, dataset: str = 'camvid') -> Path:
@@ -135,13 +157,14 @@ def find(name: str, dataset: str = 'camvid') -> Path:
 
     `WeightsError` lists the packaged ones.
     """
-    folder = share_dir() / 'weights'
+    packaged = {p.stem: p for p in (share_dir() / 'weights').glob('*.safetensors')}
     for stem in (f'{name}-{dataset}', name):
-        if (folder / f'{stem}.safetensors').is_file():
-            return folder / f'{stem}.safetensors'
-    known = ', '.join(sorted(p.stem for p in folder.glob('*.safetensors'))) or 'none'
-    raise WeightsError(f'no packaged weights for {name!r}; packaged: {known}. Give the path of a weights '
-                       f'file, or train: lightseg train --model {name} --data camvid')
+        if stem in packaged:
+            return packaged[stem]
+    known = ', '.join(sorted(packaged)) or 'none'
+    shown = one_line(name, 80)
+    raise WeightsError(f'no packaged weights for {shown!r}; packaged: {known}. Give the path of a weights '
+                       f'file, or train: lightseg train --model {shown} --data camvid')
 
 
 def resolve(model: str | Path) -> Path:
@@ -153,7 +176,7 @@ def resolve(model: str | Path) -> Path:
     """
     text = str(model)
     if text.endswith('.safetensors') or '/' in text:
-        return Path(text).expanduser()
+        return Path(os.path.expanduser(text))  # Path.expanduser raises where there is no such user
     return find(text)
 
 
@@ -163,19 +186,24 @@ def digest(path: str | Path) -> str:
 
 
 def _read(path: str | Path, tensors: bool = True) -> tuple[Card, dict[str, torch.Tensor]]:
-    if not Path(path).is_file():
-        raise WeightsError('no such file; packaged weights are found by name, see "lightseg info"')
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise WeightsError('not a regular file')
+    except (OSError, ValueError) as e:
+        why = 'no such file' if isinstance(e, FileNotFoundError) else getattr(e, 'strerror', '') or e
+        raise WeightsError(f'{why}; packaged weights are found by name, see "lightseg info"') from e
     try:
         with safe_open(path, framework='pt', device='cpu') as f:
             metadata = f.metadata() or {}
             names = f.keys() if tensors else ()
             state = {k: f.get_tensor(k) for k in names}
-    except (SafetensorError, OSError, ValueError) as e:
+    except Exception as e:  # safetensors and torch have their own errors for damaged files
         size = Path(path).stat().st_size
         raise WeightsError(f'not a whole safetensors file ({e}; {size} bytes): cut short, or of another '
                            'format; copy it again or train anew') from e
     if metadata.get('format') != FORMAT or 'card' not in metadata:
-        raise WeightsError(f'a safetensors file, but not one of ours: format {metadata.get("format")!r}, '
+        found = one_line(metadata.get('format'), 80)
+        raise WeightsError(f'a safetensors file, but not one of ours: format {found!r}, '
                            f'expected {FORMAT!r} with a card in the metadata')
     return Card.from_json(metadata['card']), state
 

@@ -1,5 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,12 @@ def test_round_trip():
     ('{name: x, classes: [{id: 0, name: a, color: [0, 300, 0]}]}', 'three numbers from 0 to 255'),
     ('{name: x, classes: [{id: 0, name: a, color: [0, 0, 0]}, {id: 1, name: a, color: [0, 0, 0]}]}',
      'names a more than once'),
+    ('{name: x, classes: [{id: 0, name: 1, color: [0, 0, 0]}]}', 'name 1; expected a text'),
+    ('{name: x, classes: [{id: 0, name: "\\e[2J", color: [0, 0, 0]}]}', 'printable characters'),
+    ('{name: x, classes: [{id: 0, name: a, color: [0, 0, 0]}], void_source_ids: [-1]}', 'from 0 to 65535'),
+    ('{name: 2020-99-99, classes: []}', 'is not YAML'),
+    ('[' * 5000, 'is not YAML'),
+    ('#' * (1 << 20) + '#', 'longer than 1048576 bytes'),
     ('{name: x, classes: [{id: 0, name: a, color: [0, 0, 0]}], groups: {g: [b]}}', 'which is no class'),
     ('{name: x, ignore_id: 0, classes: [{id: 0, name: a, color: [0, 0, 0]}]}', 'ignore_id is 0'),
 ])
@@ -59,6 +67,26 @@ def test_bad_files(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(LabelError, match=message):
         labels.load(path)
+
+
+@pytest.mark.parametrize('place', ['name: *i', 'classes: [{id: *i, name: a, color: [0, 0, 0]}]',
+                                   'classes: [{id: 0, name: *i, color: [0, 0, 0]}]',
+                                   'classes: [{id: 0, name: a, color: *i}]', 'groups: {a: *i}', 'groups: *i',
+                                   'classes: *i', 'ignore_id: *i', 'void_source_ids: *i'])
+def test_aliases_do_not_become_text(tmp_path, place):
+    """A list of lists of aliases, 400 bytes, is 50 MB once it is spelled out."""
+    rows = '[&a [x,x,x,x,x,x,x,x], ' + ', '.join(
+        f'&{new} [{",".join(["*" + old] * 8)}]' for old, new in zip('abcdefgh', 'bcdefghi')) + ']'
+    fine = {'name': 'name: x', 'classes': 'classes: [{id: 0, name: a, color: [0, 0, 0]}]'}
+    fine[place.partition(':')[0]] = place
+    (tmp_path / 'own.yaml').write_text(f'x: {rows}\n' + '\n'.join(fine.values()))
+    tracemalloc.start()
+    try:
+        with pytest.raises(LabelError) as error:
+            labels.load(tmp_path / 'own.yaml')
+        assert tracemalloc.get_traced_memory()[1] < 2e6 and len(str(error.value)) < 2000
+    finally:
+        tracemalloc.stop()
 
 
 def test_unknown_name_lists_the_known():

@@ -108,3 +108,20 @@ def test_an_unknown_name_is_reported_with_the_nearest_known():
     assert "unknown parameter 'zzz' is ignored; this node has rate, width" in out.stderr
     assert "'image_topic' is ignored; topics are remapped: -r image:=" in out.stderr
     assert out.stderr.count('unknown parameter') == 3
+
+
+@pytest.mark.parametrize('error', [OSError(36, 'File name too long'), KeyError('a'), MemoryError()])
+def test_whatever_applying_raises_is_an_answer(node_of, error):
+    """Rclpy passes an error of the callback on to the executor, which ends the node."""
+    def apply(new):
+        if new.width == 5:
+            raise error
+        applied.append(new)
+
+    applied, node = [], node_of()
+    watch(node, declare(node, Values), apply)
+    refused, = node.set_parameters([Parameter('width', value=5)])
+    assert not refused.successful and refused.reason and '\n' not in refused.reason
+    assert node.get_parameter('width').value == 0
+    assert node.set_parameters([Parameter('rate', value=1.0)])[0].successful
+    assert applied == [Values(rate=1.0)]

@@ -16,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue  # noqa: E402
 from rcl_interfaces.srv import SetParameters  # noqa: E402
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy  # noqa: E402
+from rclpy.serialization import serialize_message  # noqa: E402
 from rclpy.time import Time  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 from std_msgs.msg import Header, String  # noqa: E402
@@ -324,6 +325,37 @@ def test_another_network_while_it_runs(tester, reference, random_weights, tmp_pa
     assert tester.values()['model'] == 'affnet'
     assert set_parameter(tester, 'weights', text(random_weights)).successful
     tester.spin(lambda: classes[-1] == labels.load('camvid').names)
+
+
+def test_nothing_that_is_asked_for_ends_the_node(tester, reference, random_weights, tmp_path):
+    """Each of these once ended it, or left half of what was asked for in force."""
+    from safetensors.torch import load_file, save_file
+
+    from lightseg_ros import weights
+    card = json.loads(weights.read_card(random_weights).to_json())
+    card['labels']['classes'][0]['name'] = '\ud800'
+    save_file(load_file(random_weights), tmp_path / 'surrogate.safetensors',
+              {'format': weights.FORMAT, 'card': json.dumps(card)})
+    (tmp_path / 'file').write_text('')
+    for value in ('x' * 300, f'/{"x" * 300}.safetensors', 'y' * 200_000 + '.safetensors',
+                  tmp_path / 'file' / 'x.safetensors', tmp_path / 'surrogate.safetensors'):
+        refused = set_parameter(tester, 'weights', text(value))
+        assert not refused.successful and len(refused.reason) < 2000
+        assert 'laanet stays in force' in refused.reason
+    assert not set_parameter(tester, 'weights', ParameterValue(type=200)).successful
+    # Bytes that are no UTF-8 where a text should be; rclpy raises when it takes the message.
+    msg = images.encode(picture(), 'rgb8', tester.header(), Image())
+    msg.encoding = 'bad!'
+    tester.publisher.publish(serialize_message(msg).replace(b'bad!', b'\xff\xfe\xff\xff'))
+    msg.encoding = 'x' * 5_000_000
+    tester.publisher.publish(msg)
+    tester.spin(lambda: any('unknown encoding' in v.value for s in tester.status for v in s.values))
+    assert max(len(v.value) for s in tester.status for v in s.values) < 2000
+    frame = picture()
+    label = tester.send(images.encode(frame, 'rgb8', tester.header(), Image()))
+    assert (images.decode(label)[..., 0] == reference([frame])[0].labels).mean() > 0.999
+    log = tester.process.log.read_text()
+    assert 'Traceback' not in log and max(map(len, log.splitlines())) < 2000
 
 
 def test_at_rest_it_leaves_images_alone(tester):

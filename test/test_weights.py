@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 import json
+import os
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -101,7 +102,21 @@ def test_wrong_tensors(path, change, message):
     (change_card(mean=[1, 2]), 'its card'),
     (change_card(std=[1, 0, 1]), 'three positive numbers'),
     (change_card(channel_order='bgr'), 'channel_order'),
-    (change_card(resolution=[480, 10]), '64 or more'),
+    (change_card(resolution=[480, 10]), 'from 64 to 8192'),
+    (change_card(resolution=[10 ** 9, 480]), 'from 64 to 8192'),
+    (change_card(resolution=[True, 480]), 'from 64 to 8192'),
+    (change_card(mean=[10 ** 400, 1, 1]), 'mean is'),
+    (change_card(mean=[float('nan'), 1, 1]), 'mean is'),
+    (change_card(std=[1, 1, float('inf')]), 'std is'),
+    (change_card(network=['laanet']), 'network is a list'),
+    (change_card(dataset=3), 'dataset is a int'),
+    (change_card(license='\x1b[2J'), 'license holds characters that can not be printed'),
+    (change_card(options=[1]), 'options is a list'),
+    (change_card(recipe={'note': '\ud800'}), 'surrogates not allowed'),
+    (change_card(recipe={'note': 'x' * 2 ** 20}), 'characters; expected 1048576 at most'),
+    (change_card(network='lrnnet', options={'iterations': 10 ** 9}), 'whole number from 0 to 100'),
+    (change_card(network='elanet', options={'dilations': [[2] * 10 ** 4, [2]]}), 'up to 64 dilations'),
+    (lambda m: m | {'card': '[' * 10 ** 5}, 'not one of ours'),
     (change_card(surprise=1), 'surprise'),
     (lambda m: m | {'card': '{'}, 'not one of ours'),
     (lambda m: m | {'format': 'lightseg-9'}, "expected 'lightseg-1'"),
@@ -111,6 +126,31 @@ def test_wrong_cards(path, change, message):
     with pytest.raises(WeightsError, match=message) as error:
         weights.load(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['\ud800', 'a\x1b[2J', '', 'x' * 101, 7, ['a'], None])
+def test_names_that_no_message_can_carry(path, name):
+    """A lone surrogate passes JSON and ends whatever publishes or logs it."""
+    def change(metadata):
+        d = json.loads(metadata['card'])
+        d['labels']['classes'][0]['name'] = name
+        return metadata | {'card': json.dumps(d)}
+    rewrite(path, change_metadata=change)
+    with pytest.raises(WeightsError, match='printable characters|surrogates not allowed'):
+        weights.load(path)
+
+
+@pytest.mark.parametrize('name', ['x' * 300 + '.safetensors', 'a/' + 'x' * 300, 'x' * 300, 'a\0/b',
+                                  '~nobody-here/x'])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises(WeightsError):
+        weights.load(weights.resolve(name))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'x.safetensors')
+    with pytest.raises(WeightsError, match='not a regular file'):
+        weights.load(tmp_path / 'x.safetensors')
 
 
 def test_find():

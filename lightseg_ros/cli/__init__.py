@@ -7,6 +7,7 @@ import logging
 import sys
 
 from .. import __version__
+from ..texts import error_line
 
 # Each verb with its line in --help. The module lightseg_ros.cli.<verb> is imported when the verb is called.
 VERBS = {
@@ -43,10 +44,6 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format='%(levelname)s: %(message)s')
     try:
         return verb.run(parser.parse_args(argv[1:])) or 0
-    except (ValueError, OSError) as e:
-        # Our own errors are ValueErrors whose text says what to do; a traceback would hide it.
-        print(f'ERROR: {e}', file=sys.stderr)
-        return 1
     except ModuleNotFoundError as e:
         package = (e.name or '').partition('.')[0]
         if package in ('', 'lightseg_ros'):
@@ -56,6 +53,10 @@ def main(argv: list[str] | None = None) -> int:
             todo = "source the setup.bash of ROS 2, or run in the checkout: pip install '.[all,ros]'"
         print(f'ERROR: "lightseg {args.verb}" needs the Python package {package}, which is not installed; '
               f'{todo}', file=sys.stderr)
+        return 1
+    except Exception as e:
+        # Our own errors are ValueErrors whose text says what to do; a traceback would hide it.
+        print(f'ERROR: {error_line(e)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -56,7 +56,7 @@ def build(name: str, num_classes: int, **chosen: Any) -> nn.Module:
                            '255 means unlabeled)')
     try:
         return NETWORKS[name](num_classes, **{k: _tuples(v) for k, v in chosen.items()})
-    except (ValueError, TypeError) as e:
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as e:
         raise NetworkError(f'{name}: {e}') from e
 
 

@@ -127,6 +127,8 @@ class ELANet(nn.Module):
                  dropout: float = 0.0):
         super().__init__()
         check_stages('dilations', dilations)
+        if not (type(dropout) in (int, float) and 0 <= dropout < 1):
+            raise ValueError(f'dropout is {dropout!r}; expected a share below 1')
         self.stem = nn.Sequential(
             ConvBNPReLU(3, 32, 3, stride=2), ConvBNPReLU(32, 32, 3), ConvBNPReLU(32, 32, 3), BNPReLU(32))
         self.down4 = ECGDown(32, 64, 2)

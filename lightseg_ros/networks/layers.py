@@ -14,8 +14,9 @@ def check_choice(option: str, value: object, choices: tuple) -> None:
 
 def check_dilations(option: str, value: object) -> None:
     """Raise `ValueError` where `value` is no tuple of dilations."""
-    if not (isinstance(value, tuple) and all(type(v) is int and v >= 1 for v in value)):
-        raise ValueError(f'{option} is {value!r}; expected dilations, whole numbers from 1 up')
+    if not (isinstance(value, tuple) and len(value) <= 64
+            and all(type(v) is int and 1 <= v <= 256 for v in value)):
+        raise ValueError(f'{option} is {value!r}; expected up to 64 dilations, whole numbers from 1 to 256')
 
 
 def check_stages(option: str, value: object) -> None:

@@ -170,10 +170,12 @@ class LRNNet(nn.Module):
         check_choice('keys', keys, KEYS)
         check_choice('block', block, BLOCKS)
         check_choice('norm', norm, (True, False))
-        if type(iterations) is not int or iterations < 0:
-            raise ValueError(f'iterations is {iterations!r}; expected a whole number from 0 up')
-        if not (isinstance(dropout, tuple) and len(dropout) == 2):
-            raise ValueError(f'dropout is {dropout!r}; expected two, at 1/2 and 1/4, and at 1/8')
+        if type(iterations) is not int or not 0 <= iterations <= 100:
+            raise ValueError(f'iterations is {iterations!r}; expected a whole number from 0 to 100')
+        if not (isinstance(dropout, tuple) and len(dropout) == 2
+                and all(type(p) in (int, float) and 0 <= p < 1 for p in dropout)):
+            raise ValueError(f'dropout is {dropout!r}; expected two shares below 1, at 1/2 and 1/4, and '
+                             'at 1/8')
         make = FCB if block == 'fcb' else SSnbt
         self.stage2 = nn.Sequential(Down(3, 32, BNReLU(32)), *(make(32, 1, dropout[0]) for _ in range(3)))
         self.stage4 = nn.Sequential(Down(32, 64, BNReLU(64)), *(make(64, 1, dropout[0]) for _ in range(2)))

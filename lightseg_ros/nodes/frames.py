@@ -14,6 +14,7 @@ from std_msgs.msg import Header
 from .. import images
 from ..inference.segmenter import Pending, Segmenter
 from ..latest import Latest
+from ..texts import error_line
 from .live_segmenter import LiveSegmenter
 from .outputs import CameraOutputs
 from .segmentation_parameters import SegmentationParameters
@@ -115,7 +116,12 @@ class FrameWorker:
             items = self._mailbox.take()
             with self._processing:
                 if self._running.is_set():
-                    self._process(list(items.values()))
+                    try:
+                        self._process(list(items.values()))
+                    except Exception as e:  # each frame's errors are counted in there; the thread goes on
+                        with suppress(Exception):
+                            self._node.get_logger().error(f'the worker failed: {error_line(e)}',
+                                                          throttle_duration_sec=5.0)
                 else:
                     self._mailbox.discard(items)
 
@@ -223,6 +229,6 @@ class FrameWorker:
     def _failed(self, camera: CameraOutputs, error: Exception) -> None:
         # A signal shuts the context down at any time; a frame that is lost to that did not fail.
         if self._node.context.ok():
-            camera.health.frame_failed(str(error))
-            self._node.get_logger().error(f'{camera.name} frame failed: {error}'.lstrip(),
+            camera.health.frame_failed(error_line(error))
+            self._node.get_logger().error(f'{camera.name} frame failed: {error_line(error)}'.lstrip(),
                                           throttle_duration_sec=5.0)

@@ -114,9 +114,9 @@ class LiveSegmenter:
         """Load a network for `change` while the one in force goes on; `change` raises what goes wrong."""
         with self._loading:
             identity = _identity(choice)
-            if self._segmenter.device.type == 'cpu':
-                self._compile_in_child(choice)
             try:
+                if self._segmenter.device.type == 'cpu':
+                    self._compile_in_child(choice)
                 self._prepared = identity, self._load(choice, beside=True)
             except Exception as e:
                 self._prepared = identity, e
@@ -125,8 +125,8 @@ class LiveSegmenter:
         """
         Put another network in force between two frames; it is loaded first unless `prepare` has done that.
 
-        `before_first` is called with the new network before its first frame. If loading fails, the old
-        network stays in force.
+        `before_first` is called with the new network before its first frame. If that or loading fails, the
+        old network stays in force.
         """
         with self._loading:
             identity = _identity(choice)
@@ -195,8 +195,10 @@ def _batch_limit(loaded: Segmenter, cameras: int) -> int:
 
 def _identity(choice: NetworkChoice) -> tuple[NetworkChoice, int]:
     """Return the choice and when its weights file was written: a rewritten file is another network."""
-    path = Path(choice.model)
-    return choice, path.stat().st_mtime_ns if path.is_file() else 0
+    try:
+        return choice, Path(choice.model).stat().st_mtime_ns
+    except (OSError, ValueError):  # no such file, or a name that no file can have: loading says so
+        return choice, 0
 
 
 if __name__ == '__main__':  # the process of _compile_in_child

@@ -20,6 +20,8 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from ..texts import error_line
+
 T = TypeVar('T')
 # Parameters that rclpy declares itself, some of them later (QoS overrides, with their topic).
 FOREIGN = ('use_sim_time', 'start_type_description_service', 'qos_overrides.')
@@ -102,7 +104,7 @@ def watch(node: Node, values: T, apply: Callable[[T], None]) -> Callable[[list[P
     """
     Call `apply(new)` with a new instance whenever parameters are set while the node runs.
 
-    All changes of one atomic request arrive in one call. If a check fails, or `apply` raises a ValueError,
+    All changes of one atomic request arrive in one call. If a check fails, or `apply` raises an error,
     the request is refused with the text of the error, and nothing changes. Returns a function that builds the
     instance that a request would lead to; ValueError if a check fails.
     """
@@ -119,8 +121,8 @@ def watch(node: Node, values: T, apply: Callable[[T], None]) -> Callable[[list[P
             try:
                 new = preview(parameters)
                 apply(new)
-            except ValueError as e:
-                return SetParametersResult(successful=False, reason=str(e))
+            except Exception as e:  # rclpy would pass it to the executor, which ends the node
+                return SetParametersResult(successful=False, reason=error_line(e))
             current = new
         return SetParametersResult(successful=True)
 

@@ -19,6 +19,7 @@ from std_msgs.msg import Header
 from .. import images, points
 from ..health import Health
 from ..points import PointsError
+from ..texts import error_line
 
 # Several depth images may arrive while one image is segmented.
 DEPTH_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)
@@ -134,8 +135,8 @@ class Points:
             except Exception as e:  # whatever is wrong with one depth image must not end the thread
                 if self._node.context.ok():  # otherwise a signal shut the context down during publishing
                     self._failed += 1
-                    self._last_error = str(e)
-                    self._log(f'no points: {e}')
+                    self._last_error = error_line(e)
+                    self._log(f'no points: {self._last_error}')
 
     def _publish(self, near: Image, labelled: LabelledImage) -> None:
         began = perf_counter()

@@ -14,6 +14,7 @@ from time import sleep
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
@@ -28,6 +29,7 @@ from std_srvs.srv import SetBool
 
 from ..health import ERROR, OK, Status
 from ..inference.segmenter import Segmenter
+from ..texts import error_line, one_line
 from .frames import FrameWorker
 from .lifetime import run
 from .live_segmenter import LiveSegmenter
@@ -147,7 +149,7 @@ class SegmentationNode(LifecycleNode):
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Log the reason and return to unconfigured, from where the node can be configured again."""
         self._free()
-        self.get_logger().error(f'cannot start: {self._error}')
+        self.get_logger().error(f'cannot start: {one_line(self._error)}')
         return TransitionCallbackReturn.SUCCESS
 
     def _start(self) -> bool:
@@ -209,11 +211,13 @@ class SegmentationNode(LifecycleNode):
                 try:
                     self._live.change(network, self._publish_label_info)
                 except Exception as e:  # whatever is wrong with the new network, the old one stays in force
-                    raise ValueError(f'{e}; {self._live.segmenter.card.network} stays in force') from e
-                self.get_logger().info(f'now {self._live.segmenter.describe()}')
+                    raise ValueError(f'{error_line(e)}; {self._live.segmenter.card.network} stays in '
+                                     'force') from e
+                self.get_logger().info(f'now {one_line(self._live.segmenter.describe())}')
             elif new.model != self._settings.model and new.weights:
-                self.get_logger().warning(f"model {new.model!r} has no effect yet: parameter 'weights' is "
-                                          f"{new.weights!r}, which takes precedence until it is ''")
+                self.get_logger().warning(one_line(
+                    f"model {new.model!r} has no effect yet: parameter 'weights' is {new.weights!r}, which "
+                    "takes precedence until it is ''"))
             self._live.overlay_alpha = new.overlay_alpha
             self._worker.parameters = new
         self._settings = new
@@ -236,13 +240,20 @@ class SegmentationNode(LifecycleNode):
     async def _set_one_by_one(self, answer: Callable, request: Any, response: Any) -> Any:
         for parameter in request.parameters:
             await self._load_beside([parameter])
-            response.results += answer(SetParameters.Request(parameters=[parameter]),
-                                       SetParameters.Response()).results
+            try:
+                response.results += answer(SetParameters.Request(parameters=[parameter]),
+                                           SetParameters.Response()).results
+            except Exception as e:  # such as an unknown type; without an answer the client would wait
+                response.results.append(SetParametersResult(successful=False, reason=error_line(e)))
         return response
 
     async def _set_together(self, answer: Callable, request: Any, response: Any) -> Any:
         await self._load_beside(request.parameters)
-        return answer(request, response)
+        try:
+            return answer(request, response)
+        except Exception as e:
+            response.result = SetParametersResult(successful=False, reason=error_line(e))
+            return response
 
     async def _load_beside(self, parameters: list[Any]) -> None:
         """Load the network that a request asks for while the one in force goes on; errors are `_apply`'s."""
@@ -251,18 +262,21 @@ class SegmentationNode(LifecycleNode):
             return
         try:
             network = self._preview([Parameter.from_parameter_msg(p) for p in parameters]).network()
-        except ValueError:
+        except Exception:  # the answer says what is wrong
             return
         if not live.differs(network):
             return
-        self.get_logger().info(f'loading {network.model}; {live.segmenter.card.network} goes on meanwhile')
+        self.get_logger().info(f'loading {one_line(network.model)}; {live.segmenter.card.network} goes on '
+                               'meanwhile')
         loaded: Future = Future(executor=executor)
 
         def load() -> None:
-            live.prepare(network)
-            with suppress(Exception):  # the executor was shut down meanwhile
-                loaded.set_result(None)
-                executor.wake()
+            try:
+                live.prepare(network)
+            finally:
+                with suppress(Exception):  # the executor was shut down meanwhile
+                    loaded.set_result(None)
+                    executor.wake()
 
         self._loading = network.model
         Thread(target=load, name='loading', daemon=True).start()
@@ -318,9 +332,9 @@ class SegmentationNode(LifecycleNode):
 
     def _status(self, camera: str, status: Status, device: str) -> DiagnosticStatus:
         return DiagnosticStatus(
-            level=bytes([status.level]), message=status.summary, hardware_id=device,
+            level=bytes([status.level]), message=one_line(status.summary), hardware_id=device,
             name=f'{self.get_fully_qualified_name()[1:]}: {camera} frames'.replace('  ', ' '),
-            values=[KeyValue(key=k, value=v) for k, v in status.values.items()])
+            values=[KeyValue(key=k, value=one_line(v)) for k, v in status.values.items()])
 
     def _publish_label_info(self, network: Segmenter) -> None:
         """Latch the classes: as vision_msgs/LabelInfo, or as JSON where that is missing."""
