@@ -7,7 +7,6 @@ Every backend runs the same function, `DeployModel`: uint8 frames of the network
 last upsampling out. Normalisation is inside; resizing bytes before it and upsampling with argmax after it are
 torch's on every backend, since they are faster there (docs/performance.md has the figures).
 """
-import atexit
 from collections.abc import Callable
 import copy
 from dataclasses import dataclass
@@ -18,18 +17,19 @@ import importlib.util
 import logging
 import os
 from pathlib import Path
-import shutil
 import sys
 import tempfile
-from typing import Any
+from typing import Any, TypeVar
 import warnings
 
 import torch
 from torch import nn, Tensor
 
+from . import cache
 from .kernels import normalise
 
 log = logging.getLogger(__name__)
+T = TypeVar('T')
 
 # Precision -> what OpenVINO calls it.
 PRECISIONS = {'float32': 'FP32', 'bfloat16': 'BF16', 'float16': 'FP16'}
@@ -144,40 +144,6 @@ def version(backend: str) -> str:
     return f'{backend} {importlib.metadata.version(REQUIRES[backend])}'
 
 
-def cache_dir() -> Path:
-    """Where compiled models are kept: $XDG_CACHE_HOME/lightseg_ros, by default ~/.cache/lightseg_ros."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'lightseg_ros'
-
-
-def cached(name: str, make: Callable[[Path], None]) -> Path:
-    """
-    Return the folder `name` of the cache, made by `make(folder)` where it is not there yet.
-
-    It appears whole or not at all, so that several processes may want it at once. Where the cache can't be
-    written, a temporary folder serves this process.
-    """
-    folder = cache_dir() / name
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
-    except OSError as e:
-        log.warning('compiled models are not kept: %s', e)
-        new = folder = Path(tempfile.mkdtemp(prefix='lightseg_ros.'))
-        atexit.register(shutil.rmtree, new, ignore_errors=True)
-    try:
-        make(new)
-        if new != folder:
-            new.rename(folder)
-    except BaseException as e:
-        shutil.rmtree(new, ignore_errors=True)
-        # Another process may have been faster.
-        if not (isinstance(e, OSError) and folder.is_dir()):
-            raise
-    return folder
-
-
 def build(backend: str, spec: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Compile the network for frames of one size; `backend` as `choose` returns it."""
     return BACKENDS[backend](spec, batch, height, width)
@@ -210,19 +176,21 @@ def openvino(spec: CompileSpec, batch: int, height: int, width: int) -> Compiled
         ov.save_model(model, folder / 'core.xml', compress_to_fp16=False)
 
     name = f'openvino-{ov.get_version().split("-")[0]}-{spec.key}-{batch}x{width}x{height}'
-    folder = cached(name, convert)
-    model = runtime.read_model(folder / 'core.xml')
-    # Channels last: what the network computes in, and what upsampling wants.
-    prepost = ov.preprocess.PrePostProcessor(model)
-    prepost.output().model().set_layout(ov.Layout('NCHW'))
-    prepost.output().tensor().set_layout(ov.Layout('NHWC')).set_element_type(ov.Type.f32)
-    model = prepost.build()
-    options: dict[str, Any] = {
-        'PERFORMANCE_HINT': 'LATENCY', 'CACHE_DIR': str(folder),
-        'INFERENCE_PRECISION_HINT': PRECISIONS[spec.precision].lower().replace('fp', 'f')}
-    if spec.threads and spec.target == 'CPU':
-        options['INFERENCE_NUM_THREADS'] = spec.threads
-    request = runtime.compile_model(model, spec.target, options).create_infer_request()
+
+    def compiled(folder: Path) -> Any:
+        model = runtime.read_model(folder / 'core.xml')
+        # Channels last: what the network computes in, and what upsampling wants.
+        prepost = ov.preprocess.PrePostProcessor(model)
+        prepost.output().model().set_layout(ov.Layout('NCHW'))
+        prepost.output().tensor().set_layout(ov.Layout('NHWC')).set_element_type(ov.Type.f32)
+        options: dict[str, Any] = {
+            'PERFORMANCE_HINT': 'LATENCY', 'CACHE_DIR': str(folder),
+            'INFERENCE_PRECISION_HINT': PRECISIONS[spec.precision].lower().replace('fp', 'f')}
+        if spec.threads and spec.target == 'CPU':
+            options['INFERENCE_NUM_THREADS'] = spec.threads
+        return runtime.compile_model(prepost.build(), spec.target, options)
+
+    request = _cached(name, convert, compiled).create_infer_request()
 
     def run(frames: Tensor) -> Tensor:
         outputs = request.infer({0: frames.numpy()}, share_inputs=True, share_outputs=True)
@@ -258,8 +226,8 @@ def onnxruntime(spec: CompileSpec, batch: int, height: int, width: int) -> Compi
     name = f'onnx-{spec.key}-{torch.__version__}-{batch}x{width}x{height}'
     options = ort.SessionOptions()
     options.intra_op_num_threads = spec.threads
-    session = ort.InferenceSession(cached(name, convert) / 'core.onnx', options,
-                                   providers=['CPUExecutionProvider'])
+    session = _cached(name, convert, lambda folder: ort.InferenceSession(
+        folder / 'core.onnx', options, providers=['CPUExecutionProvider']))
     name, = (i.name for i in session.get_inputs())
 
     def run(frames: Tensor) -> Tensor:
@@ -290,7 +258,14 @@ def compiled(spec: CompileSpec, batch: int, height: int, width: int) -> Compiled
 
 def compile_network(model: DeployModel, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
     """Compile `model.logits` for inputs of a shape, by torch's compiler, and run it once."""
-    os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(cache_dir() / 'inductor'))
+    try:
+        kept = cache.own_dir() / 'inductor'
+        kept.mkdir(exist_ok=True)
+        os.utime(kept)  # when it was used last
+        os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(kept))
+    except OSError as e:
+        log.warning('compiled models are not kept: %s', e)
+        os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', tempfile.mkdtemp(prefix='lightseg_ros.'))
     example = torch.zeros(shape, dtype=model.dtype, device=model.mean.device)
     example = example.contiguous(memory_format=torch.channels_last)
 
@@ -303,6 +278,13 @@ def compile_network(model: DeployModel, shape: tuple[int, ...]) -> Callable[[Ten
                            f'({str(e).strip().splitlines()[0]}); a CPU needs g++ or clang for it, '
                            'Triton on CUDA') from e
     return fast
+
+
+def _cached(name: str, make: Callable[[Path], None], read: Callable[[Path], T]) -> T:
+    try:
+        return cache.load(name, make, read)
+    except OSError as e:
+        raise BackendError(str(e)) from e
 
 
 def _dtype(spec: CompileSpec) -> torch.dtype:
