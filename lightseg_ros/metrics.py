@@ -73,6 +73,10 @@ class LatencyStats:
         self._values.append(ms)
         self.count += 1
 
+    def values(self) -> list[float]:
+        """Return the kept frames' milliseconds, in their order."""
+        return list(self._values)
+
     def merge(self, other: 'LatencyStats') -> None:
         """Add another's frames."""
         self._values.extend(other._values)

@@ -3,6 +3,13 @@
 """Bags and data sets scored: in one process, in several, on a Dask cluster; whole bags and broken ones."""
 from dataclasses import replace
 import json
+import os
+from pathlib import Path
+import re
+import signal
+import subprocess
+import sys
+import time
 import tracemalloc
 
 import numpy as np
@@ -15,11 +22,12 @@ from lightseg_ros.bags import Bag, NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 from lightseg_ros.evaluation import evaluate as replays  # noqa: E402
 from lightseg_ros.evaluation import recordings  # noqa: E402
-from lightseg_ros.evaluation.evaluate import EvaluationError, ModelSpec  # noqa: E402
+from lightseg_ros.evaluation.evaluate import EvaluationError, ModelSpec, Run  # noqa: E402
 from lightseg_ros.evaluation.recordings import GroundTruthSource  # noqa: E402
 
 IMAGE, LABEL = '/camera/image_raw', '/camera/label'
 TRUTH = GroundTruthSource(topic=LABEL)
+QUIET = Run(quiet=True)
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +71,7 @@ def figures(found):
 
 @pytest.fixture(scope='module')
 def serial(two_bags, model):
-    found = replays.evaluate_bags(two_bags, model, truth=TRUTH, quiet=True)
+    found = replays.evaluate_bags(two_bags, model, truth=TRUTH, run=QUIET)
     return figures(found), found.scores
 
 
@@ -78,7 +86,7 @@ def test_several_bags(serial, two_bags, model):
     # Stability is measured from frame to frame, not from one bag to the next, nor over a gap.
     first = {(f['source'], f['index']) for f in result['frames'] if f['consistency'] is None}
     assert first == {('first', 0), ('first', 5), ('second.mcap', 0)}
-    again = replays.evaluate_bags(two_bags, model, truth=TRUTH, quiet=True)
+    again = replays.evaluate_bags(two_bags, model, truth=TRUTH, run=QUIET)
     assert figures(again) == result, 'a second run gives other numbers'
     assert [s['frames'] for s in again.sources] == [11, 7]
     assert again.sources[0]['sha256'] == bags.digest(two_bags[0])
@@ -104,7 +112,7 @@ def test_scores_are_those_of_the_segmenter(serial, two_bags, model):
 
 
 def test_batches_count_the_same_frames(serial, two_bags, model):
-    found = replays.evaluate_bags(two_bags, model, truth=TRUTH, batch=4, quiet=True)
+    found = replays.evaluate_bags(two_bags, model, truth=TRUTH, run=Run(batch=4, quiet=True))
     result = figures(found)
     assert result['counts'] == serial[0]['counts']
     assert [f['index'] for f in result['frames']] == [f['index'] for f in serial[0]['frames']]
@@ -112,9 +120,10 @@ def test_batches_count_the_same_frames(serial, two_bags, model):
 
 
 def test_processes_give_the_same(serial, two_bags, model):
-    found = replays.evaluate_bags(two_bags, model, truth=TRUTH, workers=2, frames_per_task=3, quiet=True)
+    found = replays.evaluate_bags(two_bags, model, truth=TRUTH,
+                                  run=Run(workers=2, frames_per_task=3, quiet=True))
     assert figures(found) == serial[0]
-    assert (found.scores.best, found.scores.worst) == (serial[1].best, serial[1].worst)
+    assert found.scores.pictures() == serial[1].pictures()
 
 
 def test_dask_gives_the_same_even_if_a_worker_dies(serial, two_bags, model, tmp_path):
@@ -124,14 +133,16 @@ def test_dask_gives_the_same_even_if_a_worker_dies(serial, two_bags, model, tmp_
                                   dashboard_address=None, local_directory=str(tmp_path)) as cluster, \
             distributed.Client(cluster) as client:
         address = cluster.scheduler_address
-        found = replays.evaluate_bags(two_bags, model, truth=TRUTH, dask=address, frames_per_task=3,
-                                          quiet=True)
+        found = replays.evaluate_bags(two_bags, model, truth=TRUTH,
+                                      run=Run(dask=address, frames_per_task=3, quiet=True))
         assert figures(found) == serial[0]
         victim = sorted(client.scheduler_info()['workers'])[0]
         client.run(_die_at_the_next_task, workers=[victim])
-        found = replays.evaluate_bags(two_bags, model, truth=TRUTH, dask=address, frames_per_task=3,
-                                          quiet=True)
+        found = replays.evaluate_bags(two_bags, model, truth=TRUTH,
+                                      run=Run(dask=address, frames_per_task=3, quiet=True,
+                                              out=tmp_path / 'dask.mcap'))
         assert figures(found) == serial[0]
+        assert len([m for m in contents(tmp_path / 'dask.mcap') if m[0] == '/segmentation/label']) == 17
         # The one that is started in its place has another address.
         assert victim not in client.scheduler_info()['workers'], 'it did not die'
 
@@ -147,7 +158,7 @@ def test_no_dask_scheduler(two_bags, model, monkeypatch):
     monkeypatch.setattr(replays, 'DASK_TIMEOUT_S', 0.5)
     pytest.importorskip('distributed', reason='dask.distributed is not installed')
     with pytest.raises(EvaluationError, match='no Dask scheduler at tcp://127.0.0.1:9'):
-        replays.evaluate_bags(two_bags, model, dask='tcp://127.0.0.1:9', image_topic=IMAGE, quiet=True)
+        replays.evaluate_bags(two_bags, model, image_topic=IMAGE, run=Run(dask='tcp://127.0.0.1:9'))
 
 
 def test_another_file_of_the_same_name(model):
@@ -169,8 +180,8 @@ def test_folder_and_bag_are_the_same(camvid, random_weights, tmp_path):
     folder = figures(replays.evaluate_dataset(dataset, model.load(), quiet=True))
     bag = tmp_path / 'camvid.mcap'
     bags.from_folder(tmp_path / 'test', bag, truth=tmp_path / 'testannot', labels=dataset.labels)
-    topic = replays.evaluate_bags([bag], model, truth=TRUTH, quiet=True)
-    files = replays.evaluate_bags([bag], model, image_topic=IMAGE, quiet=True,
+    topic = replays.evaluate_bags([bag], model, truth=TRUTH, run=QUIET)
+    files = replays.evaluate_bags([bag], model, image_topic=IMAGE, run=QUIET,
                                      truth=GroundTruthSource(folder=tmp_path / 'testannot', source_ids=True))
     folder['counts'].update(duplicate_stamps=0, stamps_back=0, without_truth=0, truth_without_frame=0)
     for frame in folder['frames']:
@@ -211,14 +222,14 @@ def test_record(camvid, random_weights, tmp_path, capsys):
 
 def test_out_bag(two_bags, model, tmp_path, serial):
     out = tmp_path / 'out.mcap'
-    found = replays.evaluate_bags(two_bags, model, truth=TRUTH, out=out, quiet=True)
+    found = replays.evaluate_bags(two_bags, model, truth=TRUTH, run=Run(out=out, quiet=True))
     assert figures(found) == serial[0]
     segment = model.load()
     with Bag(out) as bag:
         assert {t.name: (t.type.rsplit('/')[-1], t.count) for t in bag.topics.values()} == {
             '/segmentation/label_info_json': ('String', 1), '/segmentation/label': ('Image', 17),
             '/segmentation/overlay/compressed': ('CompressedImage', 17),
-            '/segmentation/confidence': ('Image', 17), '/diagnostics': ('DiagnosticArray', 2)}
+            '/segmentation/confidence': ('Image', 17), '/diagnostics': ('DiagnosticArray', 3)}
         info = next(bag.messages('/segmentation/label_info_json')).read()
         assert json.loads(info.data)['classes'][3]['name'] == 'road'
         results = [list(bag.messages(f'/segmentation/{topic}'))
@@ -235,8 +246,27 @@ def test_out_bag(two_bags, model, tmp_path, serial):
         np.testing.assert_array_equal(images.decode(label.read())[..., 0], expected.labels)
         np.testing.assert_array_equal(images.decode(confidence.read())[..., 0], expected.confidence)
         assert np.abs(images.decode(overlay.read()).astype(int) - expected.overlay).mean() < 12
-    with pytest.raises(EvaluationError, match='leave out --workers'):
-        replays.evaluate_bags(two_bags, model, out=tmp_path / 'b', workers=2)
+    again = tmp_path / 'workers.mcap'
+    run = Run(out=again, workers=2, frames_per_task=4, quiet=True)
+    assert figures(replays.evaluate_bags(two_bags, model, truth=TRUTH, run=run)) == serial[0]
+    assert contents(again) == contents(out), 'parts of workers are joined in order'
+    assert not list(tmp_path.glob('.*')) and sorted(p.name for p in tmp_path.iterdir()) == [
+        'out.mcap', 'workers.mcap']
+    small = tmp_path / 'small.mcap'
+    replays.evaluate_bags(two_bags[1:], model, run=Run(out=small, jpeg_quality=10, quiet=True),
+                          image_topic=IMAGE)
+    sizes = [np.mean([len(m.read().data) for m in Bag(p).messages('/segmentation/overlay/compressed')])
+             for p in (small, out)]
+    assert sizes[0] < 0.6 * sizes[1]
+    with pytest.raises(ValueError, match='out.mcap exists; no bag is overwritten'):
+        replays.evaluate_bags(two_bags, model, truth=TRUTH, run=Run(out=out, quiet=True))
+
+
+def contents(path):
+    """All messages but the diagnostics, which hold times."""
+    with Bag(path) as bag:
+        topics = [t for t in bag.topics if t != '/diagnostics']
+        return [(m.topic, m.time_ns, m.raw) for t in topics for m in bag.messages(t)]
 
 
 def run(*args):
@@ -249,16 +279,25 @@ def test_exit_codes(two_bags, model, tmp_path, capsys):
     assert run(two_bags[1], *common, '--label-topic', LABEL) == 0
     assert '7 frames read' in capsys.readouterr().out
     (tmp_path / 'broken.mcap').write_bytes(two_bags[1].read_bytes()[:3000])
-    assert run(two_bags[1], tmp_path / 'missing', tmp_path / 'broken.mcap', *common, '--label-topic', LABEL,
+    (tmp_path / 'text.mcap').write_text('no bag')
+    assert run(two_bags[1], tmp_path / 'text.mcap', tmp_path / 'broken.mcap', *common, '--label-topic', LABEL,
                '--json', tmp_path / 'r.json') == 3
     said = capsys.readouterr().out
-    assert 'missing does not open as a bag' in said and '2 bags not read' in said
+    assert 'text.mcap does not open as a bag' in said and '2 bags not read' in said
     sources = json.loads((tmp_path / 'r.json').read_text())['sources']
     assert [s['frames'] for s in sources] == [7, 0, 0] and 'no image topic' in sources[2]['error']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['broken.mcap', 'r.json', 'text.mcap']
     assert run(two_bags[0], *common, '--label-topic', LABEL) == 3, 'one frame is cut short'
     assert '1 x failed: first frame 4: bgr8 of 72x48' in capsys.readouterr().out
     for arguments, text in (
-            ((tmp_path / 'missing', *common), 'missing does not open as a bag'),
+            ((two_bags[1], tmp_path / 'missing', *common, '--label-topic', LABEL), 'missing does not exist'),
+            ((two_bags[1], *common, '--label-topic', LABEL, '--json', '/proc/r.json'), 'nothing can be written'),
+            ((two_bags[1], *common, '--resume'), '--resume goes on with what'),
+            ((two_bags[1], *common, '--every', '0'), "every is '0'; expected seconds such as 0.5, or frames"),
+            ((two_bags[1], *common, '--start', '-1'), 'start is -1; expected seconds'),
+            ((two_bags[1], *common, '--image-topic', IMAGE, '--start', '9'), 'at --start: the longest of them '
+             'lasts 0.6 s'),
+            ((two_bags[1], *common, '--jpeg-quality', '101'), 'jpeg_quality is 101'),
             ((two_bags[1], *common), 'several image topics'),
             ((two_bags[1], *common, '--label-topic', '/nope'), 'no image topic /nope'),
             ((two_bags[1], *common, '--image-topic', IMAGE, '--label-dir', tmp_path), 'no images in'),
@@ -271,13 +310,89 @@ def test_exit_codes(two_bags, model, tmp_path, capsys):
         assert error.startswith('ERROR: ') and text in error and error.count('\n') == 1
 
 
+@pytest.fixture(scope='module')
+def long_bag(tmp_path_factory):
+    """A recording that takes some seconds to evaluate."""
+    return write_bag(tmp_path_factory.mktemp('long') / 'long', 400, bad=(17,))
+
+
+def start(*args, **more):
+    """Start `lightseg evaluate` in a process of its own."""
+    environment = os.environ | {'PYTHONPATH': str(Path(replays.__file__).parents[2])}
+    return subprocess.Popen([sys.executable, '-m', 'lightseg_ros.cli', 'evaluate', *map(str, args)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **more)
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_stopped_and_resumed(long_bag, model, tmp_path, workers):
+    """Ctrl-C in the middle leaves the result so far; --resume goes on to the numbers of one go."""
+    def result(folder):
+        found = json.loads((folder / 'result.json').read_text())
+        return {k: v for k, v in found.items() if k not in ('date', 'latency_ms', 'load', 'options')} | {
+            'frames': [{k: v for k, v in f.items() if k != 'latency_ms'} for f in found['frames']]}
+
+    common = (long_bag, '--model', model.name, '--device', 'cpu', '--resolution', '96x64', '--label-topic',
+              LABEL, '--threads', '1', '--workers', workers, '--frames-per-task', '25')
+    stopped = (*common, '--report', tmp_path / 'a', '--out', tmp_path / 'a.mcap')
+    process = start(*stopped, start_new_session=True)
+    parts = tmp_path / 'a' / 'parts'
+    while not list(parts.glob('bag-*' if workers == 1 else '*.npz')):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    so_far = result(tmp_path / 'a')
+    done = 400 - so_far['counts']['not_reached']
+    assert 0 < done < 400 and f'stopped after {done} of 400 frames; the same command with --resume' in out
+    assert so_far['counts']['segmented'] in (done, done - 1) and 'Traceback' not in err
+    with Bag(tmp_path / 'a.mcap') as bag:
+        assert bag.topics['/segmentation/label'].count == so_far['counts']['segmented'] and not bag.notes
+    assert (tmp_path / 'a' / 'report.html').is_file()
+    process = start(*common[:-2], '--report', tmp_path / 'a', '--resume', '--every', '2f', '--out',
+                    tmp_path / 'a.mcap')
+    assert 'ERROR: --resume' in process.communicate(timeout=60)[1] and process.returncode == 1
+    process = start(*stopped, '--resume')
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 3, err
+    assert f'{done} of 400 frames were scored before' in err and not parts.exists()
+    whole = start(*common[:-4], '--report', tmp_path / 'b', '--out', tmp_path / 'b.mcap')
+    assert whole.wait(120) == 3
+    assert result(tmp_path / 'a') == result(tmp_path / 'b')
+    assert contents(tmp_path / 'a.mcap') == contents(tmp_path / 'b.mcap')
+
+
+def test_lines_without_a_terminal(caplog, monkeypatch):
+    monkeypatch.setattr(replays, 'LINE_S', 0.0)
+    with caplog.at_level('INFO'), replays.Progress(100, done=20) as progress:
+        progress.update(40)
+    assert re.match(r'60 of 100 frames, [\d.]+ a second, 0 minutes left', caplog.messages[0])
+
+
+def test_a_disk_that_is_too_small(tmp_path, model):
+    """A real file system of 3 MB: its end is foreseen after the first part."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'none', disk]).returncode:
+        pytest.skip('needs the right to mount a file system')
+    try:
+        path = write_bag(tmp_path / 'bag', 60, height=240, width=320, topics=False)
+        run = Run(out=disk / 'out.mcap', workers=2, frames_per_task=5, quiet=True)
+        with pytest.raises(ValueError, match=r'has [\d.e-]+ GB free, and this evaluation needs about'):
+            replays.evaluate_bags([path], model, run=run)
+        assert not (disk / 'out.mcap').exists()
+    finally:
+        subprocess.run(['umount', disk], check=True)
+
+
 def test_labels_that_never_match(tmp_path, model):
     with bags.Writer(tmp_path / 'bag') as writer:
         for topic, stamp in ((IMAGE, 5 * NS), (LABEL, 7 * NS)):
             writer.write(topic, bags.image(np.zeros((48, 72), np.uint8), 'mono8', bags.header(stamp)), stamp)
     text = r'no label of /camera/label lies within 5 ms .* stamped 5.000 to 5.000 s'
     with pytest.raises(EvaluationError, match=text):
-        replays.evaluate_bags([tmp_path / 'bag'], model, truth=TRUTH, quiet=True)
+        replays.evaluate_bags([tmp_path / 'bag'], model, truth=TRUTH, run=QUIET)
 
 
 def test_nothing_but_broken_frames(tmp_path, model, capsys):

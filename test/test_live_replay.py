@@ -106,7 +106,8 @@ def check(result, account, path, model):
     assert sum(account[k] for k in fates) == COUNT
     assert account['returned'] == result['counts']['segmented'] >= 1  # how many is the machine's business
     assert account['end_to_end']['count'] == account['returned'] and 0 < account['end_to_end']['p50'] < 5000
-    alone = offline.evaluate_bags([path], model, truth=GroundTruthSource(topic=LABEL), quiet=True)
+    alone = offline.evaluate_bags([path], model, truth=GroundTruthSource(topic=LABEL),
+                                  run=offline.Run(quiet=True))
     expected = {f['index']: f for f in alone.scores.result()['frames']}
     for frame in result['frames']:
         for key in ('stamp_ns', 'miou', 'accuracy', 'shares', 'confidence'):

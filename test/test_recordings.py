@@ -12,7 +12,7 @@ pytest.importorskip('rosbags', reason='rosbags is not installed')
 from lightseg_ros import bags, labels  # noqa: E402
 from lightseg_ros.bags import NS  # noqa: E402
 from lightseg_ros.evaluation import recordings  # noqa: E402
-from lightseg_ros.evaluation.recordings import GroundTruthSource, RecordedFrame, Skip  # noqa: E402
+from lightseg_ros.evaluation.recordings import GroundTruthSource, RecordedFrame, Selection, Skip  # noqa: E402
 
 CAMVID = labels.load('camvid')
 IMAGE, LABEL = '/camera/image_raw', '/camera/label'
@@ -119,7 +119,34 @@ def test_tasks(tmp_path, size):
     for task in tasks:
         frames = list(recordings.read(task, CAMVID))
         before = [f.index for f in frames if not f.counted]
-        assert before == ([task.first - 1] if task.first else [])
+        assert before == ([task.numbers[0] - 1] if task.numbers[0] else [])
+
+
+@pytest.mark.parametrize('selection, expected', [
+    (Selection(), range(40)), (Selection(start_ns=NS), range(10, 40)),
+    (Selection(NS, NS), range(10, 20)), (Selection(duration_ns=NS // 2), range(5)),
+    (Selection(every_ns=NS), (0, 10, 20, 30)), (Selection(every_ns=NS // 4), (*range(0, 40, 5), *range(3, 40, 5))),
+    (Selection(NS, None, 0, 7), (10, 17, 24, 31, 38)), (Selection(start_ns=4 * NS), ())])
+def test_selection(selection, expected):
+    """Frames at 10 Hz; the stamps do not matter, the first one is at 100 s."""
+    assert selection.of([100 * NS + i * NS // 10 for i in range(40)]) == sorted(expected)
+
+
+def test_chosen_frames_keep_their_numbers_and_labels(tmp_path):
+    """Each third frame: its label is its own, in tasks too, and the one before a task is a chosen one."""
+    with Maker(tmp_path / 'bag') as bag:
+        for i in range(20):
+            bag.frame(i)
+            if i % 2:
+                bag.label(i)
+    recording = recordings.index_bag(tmp_path / 'bag', truth=TRUTH, selection=Selection(every_frames=3))
+    expected = [(i, i, i % 11 if i % 2 else None) for i in range(0, 20, 3)]
+    for size in (1, 2, 100):
+        assert found(read(recording, size)) == expected
+    assert recording.counts == {'read': 7, 'duplicate_stamps': 0, 'stamps_back': 0, 'without_truth': 4,
+                                'truth_without_frame': 0}
+    tasks = recording.tasks(2, first=1, last=6)
+    assert [(t.before, t.numbers) for t in tasks] == [(0, (3, 6)), (6, (9, 12)), (12, (15,))]
 
 
 def test_label_folder(tmp_path):

@@ -8,7 +8,8 @@ from . import scoring
 
 HELP = ('Score a model on every frame, without ROS: on bags (rosbag2 sqlite3 and mcap, ROS 1), with ground '
         'truth from a label topic or a folder, or without; or on a data set. Exit code 0: everything was '
-        'used; 3: something failed or was damaged, the output says what; 1: nothing could be scored.')
+        'used; 3: something failed or was damaged, the output says what; 1: nothing could be scored; 130: '
+        'it was stopped (Ctrl-C), and the result is that of the frames so far.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--value-range', default='full', metavar='RANGE', help='what becomes 0 to 255 in '
                        '16-bit images: full (0 to 65535), auto (1st to 99th percentile of each frame), or '
                        'MIN:MAX')
+    scoring.add_selection_arguments(group)
     group = parser.add_argument_group('results and workers, for bags')
+    group.add_argument('--resume', action='store_true', help='go on with an evaluation that was stopped: '
+                       'the same command, with --report, --json or --out')
     group.add_argument('--out', type=Path, metavar='BAG.mcap',
                        help='write labels, overlays, confidence and diagnostics to a bag')
+    group.add_argument('--jpeg-quality', type=int, default=90, metavar='1-100', help='of the overlays in --out')
     group.add_argument('--workers', type=int, default=1, help='processes on this machine')
     group.add_argument('--dask', metavar='ADDRESS', help='scheduler of a Dask cluster, tcp://HOST:8786; bags '
                        'and weights must be at the same paths on its workers')
@@ -45,20 +50,23 @@ def run(args: argparse.Namespace) -> int:
         raise evaluate.EvaluationError('name bags, or a data set with --data; one of the two')
     if args.record and not args.data:
         raise evaluate.EvaluationError('--record writes the scores of a data set: name one with --data')
-    for name in ('batch', 'workers', 'frames_per_task'):
-        if getattr(args, name) < 1:
-            raise evaluate.EvaluationError(f'{name} is {getattr(args, name)}; expected 1 or more')
+    if args.resume and args.data:
+        raise evaluate.EvaluationError('--resume is for bags; a data set is scored from the start')
+    # All that can be wrong with the arguments is said before anything is read.
+    run = evaluate.Run(args.batch, args.workers, args.dask, args.frames_per_task, args.out, args.jpeg_quality,
+                       scoring.parts_folder(args), args.resume)
+    truth, selection = scoring.truth_from(args), scoring.selection_from(args)
+    value_range, model = images.parse_range(args.value_range), scoring.model_from(args)
     scoring.check_outputs(args)
-    model = scoring.model_from(args)
     if args.data:
         dataset = datasets.load(args.data, args.split, args.data_root)
         found = evaluate.evaluate_dataset(dataset, model.load(), batch=args.batch)
     else:
-        found = evaluate.evaluate_bags(
-            args.bags, model, image_topic=args.image_topic, truth=scoring.truth_from(args),
-            value_range=images.parse_range(args.value_range), batch=args.batch, workers=args.workers,
-            dask=args.dask, frames_per_task=args.frames_per_task, out=args.out)
+        found = evaluate.evaluate_bags(args.bags, model, image_topic=args.image_topic, truth=truth,
+                                       value_range=value_range, selection=selection, run=run)
     code = scoring.write(found, args)
-    if args.record:
+    if found.parts and code != 130:
+        found.parts.remove()
+    if args.record and code != 130:
         print(evaluate.record(model, dataset, found.scores.result()))
     return code

@@ -5,9 +5,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import replacing
+
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation, ModelSpec
-    from ..evaluation.recordings import GroundTruthSource
+    from ..evaluation.recordings import GroundTruthSource, Selection
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +41,14 @@ def add_truth_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     return group
 
 
+def add_selection_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument('--start', type=float, default=0.0, metavar='SECONDS',
+                       help='leave out the first seconds of each recording')
+    group.add_argument('--duration', type=float, metavar='SECONDS', help='use so much of each recording')
+    group.add_argument('--every', default='1f', metavar='STEP', help='use one frame in so many seconds (0.5), '
+                       'or of so many frames (10f)')
+
+
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the result as JSON')
     parser.add_argument('--report', type=Path, metavar='DIR',
@@ -61,11 +71,42 @@ def truth_from(args: argparse.Namespace) -> 'GroundTruthSource':
                              args.frame_rate)
 
 
+def selection_from(args: argparse.Namespace) -> 'Selection':
+    from ..evaluation.evaluate import EvaluationError
+    from ..evaluation.recordings import Selection
+    if args.start < 0 or (args.duration is not None and args.duration <= 0):
+        what, value = ('start', args.start) if args.start < 0 else ('duration', args.duration)
+        raise EvaluationError(f'{what} is {value:g}; expected seconds from the start of the recording')
+    number, frames = (args.every[:-1], True) if args.every.endswith('f') else (args.every, False)
+    try:
+        step = int(number) if frames else float(number)
+    except ValueError:
+        step = 0
+    if not 1e-9 <= step < 1e9:
+        raise EvaluationError(f"every is {args.every!r}; expected seconds such as 0.5, or frames such as 10f")
+    return Selection(round(args.start * 1e9), None if args.duration is None else round(args.duration * 1e9),
+                     0 if frames else round(step * 1e9), int(step) if frames else 1)
+
+
+def parts_folder(args: argparse.Namespace) -> Path | None:
+    """Return where an evaluation keeps what is done until its result is written; None without a file."""
+    if args.report:
+        return args.report / 'parts'
+    file = args.json or args.out
+    return file.with_name(file.name + '.parts') if file else None
+
+
 def check_outputs(args: argparse.Namespace) -> None:
-    """Make the folders for the results before hours of work; an OSError names one that can't be made."""
-    for folder in (args.report, args.json and args.json.parent):
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
+    """Write a little where the results will lie, before hours of work; an OSError names what is wrong."""
+    for path in (args.report and args.report / 'report.html', args.json, getattr(args, 'out', None)):
+        if path and (path.is_file() or path.is_dir() or not path.exists()):  # not /dev/stdout
+            probe = path.with_name(f'{path.name}.try')
+            try:
+                with replacing(probe) as temporary:
+                    temporary.write_bytes(bytes(1 << 16))
+                probe.unlink()
+            except OSError as e:
+                raise OSError(e.errno, f'{e.strerror}: nothing can be written there', str(path.parent)) from e
 
 
 def write(found: 'Evaluation', args: argparse.Namespace) -> int:
@@ -73,10 +114,13 @@ def write(found: 'Evaluation', args: argparse.Namespace) -> int:
     from ..evaluation import html_report, text_report
     result = found.result(vars(args))
     print(text_report.text(result))
+    if left := result['counts'].get('not_reached'):
+        done = result['counts']['read'] - left
+        print(f'stopped after {done} of {result["counts"]["read"]} frames'
+              + ('; the same command with --resume goes on' if found.parts and parts_folder(args) else ''))
     if args.json:
         text_report.write_json(result, args.json)
     if args.report:
         text_report.write_json(result, args.report / 'result.json')
-        print(html_report.write_html(result, found.scores.best, found.scores.worst,
-                                     args.report / 'report.html'))
+        print(html_report.write_html(result, found.scores.pictures(), args.report / 'report.html'))
     return text_report.exit_code(result)

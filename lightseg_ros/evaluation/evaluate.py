@@ -1,37 +1,45 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of bags and data sets: every frame, in order, without ROS, on one machine or on many."""
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import as_completed, Future, ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-import json
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+import logging
 import multiprocessing
 import os
 from pathlib import Path
 import platform
+import signal
+import sys
+import tempfile
 import threading
-from time import perf_counter
+from time import monotonic, perf_counter
+from types import FrameType
 from typing import Any
 
 import cv2
 from tqdm import tqdm
 
-from .. import bags, machine, weights
+from .. import __version__, bags, machine, weights
 from ..bags import BagError
 from ..datasets import DataSet
-from ..health import Health
 from ..images import Range
 from ..inference import segmenter
-from ..inference.segmenter import Prediction, Segmenter
-from ..labels import LabelSet
+from ..inference.segmenter import Segmenter
 from . import recordings, text_report
-from .recordings import GroundTruthSource, RecordedFrame, Recording, Skip, Task
-from .scores import Consistency, Scores
+from .parts import Part, Parts, Recorder
+from .recordings import GroundTruthSource, RecordedFrame, Recording, Selection, Skip, Task
+from .scores import APART_NS, Consistency, Scores
 
+log = logging.getLogger(__name__)
 FRAMES_PER_TASK = 200
 DASK_TIMEOUT_S = 10.0
+# In one process a part ends after so long. The first one is shorter: it tells whether the disk has room.
+PART_S, FIRST_PART_S = 60.0, 10.0
+# Without a terminal, how often a line says how far the evaluation is.
+LINE_S = 60.0
 
 
 class EvaluationError(ValueError):
@@ -66,18 +74,55 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class Run:
+    """
+    How an evaluation of recordings runs, and what it leaves behind.
+
+    `batch`: frames that go through the network at once. `workers`: processes on this machine; `dask`: the
+    address of a scheduler instead; `frames_per_task`: what a worker gets at once. `out`: a bag for the
+    results, whose overlays are JPEGs of `jpeg_quality`. `parts`: a folder for what is done, from which an
+    evaluation that was stopped goes on with `resume`; None: it can't. `apart_ns`: how far pictures in the
+    report lie apart.
+    """
+
+    batch: int = 1
+    workers: int = 1
+    dask: str | None = None
+    frames_per_task: int = FRAMES_PER_TASK
+    out: Path | None = None
+    jpeg_quality: int = 90
+    parts: Path | None = None
+    resume: bool = False
+    apart_ns: int = APART_NS
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ('batch', 'workers', 'frames_per_task', 'jpeg_quality'):
+            if getattr(self, name) < 1:
+                raise EvaluationError(f'{name} is {getattr(self, name)}; expected 1 or more')
+        if self.jpeg_quality > 100:
+            raise EvaluationError(f'jpeg_quality is {self.jpeg_quality}; expected 1 to 100')
+        if self.apart_ns < 0:
+            raise EvaluationError(f'apart is {self.apart_ns / bags.NS:g} s; expected 0 or more')
+        if self.resume and not self.parts:
+            raise EvaluationError('--resume goes on with what --report, --json or --out left: name one')
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """
     What was measured, and of what.
 
     `sources`: the description of each bag or data set. `model`: the network and how it ran, from
-    `Segmenter.identity`. `device`: where it ran, from `Segmenter.device_name`.
+    `Segmenter.identity`. `device`: where it ran, from `Segmenter.device_name`. `parts`: what an evaluation that
+    was stopped goes on with; remove them when the result is written.
     """
 
     scores: Scores
     sources: list[dict[str, Any]]
     model: dict[str, str]
     device: str
+    parts: Parts | None = field(default=None, kw_only=True)
 
     def result(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the result as reports take it, stamped; `options`: what the user asked for."""
@@ -101,139 +146,191 @@ def read_dataset(dataset: DataSet) -> Iterator[RecordedFrame]:
                     1e3 * (perf_counter() - began))
 
 
-def score(frames: Iterable[RecordedFrame | Skip], segment: Segmenter, scores: Scores, *, batch: int = 1,
-          done: Callable[[RecordedFrame, Prediction], None] | None = None,
-          progress: Callable[[int], Any] = lambda n: None) -> Scores:
+class Scorer:
     """
-    Segment frames in order and add them to the scores, which are returned.
+    Segments frames in order and adds them to `scores`.
 
-    `batch`: how many go through the network at once. `done` gets every result, with overlay and confidence.
+    `batch`: how many go through the network at once. `recorder` gets every result.
     """
-    consistency = Consistency()
-    waiting: list[RecordedFrame] = []
-    sizes: set[tuple[int, ...]] = set()
 
-    def flush() -> None:
-        # Compiling and allocating for a new size does not count as a frame's latency.
-        if new := {f.rgb.shape for f in waiting} - sizes:
-            segment([f.rgb for f in waiting], overlay=done is not None, confidence=True)
-            sizes.update(new)
-        began = perf_counter()
-        predictions = segment([f.rgb for f in waiting], overlay=done is not None, confidence=True)
-        each_ms = 1e3 * (perf_counter() - began) / max(1, len(waiting))
-        for frame, p in zip(waiting, predictions):
-            stable = consistency.update(frame.rgb, p.labels, frame.stamp_ns)
-            if frame.counted:
-                if frame.note:
-                    scores.skip('narrow_range', frame.note)
-                stage_ms = {'decode': frame.decode_ms} | {k: v / len(waiting) for k, v in p.stage_ms.items()}
-                p = replace(p, stage_ms=stage_ms | {'total': frame.decode_ms + each_ms})
-                scores.add(frame.source, frame.index, frame.stamp_ns, frame.rgb, p.labels, frame.truth,
-                           p.confidence, p.stage_ms, stable)
-                if done:
-                    done(frame, p)
-                progress(1)
-        waiting.clear()
+    def __init__(self, segment: Segmenter, scores: Scores, batch: int = 1, recorder: Recorder | None = None):
+        self.segment, self.scores, self.batch, self.recorder = segment, scores, batch, recorder
+        self._consistency = Consistency()
+        self._waiting: list[RecordedFrame] = []
+        self._sizes: set[tuple[int, ...]] = set()
 
-    for frame in frames:
-        if isinstance(frame, RecordedFrame):
-            waiting.append(frame)
-            if len(waiting) == batch:
-                flush()
-        elif frame.what == 'truth_failed':
-            scores.skip(frame.what, frame.reason)
+    def add(self, item: RecordedFrame | Skip) -> None:
+        """Take the next frame, or what came in place of one."""
+        if isinstance(item, RecordedFrame):
+            self._waiting.append(item)
+            if len(self._waiting) == self.batch:
+                self.flush()
+        elif item.what == 'truth_failed':
+            self.scores.skip(item.what, item.reason)
         else:
-            flush()
-            consistency.reset()
-            if frame.what == 'failed':
-                scores.skip(frame.what, frame.reason)
-                progress(1)
-    flush()
+            self.flush()
+            self._consistency.reset()
+            if item.what == 'failed':
+                self.scores.skip(item.what, item.reason)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no frame waits for its batch to be full."""
+        return not self._waiting
+
+    def flush(self) -> None:
+        """Segment the frames that wait for their batch to be full."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        overlay = self.recorder is not None
+        frames = [f.rgb for f in waiting]
+        # Compiling and allocating for a new size does not count as a frame's latency.
+        if new := {f.shape for f in frames} - self._sizes:
+            self.segment([f for f in frames], overlay=overlay, confidence=True)
+            self._sizes.update(new)
+        began = perf_counter()
+        started = self.segment.start(frames, overlay=overlay, confidence=True)
+        started.labels()
+        labels_ms = 1e3 * (perf_counter() - began) / len(waiting)
+        predictions = started.finish()
+        all_ms = 1e3 * (perf_counter() - began) / len(waiting)
+        for frame, p in zip(waiting, predictions):
+            stability = self._consistency.update(frame.rgb, p.labels, frame.stamp_ns)
+            if not frame.counted:
+                continue
+            if frame.note:
+                self.scores.skip('narrow_range', frame.note)
+            p = replace(p, stage_ms={'decode': frame.decode_ms}
+                        | {k: v / len(waiting) for k, v in p.stage_ms.items()}
+                        | {'total': frame.decode_ms + labels_ms,
+                           'with confidence': frame.decode_ms + all_ms})
+            self.scores.add(frame.source, frame.index, frame.stamp_ns, frame.rgb, p.labels, frame.truth,
+                            p.confidence, p.stage_ms, stability, frame.sample)
+            if self.recorder:
+                self.recorder.write(frame, p)
+
+
+def score(frames: Iterable[RecordedFrame | Skip], segment: Segmenter, scores: Scores, *, batch: int = 1,
+          recorder: Recorder | None = None) -> Scores:
+    """Segment frames in order and add them to the scores, which are returned; see `Scorer`."""
+    scorer = Scorer(segment, scores, batch, recorder)
+    for frame in frames:
+        scorer.add(frame)
+    scorer.flush()
     return scores
 
 
-def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1,
+def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1, apart_ns: int = APART_NS,
                      quiet: bool = False) -> Evaluation:
     """Score a data set's split; `EvaluationError` if the weights know other classes."""
     if segment.labels.names != dataset.labels.names:
         raise EvaluationError(f'the weights know {", ".join(segment.labels.names)}; {dataset.name} has '
                           f'{", ".join(dataset.labels.names)}')
-    scores = Scores(segment.labels, truth=True)
+    scores = Scores(segment.labels, truth=True, apart_ns=apart_ns)
     scores.counts['read'] = len(dataset)
     title = f'{dataset.name} {dataset.split}'
-    with tqdm(total=len(dataset), desc=title, unit='frame', disable=quiet or None) as bar:
-        score(read_dataset(dataset), segment, scores, batch=batch, progress=bar.update)
+    scorer = Scorer(segment, scores, batch)
+    with Progress(len(dataset), title, quiet) as progress, _until_stopped() as stopped:
+        for done, frame in enumerate(read_dataset(dataset), 1):
+            scorer.add(frame)
+            progress.update(1)
+            if stopped.is_set():
+                scores.counts['not_reached'] = len(dataset) - done
+                break
+    scorer.flush()
     sources: list[dict[str, Any]] = [{'name': title, 'frames': len(dataset)}]
     return Evaluation(scores, sources, segment.identity(), segment.device_name())
 
 
 def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic: str | None = None,
                   truth: GroundTruthSource | None = None, value_range: Range = 'full',
-                  batch: int = 1, workers: int = 1,
-                  dask: str | None = None,
-                  frames_per_task: int = FRAMES_PER_TASK, out: Path | None = None,
-                  quiet: bool = False) -> Evaluation:
+                  selection: Selection | None = None, run: Run | None = None) -> Evaluation:
     """
     Score bags, one after the other.
 
-    With `workers` or the address of a `dask` scheduler the bags are cut into tasks that run elsewhere; the
-    scores are the same. `out`: an mcap bag for the results (this process only). A bag that can't be read is
-    named and left out; `EvaluationError` if none is left.
+    The bags are scored in parts, here or by workers; the scores are the same. The first SIGINT or SIGTERM
+    ends the evaluation after the frames in progress: the scores are those of the frames so far, and
+    `counts['not_reached']` says how many are missing. A bag that can't be read is named and left out;
+    `EvaluationError` if none is left.
     """
-    if out and (workers > 1 or dask):
-        raise EvaluationError('--out writes frames in order, with one worker: leave out --workers and --dask')
-    truth = truth or GroundTruthSource()
+    run, truth = run or Run(), truth or GroundTruthSource()
+    for missing in (p for p in map(Path, paths) if not p.exists()):
+        raise EvaluationError(f'{missing} does not exist')
+    segment = model.load()
     found, sources, errors = [], [], []
     for path in paths:
         try:
-            found.append(recordings.index_bag(path, image_topic, truth))
+            found.append(recordings.index_bag(path, image_topic, truth, selection))
             sources.append(found[-1].describe())
         except BagError as e:
+            log.warning('%s', e)
             errors.append(str(e))
             sources.append({'name': Path(path).name, 'path': str(path), 'frames': 0, 'error': str(e)})
-    total = sum(len(r.times) for r in found)
+    total = sum(len(r.chosen) for r in found)
     if not total:
-        raise EvaluationError('; '.join(errors) or f'no frames in {", ".join(str(p) for p in paths)}: '
-                          'the image topics hold no message')
-    if truth and not any(p is not None for r in found for p in r.partners):
+        raise EvaluationError('; '.join(errors) or _no_frames(found, paths))
+    if truth and not any(r.partners[n] is not None for r in found for n in r.chosen):
         raise EvaluationError(_no_truth(found, truth))
-    segment = model.load()
-    scores = Scores(segment.labels, bool(truth))
-    for text in errors:
-        scores.skip('bags_failed', text)
-    for recording in found:
-        scores.counts.update(recording.counts)
-        for note in recording.notes:
-            scores.skip('bags_damaged', note)
-    with tqdm(total=total, unit='frame', disable=quiet or None) as bar:
-        if workers > 1 or dask:
-            model = replace(model, digest=weights.digest(model.path))
-            tasks = [t for r in found for t in r.tasks(frames_per_task, value_range)]
-            for part in _on_dask(dask, tasks, model, batch, bar) if dask \
-                    else _on_processes(workers, tasks, model, batch, bar):
-                scores.merge(part)
-        else:
-            with _Recorder(out, segment.labels, model.name) if out else nullcontext() as done:
-                for recording in found:
-                    for task in recording.tasks(max(1, len(recording.times)), value_range):
-                        score(recordings.read(task, segment.labels), segment, scores, batch=batch, done=done,
-                              progress=bar.update)
+    model = replace(model, digest=weights.digest(model.path))
+    identity = {'version': __version__, 'sources': sources, 'value_range': value_range,
+                'selection': asdict(selection or Selection()), 'truth': asdict(truth), 'batch': run.batch,
+                'model': asdict(replace(model, threads=0)) | segment.identity(), 'apart': run.apart_ns,
+                'jpeg_quality': run.jpeg_quality}
+    with nullcontext(run.parts) if run.parts else _temporary(run.out) as folder:
+        parts = Parts(Path(folder), identity, total, out=run.out, resume=run.resume)
+        with Progress(total, '', run.quiet, parts.frames()) as progress, _until_stopped() as stopped:
+            if run.dask or run.workers > 1:
+                tasks = {}
+                for i, r in enumerate(found):
+                    for first, last in parts.missing(i, len(r.chosen)):
+                        for task in r.tasks(run.frames_per_task, value_range, first, last):
+                            tasks[Part(i, first, first + len(task.numbers))] = task
+                            first += len(task.numbers)
+                share = _on_dask if run.dask else _on_processes
+                for part, scores, results in share(tasks, model, run, stopped):
+                    parts.add(part, scores, results)
+                    progress.update(part.last - part.first)
+            else:
+                for i, r in enumerate(found):
+                    for first, last in parts.missing(i, len(r.chosen)):
+                        task, = r.tasks(last - first, value_range, first, last)
+                        _here(Part(i, first, last), task, segment, model, run, parts, progress, stopped)
+        scores = Scores(segment.labels, bool(truth), run.apart_ns)
+        for text in errors:
+            scores.skip('bags_failed', text)
+        for recording in found:
+            scores.counts.update(recording.counts)
+            for note in recording.notes:
+                scores.skip('bags_damaged', note)
+        parts.join(scores)
+    if left := total - parts.frames():
+        scores.counts['not_reached'] = left
     if not scores.counts['segmented']:
+        if left:
+            raise KeyboardInterrupt
         reasons = '; '.join(s['first'] for s in scores.skipped.values() if s['what'] == 'failed')
         raise EvaluationError(f'none of the {total} frames could be used, the first because of: {reasons}')
-    return Evaluation(scores, sources, segment.identity(), segment.device_name())
+    return Evaluation(scores, sources, segment.identity(), segment.device_name(), parts=parts)
 
 
-def score_task(task: Task, model: ModelSpec, batch: int = 1) -> Scores:
-    """Score a task in a worker; the segmenter is made once and kept."""
+def score_task(task: Task, model: ModelSpec, run: Run) -> tuple[Scores, bytes | None]:
+    """Score a task in a worker; returns the results too, as a bag, if they are wanted."""
     if model.threads:
         cv2.setNumThreads(model.threads)
     if _WORKER.model != model:
         _WORKER.segmenter, _WORKER.model = model.load(), model
     segment = _WORKER.segmenter
     assert segment is not None
-    scores = Scores(segment.labels, bool(task.truth))
-    return score(recordings.read(task, segment.labels), segment, scores, batch=batch)
+    scores = Scores(segment.labels, bool(task.truth), run.apart_ns)
+    frames = recordings.read(task, segment.labels)
+    if not run.out:
+        return score(frames, segment, scores, batch=run.batch), None
+    with tempfile.TemporaryDirectory(prefix='lightseg_') as folder:
+        bag = Path(folder) / 'results.mcap'
+        with Recorder(bag, segment.labels, model.name, run.jpeg_quality) as recorder:
+            score(frames, segment, scores, batch=run.batch, recorder=recorder)
+        return scores, bag.read_bytes()
 
 
 def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
@@ -258,27 +355,116 @@ class _Worker(threading.local):
 _WORKER = _Worker()
 
 
-def _on_processes(workers: int, tasks: list[Task], model: ModelSpec, batch: int,
-                  bar: tqdm) -> Iterator[Scores]:
-    model = replace(model, threads=model.threads or max(1, (os.cpu_count() or 1) // workers))
-    # A forked child can't use CUDA, and torch's threads don't survive a fork.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
-        futures = [pool.submit(score_task, t, model, batch) for t in tasks]
-        of: dict[Future, Task] = dict(zip(futures, tasks))
+class Progress:
+    """
+    How far an evaluation is: a bar on a terminal, a line in the log each minute elsewhere.
+
+    Use it in a `with` statement. `done`: of the `total` frames, how many an earlier run has scored.
+    """
+
+    def __init__(self, total: int, title: str = '', quiet: bool = False, done: int = 0):
+        self._total, self._done, self._before, self._quiet = total, done, done, quiet
+        self._bar = tqdm(total=total, desc=title, unit='frame', initial=done, disable=quiet or None)
+        self._began = self._said = monotonic()
+
+    def __enter__(self) -> 'Progress':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, count: int) -> None:
+        """Count frames."""
+        self._done += count
+        self._bar.update(count)
+        now = monotonic()
+        if self._bar.disable and not self._quiet and now - self._said >= LINE_S:
+            self._said = now
+            rate = max(1e-9, (self._done - self._before) / (now - self._began))
+            minutes = (self._total - self._done) / rate / 60
+            log.info('%d of %d frames, %.1f a second, %s left', self._done, self._total, rate,
+                     f'{minutes / 60:.1f} hours' if minutes > 90 else f'{minutes:.0f} minutes')
+
+
+@contextmanager
+def _until_stopped() -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT or SIGTERM sets; the second one ends the program as usual."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped  # only the main thread may catch signals
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+        print('\nstopping after the frames in progress; once more: at once', file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _here(run_of: Part, task: Task, segment: Segmenter, model: ModelSpec, run: Run, parts: Parts,
+          progress: Progress, stopped: threading.Event) -> None:
+    """Score a task in this process; what is done becomes a part each minute, and when it is stopped."""
+    scorer = Scorer(segment, Scores(segment.labels, bool(task.truth), run.apart_ns), run.batch)
+    at = run_of.first
+    with closing(recordings.read(task, segment.labels)) as items:
+        while at < run_of.last and not stopped.is_set():
+            first, scores = at, Scores(segment.labels, bool(task.truth), run.apart_ns)
+            ends = monotonic() + (PART_S if parts.done else FIRST_PART_S)
+            bag = parts.bag() if run.out else None
+            with Recorder(bag, segment.labels, model.name, run.jpeg_quality) if bag else nullcontext() \
+                    as recorder:
+                scorer.scores, scorer.recorder = scores, recorder
+                for item in items:
+                    scorer.add(item)
+                    if item.counted:
+                        at += 1
+                        progress.update(1)
+                        # Not within a batch: the same frames go through the network together each time.
+                        if scorer.idle and (stopped.is_set() or monotonic() > ends):
+                            break
+                else:
+                    at = run_of.last
+                scorer.flush()
+            parts.add(replace(run_of, first=first, last=at), scores, bag)
+
+
+def _on_processes(tasks: dict[Part, Task], model: ModelSpec, run: Run,
+                  stopped: threading.Event) -> Iterator[tuple[Part, Scores, bytes | None]]:
+    model = replace(model, threads=model.threads or max(1, (os.cpu_count() or 1) // run.workers))
+    # A forked child can't use CUDA, and torch's threads don't survive a fork. A Ctrl-C reaches the workers
+    # too: they finish their tasks.
+    pool = ProcessPoolExecutor(run.workers, multiprocessing.get_context('spawn'), signal.signal,
+                               (signal.SIGINT, signal.SIG_IGN))
+    with pool:
         try:
-            for future in as_completed(futures):
-                future.result()
-                bar.update(of[future].last - of[future].first)
-            for future in futures:
-                yield future.result()
+            futures: dict[Future, Part] = {pool.submit(score_task, t, model, run): p
+                                           for p, t in tasks.items()}
+            while futures:
+                if stopped.is_set():
+                    futures = {f: p for f, p in futures.items() if not f.cancel()}
+                for future in wait(futures, 0.5, FIRST_COMPLETED).done:
+                    yield futures.pop(future), *future.result()
         except BrokenProcessPool as e:
             raise EvaluationError('a worker process died, probably for want of memory: give fewer '
                                   '--workers') from e
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _on_dask(address: str, tasks: list[Task], model: ModelSpec, batch: int, bar: tqdm) -> Iterator[Scores]:
+def _on_dask(tasks: dict[Part, Task], model: ModelSpec, run: Run,
+             stopped: threading.Event) -> Iterator[tuple[Part, Scores, bytes | None]]:
+    address = run.dask
     try:
         import distributed
     except ImportError as e:
@@ -292,15 +478,34 @@ def _on_dask(address: str, tasks: list[Task], model: ModelSpec, batch: int, bar:
         if not client.scheduler_info()['workers']:
             raise EvaluationError(f'the Dask scheduler at {address} has no workers: "dask worker {address}"')
         # The scheduler gives the tasks of a lost worker, and its results not yet fetched, to another one.
-        futures = [client.submit(score_task, t, model, batch, pure=False) for t in tasks]
-        of = {f.key: t for f, t in zip(futures, tasks)}
+        futures = {client.submit(score_task, t, model, run, pure=False): p for p, t in tasks.items()}
         try:
-            for future in distributed.as_completed(futures):
-                bar.update(of[future.key].last - of[future.key].first)
-            for future in futures:
-                yield future.result()
+            while futures and not stopped.is_set():
+                try:
+                    done = distributed.wait(list(futures), 0.5, return_when='FIRST_COMPLETED').done
+                except distributed.TimeoutError:
+                    continue
+                for future in done:
+                    yield futures.pop(future), *future.result()
         except distributed.KilledWorker as e:
             raise EvaluationError(f'a task brought down its Dask workers one after the other: {e}') from e
+        finally:
+            client.cancel(list(futures))
+
+
+def _temporary(out: Path | None) -> tempfile.TemporaryDirectory:
+    """Make a folder for the parts, beside the bag that they become."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix='.lightseg_', dir=out.parent if out else None)
+
+
+def _no_frames(found: list[Recording], paths: Sequence[str | Path]) -> str:
+    names = ', '.join(str(p) for p in paths)
+    spans = [(max(r.times) - min(r.times)) / bags.NS for r in found if r.times]
+    if not spans:
+        return f'no frames in {names}: the image topics hold no message'
+    return f'no frames in {names} at --start: the longest of them lasts {max(spans):.1f} s'
 
 
 def _no_truth(found: list[Recording], truth: GroundTruthSource) -> str:
@@ -308,45 +513,3 @@ def _no_truth(found: list[Recording], truth: GroundTruthSource) -> str:
     return (f'no label of {truth.topic or truth.folder} lies within {truth.tolerance_ns / 1e6:g} ms of a '
             f'frame; the frames are stamped {min(stamps) / 1e9:.3f} to {max(stamps) / 1e9:.3f} s. Give '
             '--tolerance, or name the files by stamp in ns')
-
-
-@dataclass
-class _Recorder:
-    """Writes results as the node publishes them, with their frames' stamps; a context manager."""
-
-    path: Path
-    labels: LabelSet
-    model: str
-    health: Health = field(default_factory=Health)
-    last_status_ns: int | None = None
-
-    def __enter__(self) -> Callable[[RecordedFrame, Prediction], None]:
-        self.writer = bags.Writer(self.path)
-        self.writer.__enter__()
-        return self.write
-
-    def __exit__(self, *error: Any) -> None:
-        self.writer.__exit__(*error)
-
-    def write(self, frame: RecordedFrame, prediction: Prediction) -> None:
-        stamp = frame.stamp_ns
-        head = bags.header(stamp, frame.frame_id)
-        if self.last_status_ns is None:
-            classes = bags.TYPES['std_msgs/msg/String'](json.dumps(self.labels.to_dict()))
-            self.writer.write('/segmentation/label_info_json', classes, stamp)
-        for topic, array, encoding in (('label', prediction.labels, 'mono8'),
-                                       ('overlay/compressed', prediction.overlay, 'jpeg'),
-                                       ('confidence', prediction.confidence, 'mono8')):
-            assert array is not None
-            self.writer.write(f'/segmentation/{topic}', bags.image(array, encoding, head), stamp)
-        self.health.frame_received()
-        self.health.frame_processed(prediction.stage_ms)
-        if self.last_status_ns is None or abs(stamp - self.last_status_ns) >= bags.NS:
-            self.last_status_ns = stamp
-            status = self.health.status(0, {'model': self.model})
-            value = bags.TYPES['diagnostic_msgs/msg/KeyValue']
-            entry = bags.TYPES['diagnostic_msgs/msg/DiagnosticStatus'](
-                status.level, 'segmentation: frames', status.summary, '',
-                [value(k, v) for k, v in status.values.items()])
-            message = bags.TYPES['diagnostic_msgs/msg/DiagnosticArray'](head, [entry])
-            self.writer.write('/diagnostics', message, stamp)

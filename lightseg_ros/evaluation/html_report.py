@@ -46,8 +46,7 @@ WIDTH, HEIGHT = 360, 170  # of a plot, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 30, 6, 8, 18
 
 
-def write_html(result: dict[str, Any], best: Sequence[Picture], worst: Sequence[Picture],
-               path: Path) -> Path:
+def write_html(result: dict[str, Any], pictures: dict[str, Sequence[Picture]], path: Path) -> Path:
     """Write a result as one HTML file; returns its path."""
     scored = bool(result['counts'].get('scored'))
     colors = {c['name']: c['color'] for c in result['labels']['classes']}
@@ -76,9 +75,9 @@ def write_html(result: dict[str, Any], best: Sequence[Picture], worst: Sequence[
                  f'dashed line, confidence equals accuracy. ECE {number(result["ece"])} %.</p>',
                  _calibration(result['calibration'])]
     body += ['<h2>Milliseconds per frame</h2>', _latency(result['latency_ms'])]
-    for name, pictures in (('Worst', worst), ('Best', best)):
-        if pictures:
-            body += [f'<h2>{name} frames by {by}</h2>', *(_picture(p, by) for p in pictures)]
+    for name, shown in pictures.items():
+        if shown:
+            body += [f'<h2>{name} frames by {by}</h2>', *(_picture(p, by) for p in shown)]
     body += ['<h2>How this was made</h2>', _origin(result)]
     return _write_page(title, body, path)
 

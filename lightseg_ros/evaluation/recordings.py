@@ -42,6 +42,30 @@ class GroundTruthSource:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """
+    Which frames of a recording are used: those from `start_ns` on, for `duration_ns` (None: to the end).
+
+    Times count from the first frame. Of these, one in `every_ns`, or each `every_frames`th.
+    """
+
+    start_ns: int = 0
+    duration_ns: int | None = None
+    every_ns: int = 0
+    every_frames: int = 1
+
+    def of(self, times: Sequence[int]) -> list[int]:
+        """Return the numbers of the frames that are used; `times`: when each was recorded, in ns."""
+        begin = min(times, default=0) + self.start_ns
+        end = None if self.duration_ns is None else begin + self.duration_ns
+        inside = [i for i, t in enumerate(times) if begin <= t and (end is None or t < end)]
+        if not self.every_ns:
+            return inside[::self.every_frames]
+        cells = [(times[i] - begin) // self.every_ns for i in inside]
+        return [i for i, cell, before in zip(inside, cells, [None, *cells]) if cell != before]
+
+
+@dataclass(frozen=True)
 class MessageIndex:
     """
     Where message number `place` of a topic lies.
@@ -57,16 +81,17 @@ class MessageIndex:
 @dataclass(frozen=True)
 class Task:
     """
-    A run of a bag's frames that one worker scores: numbers `first` to `last` (exclusive) of the image topic.
+    A run of a bag's frames that one worker scores, by their numbers on the image topic.
 
-    `start`: the previous frame, which the first one's temporal consistency is measured from. `partners`: for
-    each frame, where its label lies on the label topic, or the label's file, or None.
+    `before`: the frame whose labels the first one's temporal consistency is measured from; None: there is
+    none. `start`: where to read from. `partners`: for each frame, where its label lies on the label topic, or
+    the label's file, or None.
     """
 
     bag: str
     topic: str
-    first: int
-    last: int
+    numbers: tuple[int, ...]
+    before: int | None
     start: MessageIndex
     partners: tuple[MessageIndex | str | None, ...]
     truth: GroundTruthSource
@@ -75,7 +100,11 @@ class Task:
 
 @dataclass
 class Recording:
-    """What `index_bag` found in a bag: recording time, stamp and label of each frame."""
+    """
+    What `index_bag` found in a bag: recording time, stamp and label of each frame.
+
+    `chosen`: the numbers of the frames that are used.
+    """
 
     path: Path
     topic: str
@@ -83,24 +112,33 @@ class Recording:
     times: list[int]
     stamps: list[int]
     partners: list[MessageIndex | str | None]
+    chosen: list[int]
     counts: dict[str, int]
     notes: list[str]
     sha256: str
 
-    def tasks(self, size: int, value_range: images.Range = 'full') -> list[Task]:
-        """Cut into tasks of `size` frames; `value_range`: how 16-bit images are read, `images.to_8_bits`."""
-        firsts = range(0, len(self.times), size)
-        return [Task(str(self.path), self.topic, first, first + len(partners), start, partners, self.truth,
-                     value_range)
-                for first, start in zip(firsts, places(self.times, [first - 1 for first in firsts]))
-                for partners in [tuple(self.partners[first:first + size])]]
+    def tasks(self, size: int, value_range: images.Range = 'full', first: int = 0,
+              last: int | None = None) -> list[Task]:
+        """
+        Cut the chosen frames, or their slice `first` to `last`, into tasks of `size` frames.
+
+        `value_range`: how 16-bit images are read, `images.to_8_bits`.
+        """
+        last = len(self.chosen) if last is None else last
+        firsts = range(first, last, size)
+        befores = [self.chosen[f - 1] if f else None for f in firsts]
+        starts = places(self.times, [self.chosen[f] if b is None else b for f, b in zip(firsts, befores)])
+        return [Task(str(self.path), self.topic, tuple(numbers), before, start,
+                     tuple(self.partners[n] for n in numbers), self.truth, value_range)
+                for f, before, start in zip(firsts, befores, starts)
+                for numbers in [self.chosen[f:min(f + size, last)]]]
 
     def describe(self) -> dict[str, Any]:
         """Return what a result says about its source."""
         folder = str(self.truth.folder) if self.truth.folder else None
         return {'name': self.path.name, 'path': str(self.path), 'sha256': self.sha256,
                 'image_topic': self.topic, 'label_topic': self.truth.topic, 'label_folder': folder,
-                'frames': len(self.times), 'notes': self.notes}
+                'frames': len(self.chosen), 'notes': self.notes}
 
 
 @dataclass
@@ -109,7 +147,7 @@ class RecordedFrame:
     A decoded frame with its ground truth, class ids (H, W) uint8.
 
     `counted` is False for the frame before a task's first one: it is only compared with. `note`: what a user
-    should know of it.
+    should know of it. `sample`: the report shows it.
     """
 
     source: str
@@ -121,6 +159,7 @@ class RecordedFrame:
     frame_id: str = ''
     counted: bool = True
     note: str = ''
+    sample: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,11 +169,16 @@ class Skip:
     what: str
     reason: str
 
+    @property
+    def counted(self) -> bool:
+        """Whether it stands for one of the frames that are scored."""
+        return self.what == 'failed'
 
-def index_bag(path: str | Path, image_topic: str | None = None,
-              truth: GroundTruthSource | None = None) -> Recording:
+
+def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTruthSource | None = None,
+              selection: Selection | None = None) -> Recording:
     """
-    Read a bag's stamps, find each frame's ground truth, count what has none.
+    Read a bag's stamps, choose frames, find each one's ground truth, count what has none.
 
     A frame and a label belong together if their stamps are nearest within the tolerance; each is used once.
     `BagError` for a bag that does not open or lacks the topic; one that breaks off is used as far as it goes.
@@ -161,16 +205,18 @@ def index_bag(path: str | Path, image_topic: str | None = None,
     elif truth.folder:
         files = bags.image_files(truth.folder)
         label_stamps, labels = bags.folder_stamps(files, truth.rate), [str(f) for f in files]
-    found = stamps[topic]
-    matches = match(found, label_stamps, truth.tolerance_ns)
+    chosen = (selection or Selection()).of(times[topic])
+    # All frames are matched, so that no frame gets the label of one that is not chosen.
+    matches = match(stamps[topic], label_stamps, truth.tolerance_ns)
+    partners = [None if m is None else labels[m] for m in matches]
+    found = [stamps[topic][n] for n in chosen]
     counts = {'read': len(found), 'duplicate_stamps': len(found) - len(set(found)),
               'stamps_back': sum(b < a for a, b in zip(found, found[1:]))}
     if truth:
-        matched = sum(m is not None for m in matches)
-        counts |= {'without_truth': len(found) - matched,
-                   'truth_without_frame': len(label_stamps) - matched}
-    return Recording(Path(path), topic, truth, times[topic], found,
-                     [None if m is None else labels[m] for m in matches], counts, notes, bags.digest(path))
+        counts |= {'without_truth': sum(partners[n] is None for n in chosen),
+                   'truth_without_frame': len(label_stamps) - sum(m is not None for m in matches)}
+    return Recording(Path(path), topic, truth, times[topic], stamps[topic], partners, chosen, counts, notes,
+                     bags.digest(path))
 
 
 def match(stamps: Sequence[int], others: Sequence[int], tolerance: int) -> list[int | None]:
@@ -203,13 +249,15 @@ def places(times: Sequence[int], numbers: Sequence[int]) -> list[MessageIndex]:
 def read(task: Task, labels: LabelSet) -> Iterator[RecordedFrame | Skip]:
     """Decode a task's frames one at a time, with their ground truth; what can't be used comes as `Skip`."""
     source = Path(task.bag).name
+    partners = dict(zip(task.numbers, task.partners))
+    last = task.numbers[-1]
     # Labels have a reader of their own: one reader can't be at two places of a file.
     with Bag(task.bag) as bag, Bag(task.bag) if task.truth.topic else nullcontext() as label_bag:
         truths = _Truths(label_bag, task, labels)
         messages = bag.messages(task.topic, start_ns=task.start.start_ns)
         for number, message in enumerate(messages, task.start.begin):
-            if number >= task.start.place:
-                counted = number >= task.first
+            counted = number in partners
+            if counted or number == task.before:
                 began = perf_counter()
                 try:
                     msg = message.read()
@@ -224,11 +272,11 @@ def read(task: Task, labels: LabelSet) -> Iterator[RecordedFrame | Skip]:
                         frame.note = f'{source} frame {number}: {narrow}; --value-range auto spreads them'
                     if counted:
                         try:
-                            frame.truth = truths.of(task.partners[number - task.first], frame.rgb.shape[:2])
+                            frame.truth = truths.of(partners[number], frame.rgb.shape[:2])
                         except (BagError, ImageError, LabelError, PictureError) as e:
                             yield Skip('truth_failed', f'{source} frame {number}: {e}')
                     yield frame
-            if number == task.last - 1:
+            if number == last:
                 return  # stop here: a damaged bag may break off at the next message
 
 

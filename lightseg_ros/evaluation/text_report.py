@@ -15,6 +15,7 @@ COUNTS = {
     'truth_failed': 'unusable labels', 'duplicate_stamps': 'duplicate stamps',
     'stamps_back': 'stamps that jump back', 'bags_failed': 'bags not read', 'bags_damaged': 'damaged bags',
     'narrow_range': '16-bit frames with few grey levels',
+    'not_reached': 'not reached, because the evaluation was stopped',
     'missing': 'played, but no label came back',
 }
 # Counts that make the exit code 3: something could not be used.
@@ -52,8 +53,10 @@ def text(result: dict[str, Any]) -> str:
     if result['consistency'] is not None:
         lines.append(f'temporal consistency {number(result["consistency"])} %')
     if (t := result['latency_ms'].get('total')) and 'live' not in result:
-        lines.append(f'time per frame: p50 {t["p50"]:.1f} ms, p95 {t["p95"]:.1f}, max {t["max"]:.1f} on '
+        lines.append(f'message to labels: p50 {t["p50"]:.1f} ms, p95 {t["p95"]:.1f}, max {t["max"]:.1f} on '
                      f'{result["device"]}')
+        if c := result['latency_ms'].get('with confidence'):
+            lines.append(f'with confidence: p50 {c["p50"]:.1f} ms, p95 {c["p95"]:.1f}, max {c["max"]:.1f}')
     if live := result.get('live'):
         ms = live['end_to_end']
         lines.append(f'frame to label: p50 {ms["p50"]:.1f} ms, p95 {ms["p95"]:.1f}, max {ms["max"]:.1f}; '
@@ -81,7 +84,12 @@ def compare_text(results: dict[str, dict[str, Any]], paired: dict[str, dict[str,
 
 
 def exit_code(result: dict[str, Any]) -> int:
-    """Return 3 if something could not be used, or if a live replay lost frames or results; else 0."""
+    """
+    Return 130 if the evaluation was stopped; 3 if something could not be used, or if a live replay lost frames
+    or results; else 0.
+    """
+    if result['counts'].get('not_reached'):
+        return 130
     live = result.get('live') or {}
     lost = live.get('failed') or live.get('not_returned')
     return 3 if lost or any(result['counts'].get(key) for key in TROUBLE) else 0
