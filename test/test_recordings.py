@@ -125,7 +125,8 @@ def test_tasks(tmp_path, size):
 @pytest.mark.parametrize('selection, expected', [
     (Selection(), range(40)), (Selection(start_ns=NS), range(10, 40)),
     (Selection(NS, NS), range(10, 20)), (Selection(duration_ns=NS // 2), range(5)),
-    (Selection(every_ns=NS), (0, 10, 20, 30)), (Selection(every_ns=NS // 4), (*range(0, 40, 5), *range(3, 40, 5))),
+    (Selection(every_ns=NS), (0, 10, 20, 30)),
+    (Selection(every_ns=NS // 4), (*range(0, 40, 5), *range(3, 40, 5))),
     (Selection(NS, None, 0, 7), (10, 17, 24, 31, 38)), (Selection(start_ns=4 * NS), ())])
 def test_selection(selection, expected):
     """Frames at 10 Hz; the stamps do not matter, the first one is at 100 s."""

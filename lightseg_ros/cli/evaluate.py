@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        'the same command, with --report, --json or --out')
     group.add_argument('--out', type=Path, metavar='BAG.mcap',
                        help='write labels, overlays, confidence and diagnostics to a bag')
-    group.add_argument('--jpeg-quality', type=int, default=90, metavar='1-100', help='of the overlays in --out')
+    group.add_argument('--jpeg-quality', type=int, default=90, metavar='1-100',
+                       help='of the overlays in --out')
     group.add_argument('--workers', type=int, default=1, help='processes on this machine')
     group.add_argument('--dask', metavar='ADDRESS', help='scheduler of a Dask cluster, tcp://HOST:8786; bags '
                        'and weights must be at the same paths on its workers')

@@ -45,8 +45,8 @@ def add_selection_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument('--start', type=float, default=0.0, metavar='SECONDS',
                        help='leave out the first seconds of each recording')
     group.add_argument('--duration', type=float, metavar='SECONDS', help='use so much of each recording')
-    group.add_argument('--every', default='1f', metavar='STEP', help='use one frame in so many seconds (0.5), '
-                       'or of so many frames (10f)')
+    group.add_argument('--every', default='1f', metavar='STEP', help='use one frame in so many seconds '
+                       '(0.5), or of so many frames (10f)')
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def selection_from(args: argparse.Namespace) -> 'Selection':
     except ValueError:
         step = 0
     if not 1e-9 <= step < 1e9:
-        raise EvaluationError(f"every is {args.every!r}; expected seconds such as 0.5, or frames such as 10f")
+        raise EvaluationError(f'every is {args.every!r}; expected seconds such as 0.5, or frames such as 10f')
     return Selection(round(args.start * 1e9), None if args.duration is None else round(args.duration * 1e9),
                      0 if frames else round(step * 1e9), int(step) if frames else 1)
 

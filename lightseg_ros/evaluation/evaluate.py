@@ -4,7 +4,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 import logging
 import multiprocessing
@@ -114,8 +114,8 @@ class Evaluation:
     What was measured, and of what.
 
     `sources`: the description of each bag or data set. `model`: the network and how it ran, from
-    `Segmenter.identity`. `device`: where it ran, from `Segmenter.device_name`. `parts`: what an evaluation that
-    was stopped goes on with; remove them when the result is written.
+    `Segmenter.identity`. `device`: where it ran, from `Segmenter.device_name`. `parts`: what an evaluation
+    that was stopped goes on with; remove them when the result is written.
     """
 
     scores: Scores
@@ -187,7 +187,7 @@ class Scorer:
         frames = [f.rgb for f in waiting]
         # Compiling and allocating for a new size does not count as a frame's latency.
         if new := {f.shape for f in frames} - self._sizes:
-            self.segment([f for f in frames], overlay=overlay, confidence=True)
+            self.segment(frames, overlay=overlay, confidence=True)
             self._sizes.update(new)
         began = perf_counter()
         started = self.segment.start(frames, overlay=overlay, confidence=True)
@@ -413,26 +413,26 @@ def _here(run_of: Part, task: Task, segment: Segmenter, model: ModelSpec, run: R
     """Score a task in this process; what is done becomes a part each minute, and when it is stopped."""
     scorer = Scorer(segment, Scores(segment.labels, bool(task.truth), run.apart_ns), run.batch)
     at = run_of.first
-    with closing(recordings.read(task, segment.labels)) as items:
-        while at < run_of.last and not stopped.is_set():
-            first, scores = at, Scores(segment.labels, bool(task.truth), run.apart_ns)
-            ends = monotonic() + (PART_S if parts.done else FIRST_PART_S)
-            bag = parts.bag() if run.out else None
-            with Recorder(bag, segment.labels, model.name, run.jpeg_quality) if bag else nullcontext() \
-                    as recorder:
-                scorer.scores, scorer.recorder = scores, recorder
-                for item in items:
-                    scorer.add(item)
-                    if item.counted:
-                        at += 1
-                        progress.update(1)
-                        # Not within a batch: the same frames go through the network together each time.
-                        if scorer.idle and (stopped.is_set() or monotonic() > ends):
-                            break
-                else:
-                    at = run_of.last
-                scorer.flush()
-            parts.add(replace(run_of, first=first, last=at), scores, bag)
+    items = recordings.read(task, segment.labels)
+    while at < run_of.last and not stopped.is_set():
+        first, scores = at, Scores(segment.labels, bool(task.truth), run.apart_ns)
+        ends = monotonic() + (PART_S if parts.done else FIRST_PART_S)
+        bag = parts.bag() if run.out else None
+        with Recorder(bag, segment.labels, model.name, run.jpeg_quality) if bag else nullcontext() \
+                as recorder:
+            scorer.scores, scorer.recorder = scores, recorder
+            for item in items:
+                scorer.add(item)
+                if item.counted:
+                    at += 1
+                    progress.update(1)
+                    # Not within a batch: the same frames go through the network together each time.
+                    if scorer.idle and (stopped.is_set() or monotonic() > ends):
+                        break
+            else:
+                at = run_of.last
+            scorer.flush()
+        parts.add(replace(run_of, first=first, last=at), scores, bag)
 
 
 def _on_processes(tasks: dict[Part, Task], model: ModelSpec, run: Run,

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A result as one self-contained HTML file. Nothing is computed here."""
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ WIDTH, HEIGHT = 360, 170  # of a plot, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 30, 6, 8, 18
 
 
-def write_html(result: dict[str, Any], pictures: dict[str, Sequence[Picture]], path: Path) -> Path:
+def write_html(result: dict[str, Any], pictures: Mapping[str, Sequence[Picture]], path: Path) -> Path:
     """Write a result as one HTML file; returns its path."""
     scored = bool(result['counts'].get('scored'))
     colors = {c['name']: c['color'] for c in result['labels']['classes']}

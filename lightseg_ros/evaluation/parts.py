@@ -65,8 +65,8 @@ class Parts:
         self._ours = bool(resume and self.done and out and known.get('out') == identity['out'])
         if resume and self.done:
             if other := [k for k in identity if identity[k] != known.get(k)]:
-                raise PartsError(f'--resume: {folder} is of another evaluation, with other {", ".join(other)};'
-                                 ' repeat the command that was stopped, or leave out --resume to start anew')
+                raise PartsError(f'--resume: {folder} is of another evaluation, with other '
+                                 f'{", ".join(other)}; repeat the command that was stopped, or leave out --resume to start anew')
             log.info('%d of %d frames were scored before', self.frames(), total)
         elif resume:
             log.info('there is nothing to resume: %s has no scored frames; starting', folder)

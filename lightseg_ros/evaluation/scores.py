@@ -278,7 +278,8 @@ class Scores:
         arrays |= {f'tile{i} {name}': np.frombuffer(data, np.uint8)
                    for i, (_, p) in enumerate(pictures) for name, data in p.tiles.items()}
         with replacing(path) as temporary, open(temporary, 'wb') as file:
-            np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)
+            arrays['facts'] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stubs take it for allow_pickle
 
     @classmethod
     def load(cls, path: Path, labels: LabelSet, truth: bool, apart_ns: int = APART_NS) -> 'Scores':
@@ -299,8 +300,8 @@ class Scores:
             out.latency[stage] = LatencyStats()
             for ms in values:
                 out.latency[stage].add(ms)
-        for i, (name, *about) in enumerate(facts['pictures']):
-            picture = Picture(*about, tiles[f'tile{i}'])
+        for i, (name, source, index, stamp_ns, value) in enumerate(facts['pictures']):
+            picture = Picture(source, index, stamp_ns, value, tiles[f'tile{i}'])
             if name == 'sampled':
                 out.sampled.append(picture)
             else:

@@ -84,10 +84,7 @@ def compare_text(results: dict[str, dict[str, Any]], paired: dict[str, dict[str,
 
 
 def exit_code(result: dict[str, Any]) -> int:
-    """
-    Return 130 if the evaluation was stopped; 3 if something could not be used, or if a live replay lost frames
-    or results; else 0.
-    """
+    """Return 130 if it was stopped; 3 if something was lost or could not be used; else 0."""
     if result['counts'].get('not_reached'):
         return 130
     live = result.get('live') or {}
