@@ -66,7 +66,8 @@ class Parts:
         if resume and self.done:
             if other := [k for k in identity if identity[k] != known.get(k)]:
                 raise PartsError(f'--resume: {folder} is of another evaluation, with other '
-                                 f'{", ".join(other)}; repeat the command that was stopped, or leave out --resume to start anew')
+                                 f'{", ".join(other)}; repeat the command that was stopped, or leave out '
+                                 '--resume to start anew')
             log.info('%d of %d frames were scored before', self.frames(), total)
         elif resume:
             log.info('there is nothing to resume: %s has no scored frames; starting', folder)
