@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import bags, images, pictures
 from ..bags import Bag, BagError
+from ..footage import Footage, open_recording
 from ..images import ImageError
 from ..labels import LabelError, LabelSet
 from ..pictures import PictureError
@@ -184,17 +185,23 @@ def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTru
     `BagError` for a bag that does not open or lacks the topic; one that breaks off is used as far as it goes.
     """
     truth = truth or GroundTruthSource()
-    with Bag(path) as bag:
+    with open_recording(path, truth.rate) as bag:
         notes = bag.notes
+        if truth.topic and isinstance(bag, Footage):
+            raise BagError(f'{path} has no topics: give its labels as a folder, --label-dir, instead of '
+                           f'--label-topic {truth.topic}')
         labelled = [bag.image_topic(truth.topic).name] if truth.topic else []
         topic = bag.image_topic(image_topic, exclude=labelled).name
         wanted = [topic, *labelled]
         times: dict[str, list[int]] = {t: [] for t in wanted}
         stamps: dict[str, list[int]] = {t: [] for t in wanted}
         try:
-            for message in bag.messages(*wanted):
-                times[message.topic].append(message.time_ns)
-                stamps[message.topic].append(message.stamp_ns())
+            if isinstance(bag, Footage):
+                times[topic] = stamps[topic] = bag.times
+            else:
+                for message in bag.messages(*wanted):
+                    times[message.topic].append(message.time_ns)
+                    stamps[message.topic].append(message.stamp_ns())
         except BagError as e:
             notes.append(str(e))
     labels: Sequence[MessageIndex | str] = []
@@ -252,7 +259,7 @@ def read(task: Task, labels: LabelSet) -> Iterator[RecordedFrame | Skip]:
     partners = dict(zip(task.numbers, task.partners))
     last = task.numbers[-1]
     # Labels have a reader of their own: one reader can't be at two places of a file.
-    with Bag(task.bag) as bag, Bag(task.bag) if task.truth.topic else nullcontext() as label_bag:
+    with open_recording(task.bag, task.truth.rate) as bag, Bag(task.bag) if task.truth.topic else nullcontext() as label_bag:
         truths = _Truths(label_bag, task, labels)
         messages = bag.messages(task.topic, start_ns=task.start.start_ns)
         for number, message in enumerate(messages, task.start.begin):

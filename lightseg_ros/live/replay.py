@@ -26,6 +26,7 @@ from .. import bags, images, weights
 from ..bags import Bag, NS
 from ..evaluation import recordings
 from ..evaluation.evaluate import Evaluation, EvaluationError, ModelSpec
+from ..footage import Footage, open_recording
 from ..evaluation.recordings import GroundTruthSource, RecordedFrame, Recording
 from ..evaluation.scores import Consistency, Scores
 from ..labels import LabelSet
@@ -118,8 +119,10 @@ def replay(path: Path, model: ModelSpec, live: Live, *, image_topic: str | None 
     recording = recordings.index_bag(path, image_topic, truth)
     if not recording.times:
         raise EvaluationError(f'no frames in {path}: {recording.topic} holds no message')
-    with Bag(path) as bag:
-        compressed = bag.topics[recording.topic].type.endswith('CompressedImage')
+    with open_recording(path, recording.truth.rate) as bag:
+        if live.player == 'ros2' and isinstance(bag, Footage):
+            raise EvaluationError(f'--player ros2 plays bags, and {path} is none: use the own player')
+        compressed = bag.image_topic(recording.topic).type.endswith('CompressedImage')
     if not live.node:
         isolate()
     rclpy.init()
@@ -222,7 +225,7 @@ def _play_own(recording: Recording, live: Live, probe: Probe, collected: Collect
             clock.publish(message)
         return False
 
-    with Bag(recording.path) as bag, tqdm(total=len(recording.times), unit='frame',
+    with open_recording(recording.path, recording.truth.rate) as bag, tqdm(total=len(recording.times), unit='frame',
                                           disable=quiet or None) as bar:
         # One message beyond the last good one may be where a damaged bag breaks off.
         for index, message in enumerate(islice(bag.messages(recording.topic), len(recording.times))):
