@@ -349,6 +349,24 @@ def test_stopped_and_resumed(two_bags, model, tmp_path, serial, monkeypatch, cap
     assert contents(tmp_path / 'a.mcap') == contents(tmp_path / 'b.mcap')
 
 
+def test_a_video(tmp_path, model):
+    """The same numbers from one process and from workers that begin in the middle of it."""
+    av = pytest.importorskip('av', reason='PyAV is not installed')
+    rng = np.random.default_rng(0)
+    with av.open(str(tmp_path / 'drive.mp4'), 'w') as container:
+        stream = container.add_stream('libx264', rate=10)
+        stream.width, stream.height, stream.pix_fmt = 72, 48, 'yuv420p'
+        for _ in range(13):
+            rgb = rng.integers(0, 256, (6, 9, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb)))
+        container.mux(stream.encode())
+    one = replays.evaluate_bags([tmp_path / 'drive.mp4'], model, run=QUIET)
+    two = replays.evaluate_bags([tmp_path / 'drive.mp4'], model,
+                                run=Run(workers=2, frames_per_task=5, quiet=True))
+    assert figures(one) == figures(two) and one.scores.counts['segmented'] == 13
+    assert one.sources[0]['sha256'] == bags.digest(tmp_path / 'drive.mp4')
+
+
 def test_lines_without_a_terminal(caplog, monkeypatch):
     monkeypatch.setattr(replays, 'LINE_S', 0.0)
     with caplog.at_level('INFO'), replays.Progress(100, done=20) as progress:

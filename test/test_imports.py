@@ -33,21 +33,22 @@ MAY = {
     'inference': {'files', 'labels', 'machine', 'networks', 'sizes', 'weights'},
     'training': {'datasets', 'evaluation', 'files', 'labels', 'machine', 'metrics', 'networks', 'sizes',
                  'synthetic', 'weights'},
-    'evaluation': {'bags', 'datasets', 'files', 'footage', 'health', 'images', 'inference', 'labels', 'machine',
-                   'metrics', 'networks', 'pictures', 'sizes', 'weights'},
+    'evaluation': {'bags', 'datasets', 'files', 'footage', 'health', 'images', 'inference', 'labels',
+                   'machine', 'metrics', 'networks', 'pictures', 'sizes', 'weights'},
     'benchmark': {'datasets', 'files', 'inference', 'info', 'labels', 'machine', 'metrics', 'networks',
                   'sizes', 'synthetic', 'weights'},
     'nodes': {'files', 'health', 'images', 'inference', 'labels', 'latest', 'machine', 'metrics', 'points',
               'sizes', 'sources', 'weights'},
     'live': {'bags', 'benchmark', 'datasets', 'evaluation', 'files', 'footage', 'health', 'images',
-             'inference', 'labels', 'machine', 'metrics', 'nodes', 'sizes', 'sources', 'synthetic', 'weights'},
+             'inference', 'labels', 'machine', 'metrics', 'nodes', 'sizes', 'sources', 'synthetic',
+             'weights'},
     'cli': {'bags', 'benchmark', 'datasets', 'evaluation', 'files', 'images', 'inference', 'info', 'labels',
             'live', 'machine', 'networks', 'sizes', 'synthetic', 'training', 'weights'},
 }
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.
 LIGHT = ('texts', 'files', 'labels', 'images', 'pictures', 'latest', 'health', 'machine', 'mcap_repair',
-         'metrics', 'sizes', 'sources', 'bags', 'footage', 'points', 'datasets', 'synthetic', 'evaluation.recordings',
-         'evaluation.scores', 'evaluation.text_report', 'evaluation.html_report')
+         'metrics', 'sizes', 'sources', 'bags', 'footage', 'points', 'datasets', 'synthetic',
+         'evaluation.recordings', 'evaluation.scores', 'evaluation.text_report', 'evaluation.html_report')
 
 
 def modules() -> dict[str, Path]:

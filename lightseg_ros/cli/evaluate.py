@@ -6,15 +6,16 @@ from pathlib import Path
 
 from . import scoring
 
-HELP = ('Score a model on every frame, without ROS: on bags (rosbag2 sqlite3 and mcap, ROS 1), with ground '
-        'truth from a label topic or a folder, or without; or on a data set. Exit code 0: everything was '
+HELP = ('Score a model on every frame, without ROS: on recordings (rosbag2 sqlite3 and mcap, ROS 1, '
+        'videos, folders of images), with ground truth from a label topic or a folder, or without; or on a '
+        'data set. Exit code 0: everything was '
         'used; 3: something failed or was damaged, the output says what; 1: nothing could be scored; 130: '
         'it was stopped (Ctrl-C), and the result is that of the frames so far.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('bags', nargs='*', type=Path, metavar='BAG',
-                        help='bags; several are scored as one recording')
+    parser.add_argument('bags', nargs='*', type=Path, metavar='RECORDING', help='bags, videos and '
+                        'folders of images; several are scored as one recording')
     scoring.add_model_arguments(parser)
     parser.add_argument('--batch', type=int, default=1, help='frames that go through the network together')
     group = scoring.add_truth_arguments(parser)

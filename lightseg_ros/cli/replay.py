@@ -6,14 +6,14 @@ from pathlib import Path
 
 from . import scoring
 
-HELP = ('Play a bag in real time over DDS to a segmentation node and score the labels that come back: the '
-        'figures of "lightseg evaluate", the latency from frame to label, and an account of every frame that '
-        'was dropped, late or lost. Exit code 0: every frame came back or was replaced by a newer one; 3: '
-        'frames or results failed or were lost.')
+HELP = ('Play a recording in real time over DDS to a segmentation node and score the labels that come back: '
+        'the figures of "lightseg evaluate", the latency from frame to label, and an account of every frame '
+        'that was dropped, late or lost. Exit code 0: every frame came back or was replaced by a newer one; '
+        '3: frames or results failed or were lost.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('bag', type=Path, metavar='BAG', help='bag to play')
+    parser.add_argument('bag', type=Path, metavar='BAG', help='bag, video or folder of images to play')
     scoring.add_model_arguments(parser)
     scoring.add_truth_arguments(parser)
     parser.add_argument('--rate', type=float, default=1.0, help='playback speed; 2: twice as fast')

@@ -259,7 +259,8 @@ def read(task: Task, labels: LabelSet) -> Iterator[RecordedFrame | Skip]:
     partners = dict(zip(task.numbers, task.partners))
     last = task.numbers[-1]
     # Labels have a reader of their own: one reader can't be at two places of a file.
-    with open_recording(task.bag, task.truth.rate) as bag, Bag(task.bag) if task.truth.topic else nullcontext() as label_bag:
+    label_reader = Bag(task.bag) if task.truth.topic else nullcontext()
+    with open_recording(task.bag, task.truth.rate) as bag, label_reader as label_bag:
         truths = _Truths(label_bag, task, labels)
         messages = bag.messages(task.topic, start_ns=task.start.start_ns)
         for number, message in enumerate(messages, task.start.begin):

@@ -26,9 +26,9 @@ from .. import bags, images, weights
 from ..bags import Bag, NS
 from ..evaluation import recordings
 from ..evaluation.evaluate import Evaluation, EvaluationError, ModelSpec
-from ..footage import Footage, open_recording
 from ..evaluation.recordings import GroundTruthSource, RecordedFrame, Recording
 from ..evaluation.scores import Consistency, Scores
+from ..footage import Footage, open_recording
 from ..labels import LabelSet
 from ..metrics import LatencyStats
 from .probe import isolate, NodeProcess, nodes, Probe, Seen
@@ -225,8 +225,8 @@ def _play_own(recording: Recording, live: Live, probe: Probe, collected: Collect
             clock.publish(message)
         return False
 
-    with open_recording(recording.path, recording.truth.rate) as bag, tqdm(total=len(recording.times), unit='frame',
-                                          disable=quiet or None) as bar:
+    bar = tqdm(total=len(recording.times), unit='frame', disable=quiet or None)
+    with open_recording(recording.path, recording.truth.rate) as bag, bar:
         # One message beyond the last good one may be where a damaged bag breaks off.
         for index, message in enumerate(islice(bag.messages(recording.topic), len(recording.times))):
             due = began + (message.time_ns - first) / NS / live.rate
