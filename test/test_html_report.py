@@ -12,7 +12,7 @@ import pytest
 
 from lightseg_ros import labels
 from lightseg_ros.cli import main
-from lightseg_ros.evaluation import html_report, scores, text_report
+from lightseg_ros.evaluation import html_report, requirements, scores, text_report
 from lightseg_ros.evaluation.text_report import ReportError
 
 PHONE = 390
@@ -25,13 +25,16 @@ def measure(count=40, noise=0.3, truth=True, seed=0):
     """Scores of made-up frames."""
     out = scores.Scores(labels.load('camvid'), truth)
     rng = np.random.default_rng(seed)
+    stability = np.zeros((256, 2), np.int64)
+    stability[3] = 100, 95
     for i in range(count):
         ids = np.repeat(np.repeat(np.random.default_rng(i).integers(0, 11, (6, 8), np.uint8), 10, 0), 10, 1)
         guess = np.where(rng.random(ids.shape) < noise, rng.integers(0, 11, ids.shape, np.uint8), ids)
         confidence = rng.integers(100, 256, ids.shape, dtype=np.uint8)
         rgb = cv2.cvtColor(20 * ids, cv2.COLOR_GRAY2RGB)
         out.add('a "bag" <1>', i, i * 10 ** 8, rgb, guess, ids if truth else None, confidence,
-                {'network': 5.0 + i % 7, 'total': 6.0 + i % 7}, (95, 100) if i else (0, 0))
+                {'network': 5.0 + i % 7, 'total': 6.0 + i % 7, 'with confidence': 7.5 + i % 7},
+                stability if i else None, i in (10, 20))
     out.counts['read'] = count + 1
     out.skip('failed', 'frame 17: <script>alert(1)</script>')
     return out
@@ -42,8 +45,9 @@ def stamped(measured):
             'model': {'network': 'laanet', 'dataset': 'camvid', 'weights': 'w.safetensors',
                       'sha256': 'c0ffee' * 10, 'resolution': '480x360', 'resize_mode': 'fit',
                       'precision': 'float32', 'backend': 'torch 2.13.0'},
-            'device': 'CPU', 'versions': {'lightseg_ros': '0.1.0'},
-            'sources': [{'name': 'a "bag" <1>', 'sha256': 'decade' * 10, 'frames': 41}]} | measured.result()
+            'device': 'CPU', 'processor': 'Made-up 9000', 'cores': 2, 'load': 0.5, 'versions': {'lightseg_ros': '0.1.0'},
+            'sources': [{'name': 'a "bag" <1>', 'sha256': 'decade' * 10, 'frames': 41}]} | measured.result() | {
+                'required': []}
 
 
 @pytest.fixture(scope='module')
@@ -53,8 +57,10 @@ def pages(tmp_path_factory):
     a, b, c = measure(), measure(noise=0.5, seed=1), measure(truth=False)
     results = {'good': stamped(a), 'bad': stamped(b)}
     paired = {'bad': scores.paired_difference(results['good']['frames'], results['bad']['frames'])}
-    return [html_report.write_html(results['good'], a.best, a.worst, folder / 'report.html'),
-            html_report.write_html(stamped(c), c.best, c.worst, folder / 'blind.html'),
+    limits = requirements.parse(['miou=0.9', 'consistency=0.9'], a.labels, True)
+    results['good']['required'] = [r.check(results['good']) for r in limits]
+    return [html_report.write_html(results['good'], a.pictures(), folder / 'report.html'),
+            html_report.write_html(stamped(c), c.pictures(), folder / 'blind.html'),
             html_report.write_comparison(results, paired, folder / 'comparison.html')]
 
 
@@ -68,12 +74,16 @@ def test_nothing_is_fetched(pages):
 
 def test_what_a_report_says(pages):
     text = pages[0].read_text()
-    for what in ('c0ffee', 'decade', '2026-01-02', 'pedestrian', 'Confusion', 'Calibration', 'Worst frames',
-                 'Best frames', 'a &quot;bag&quot; &lt;1&gt;', '41 frames read', '1 × failed', 'batch: 1'):
+    for what in ('c0ffee', 'decade', '2026-01-02', 'pedestrian', 'Confusion', 'Calibration', 'lowest mIoU',
+                 'highest mIoU', 'spread evenly', 'lowest confidence', 'Made-up 9000', 'traversable', '0:02.0',
+                 '<div class="trouble">Missed: miou is ', '<div class="met">consistency is 95 %', 'a &quot;bag&quot; &lt;1&gt;', '41 frames read', '1 × failed', 'batch: 1'):
         assert what in text, what
-    assert len(re.findall('<img ', text)) == 2 * 4 * scores.PICTURES
+    # 40 frames at 10 Hz: of each album three lie two seconds apart, or two.
+    assert {n: text.count(f'alt="{n}"') for n in html_report.TILES} == dict.fromkeys(
+        html_report.TILES, text.count('alt="frame"')) and 8 <= text.count('alt="frame"') <= 18
     blind = pages[1].read_text()
-    assert 'Confusion' not in blind and 'mIoU' not in blind and 'by mean confidence' in blind
+    assert 'Confusion' not in blind and 'IoU' not in blind
+    assert 'mean confidence' in blind and 'lowest confidence' in blind and 'alt="confidence"' in blind
 
 
 def test_numbers_are_those_of_the_result(pages):
@@ -148,7 +158,8 @@ def test_text():
     assert re.search(r'road +\d+\.\d\d +\d+\.\d\d +\d+\.\d\d', text)
     assert 'temporal consistency 95.00 %' in text
     assert '6 frames read' in text and '1 x failed: frame 17' in text
-    assert 'IoU' not in text_report.text(stamped(measure(2, truth=False)))
+    blind = text_report.text(stamped(measure(2, truth=False)))
+    assert 'IoU' not in blind and 'mean confidence' in blind
 
 
 def test_compare(tmp_path, capsys):

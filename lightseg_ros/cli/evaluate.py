@@ -6,11 +6,11 @@ from pathlib import Path
 
 from . import scoring
 
-HELP = ('Score a model on every frame, without ROS: on recordings (rosbag2 sqlite3 and mcap, ROS 1, '
-        'videos, folders of images), with ground truth from a label topic or a folder, or without; or on a '
-        'data set. Exit code 0: everything was '
-        'used; 3: something failed or was damaged, the output says what; 1: nothing could be scored; 130: '
-        'it was stopped (Ctrl-C), and the result is that of the frames so far.')
+HELP = ('Score a model on every frame, without ROS: on recordings (rosbag2 sqlite3 and mcap, ROS 1, videos, '
+        'folders of images), with ground truth from a label topic or a folder, or without; or on a data set. '
+        'Exit code 0: everything was used; 3: something failed or was damaged, the output says what; 1: '
+        'nothing could be scored; 4: a --require is missed; 130: it was stopped (Ctrl-C), and the result is '
+        'that of the frames so far.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--split', default='test', help='split of the data set')
     group.add_argument('--record', action='store_true',
                        help="write mIoU and IoU into the weights file's card")
+    parser.add_argument('--apart', type=float, default=2.0, metavar='SECONDS',
+                        help='least distance of frames that the report shows')
     scoring.add_output_arguments(parser)
 
 
@@ -56,17 +58,19 @@ def run(args: argparse.Namespace) -> int:
         raise evaluate.EvaluationError('--resume is for bags; a data set is scored from the start')
     # All that can be wrong with the arguments is said before anything is read.
     run = evaluate.Run(args.batch, args.workers, args.dask, args.frames_per_task, args.out, args.jpeg_quality,
-                       scoring.parts_folder(args), args.resume)
+                       scoring.parts_folder(args), args.resume, round(args.apart * 1e9))
     truth, selection = scoring.truth_from(args), scoring.selection_from(args)
     value_range, model = images.parse_range(args.value_range), scoring.model_from(args)
+    required = scoring.requirements_from(args, bool(truth or args.data))
+    model.path  # names a model that is not there
     scoring.check_outputs(args)
     if args.data:
         dataset = datasets.load(args.data, args.split, args.data_root)
-        found = evaluate.evaluate_dataset(dataset, model.load(), batch=args.batch)
+        found = evaluate.evaluate_dataset(dataset, model.load(), batch=args.batch, apart_ns=run.apart_ns)
     else:
         found = evaluate.evaluate_bags(args.bags, model, image_topic=args.image_topic, truth=truth,
                                        value_range=value_range, selection=selection, run=run)
-    code = scoring.write(found, args)
+    code = scoring.write(found, args, required)
     if found.parts and code != 130:
         found.parts.remove()
     if args.record and code != 130:

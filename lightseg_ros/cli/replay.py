@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..live import replay
     live = replay.Live(args.rate, args.node, args.use_sim_time, args.player, args.deadline)
+    truth = scoring.truth_from(args)
+    required = scoring.requirements_from(args, bool(truth))
     scoring.check_outputs(args)
     found = replay.replay(args.bag, scoring.model_from(args), live, image_topic=args.image_topic,
-                          truth=scoring.truth_from(args))
-    return scoring.write(found, args)
+                          truth=truth)
+    return scoring.write(found, args, required)

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arguments that `lightseg evaluate` and `lightseg replay` share, and how both write a result."""
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+import sys
 from typing import TYPE_CHECKING
 
 from ..files import replacing
@@ -10,6 +12,7 @@ from ..files import replacing
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation, ModelSpec
     from ..evaluation.recordings import GroundTruthSource, Selection
+    from ..evaluation.requirements import Requirement
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +56,10 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the result as JSON')
     parser.add_argument('--report', type=Path, metavar='DIR',
                         help='write report.html and result.json to this folder')
+    parser.add_argument('--require', action='append', default=[], metavar='FIGURE=LIMIT',
+                        help='exit code 4 if it is missed; at least: miou=0.65, accuracy, boundary_f1, '
+                        'consistency, confidence, iou.CLASS or iou.GROUP; at most: ece=0.05, p50, p95, max '
+                        '(milliseconds)')
 
 
 def model_from(args: argparse.Namespace) -> 'ModelSpec':
@@ -109,11 +116,23 @@ def check_outputs(args: argparse.Namespace) -> None:
                 raise OSError(e.errno, f'{e.strerror}: nothing can be written there', str(path.parent)) from e
 
 
-def write(found: 'Evaluation', args: argparse.Namespace) -> int:
+def requirements_from(args: argparse.Namespace, has_truth: bool) -> 'list[Requirement]':
+    from .. import weights
+    from ..evaluation import requirements
+    if not args.require:
+        return []
+    return requirements.parse(args.require, weights.read_card(weights.resolve(args.model)).labels, has_truth)
+
+
+def write(found: 'Evaluation', args: argparse.Namespace, required: 'Sequence[Requirement]' = ()) -> int:
     """Print a result, write the files that were asked for, and return the exit code."""
     from ..evaluation import html_report, text_report
     result = found.result(vars(args))
-    print(text_report.text(result))
+    result['required'] = [r.check(result) for r in required]
+    text = text_report.text(result)
+    if sys.stdout.isatty():
+        text = text.replace('\nMISSED: ', '\n\033[31mMISSED\033[0m: ')
+    print(text)
     if left := result['counts'].get('not_reached'):
         done = result['counts']['read'] - left
         print(f'stopped after {done} of {result["counts"]["read"]} frames'

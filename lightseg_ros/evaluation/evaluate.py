@@ -31,7 +31,7 @@ from ..inference.segmenter import Segmenter
 from . import recordings, text_report
 from .parts import Part, Parts, Recorder
 from .recordings import GroundTruthSource, RecordedFrame, Recording, Selection, Skip, Task
-from .scores import APART_NS, Consistency, Scores
+from .scores import APART_NS, Consistency, SAMPLES, Scores
 
 log = logging.getLogger(__name__)
 FRAMES_PER_TASK = 200
@@ -136,14 +136,16 @@ class Evaluation:
                 'model': self.model, 'sources': self.sources} | self.scores.result()
 
 
-def read_dataset(dataset: DataSet) -> Iterator[RecordedFrame]:
+def read_dataset(dataset: DataSet, apart_ns: int = APART_NS) -> Iterator[RecordedFrame]:
     """Read a data set's pairs by the stamps that `bags.from_folder` gives them."""
     stamps = bags.folder_stamps([p.image for p in dataset.pairs], 30.0)
-    for i in sorted(range(len(dataset)), key=lambda i: stamps[i]):
+    order = sorted(range(len(dataset)), key=lambda i: stamps[i])
+    samples = {order[k] for k in recordings.spread([('', stamps[i]) for i in order], SAMPLES, apart_ns)}
+    for i in order:
         began = perf_counter()
         rgb, truth = dataset.read(i)
         yield RecordedFrame(f'{dataset.name}-{dataset.split}', i, stamps[i], rgb, truth,
-                    1e3 * (perf_counter() - began))
+                            1e3 * (perf_counter() - began), sample=i in samples)
 
 
 class Scorer:
@@ -232,7 +234,7 @@ def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1, ap
     title = f'{dataset.name} {dataset.split}'
     scorer = Scorer(segment, scores, batch)
     with Progress(len(dataset), title, quiet) as progress, _until_stopped() as stopped:
-        for done, frame in enumerate(read_dataset(dataset), 1):
+        for done, frame in enumerate(read_dataset(dataset, apart_ns), 1):
             scorer.add(frame)
             progress.update(1)
             if stopped.is_set():
@@ -272,6 +274,7 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
         raise EvaluationError('; '.join(errors) or _no_frames(found, paths))
     if truth and not any(r.partners[n] is not None for r in found for n in r.chosen):
         raise EvaluationError(_no_truth(found, truth))
+    choose_samples(found, run.apart_ns)
     model = replace(model, digest=weights.digest(model.path))
     identity = {'version': __version__, 'sources': sources, 'value_range': value_range,
                 'selection': asdict(selection or Selection()), 'truth': asdict(truth), 'batch': run.batch,
@@ -312,6 +315,14 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
         reasons = '; '.join(s['first'] for s in scores.skipped.values() if s['what'] == 'failed')
         raise EvaluationError(f'none of the {total} frames could be used, the first because of: {reasons}')
     return Evaluation(scores, sources, segment.identity(), segment.device_name(), parts=parts)
+
+
+def choose_samples(found: Sequence[Recording], apart_ns: int) -> None:
+    """Choose the frames that the report shows because they are spread evenly over all recordings."""
+    frames = [(r, n) for r in found for n in r.chosen]
+    for place in recordings.spread([(str(r.path), r.stamps[n]) for r, n in frames], SAMPLES, apart_ns):
+        recording, number = frames[place]
+        recording.samples.add(number)
 
 
 def score_task(task: Task, model: ModelSpec, run: Run) -> tuple[Scores, bytes | None]:

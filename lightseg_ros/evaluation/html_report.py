@@ -16,14 +16,15 @@ CSS = """
 :root { --ink: #1c2430; --soft: #5d6b7c; --line: #d9dfe6; --card: #f5f7f9; --blue: #26b; --red: #c03; }
 * { box-sizing: border-box; }
 body { font: 16px/1.45 system-ui, sans-serif; color: var(--ink); margin: 0 auto; padding: 12px;
-       max-width: 960px; }
-h1, p, dd, .trouble { overflow-wrap: anywhere; }
+       max-width: 1200px; }
+h1, p, dd, .trouble, .met { overflow-wrap: anywhere; }
 h1 { font-size: 1.4em; margin: .3em 0 0; } h2 { font-size: 1.15em; margin: 1.6em 0 .4em; }
 p { margin: .4em 0; } small, .soft { color: var(--soft); }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 8px; }
 .cards div { background: var(--card); border-radius: 8px; padding: 8px 10px; }
 .cards b { display: block; font-size: 1.35em; }
 .trouble { border-left: 4px solid var(--red); background: #fcf1ef; padding: 6px 10px; margin: 10px 0; }
+.met { border-left: 4px solid #2e9e5b; background: #eff8f2; padding: 6px 10px; margin: 10px 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9em; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 6px; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; } td { white-space: nowrap; }
@@ -34,30 +35,46 @@ th:first-child, td:first-child { text-align: left; } td { white-space: nowrap; }
 .heat th.top { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }
 .bar { display: inline-block; height: .7em; border-radius: 2px; background: var(--blue); }
-td.bars { width: 25%; text-align: left; }
-svg { width: 100%; max-width: 560px; height: auto; display: block; }
-svg text { font-size: 10px; fill: var(--soft); }
+td.bars { width: 25%; min-width: 60px; text-align: left; }
+.plot { display: grid; grid-template-columns: 2.8em 1fr; font-size: .75em; color: var(--soft); }
+.plot svg { width: 100%; height: 180px; display: block; } .plot path { vector-effect: non-scaling-stroke; }
+.plot .y { display: flex; flex-direction: column; justify-content: space-between; text-align: right;
+           padding-right: 6px; margin: -.7em 0; }
+.plot .x { grid-column: 2; display: flex; justify-content: space-between; gap: 8px; margin-top: .6em; }
+.square { max-width: 420px; } .square svg { height: 260px; }
 .legend span { white-space: nowrap; margin-right: .9em; font-size: .85em; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 4px; }
+.scale { display: inline-block; width: 120px; height: .8em; border-radius: 2px; vertical-align: baseline;
+         background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 4px;
+         margin-bottom: 12px; }
 .tiles img { width: 100%; display: block; border-radius: 3px; } .tiles figure { margin: 0; }
 figcaption { font-size: .75em; color: var(--soft); } dt { font-weight: 600; } dd { margin: 0 0 .3em; }
 """
-WIDTH, HEIGHT = 360, 170  # of a plot, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 30, 6, 8, 18
+COLUMNS = 600  # most points of a curve
+# Name in Scores.pictures() -> heading, what its values are.
+ALBUMS = {'sampled': ('Frames spread evenly', ''), 'unsure': ('Frames of the lowest confidence', 'confidence'),
+          'worst': ('Frames of the lowest mIoU', 'mIoU'), 'best': ('Frames of the highest mIoU', 'mIoU')}
+TILES = {'frame': 'frame', 'truth': 'ground truth', 'overlay': 'labels', 'confidence': 'confidence',
+         'error': 'errors red, void grey'}
 
 
 def write_html(result: dict[str, Any], pictures: Mapping[str, Sequence[Picture]], path: Path) -> Path:
-    """Write a result as one HTML file; returns its path."""
+    """Write a result as one HTML file, with the pictures of `Scores.pictures`; returns its path."""
     scored = bool(result['counts'].get('scored'))
     colors = {c['name']: c['color'] for c in result['labels']['classes']}
     frames = result['frames']
     title = f'{result["model"]["network"]} on {", ".join(s["name"] for s in result["sources"])}'
-    by = 'mIoU' if scored else 'mean confidence'
+    processor = '' if result['processor'] == result['device'] else f' · {result["processor"]}'
     body = [
-        f'<h1>{escape(title)}</h1><p class="soft">{escape(result["date"])} · {escape(result["device"])} · '
-        f'{escape(result["model"]["resolution"])} · {escape(result["model"]["precision"])} · '
-        f'{escape(result["model"]["backend"])}</p>',
-        _cards(result), _trouble(result), _live(result), '<h2>Classes</h2>', _classes(result, colors)]
+        f'<h1>{escape(title)}</h1><p class="soft">{escape(result["date"])} · {escape(result["device"])}'
+        f'{escape(processor)} · {escape(result["model"]["resolution"])} · '
+        f'{escape(result["model"]["precision"])} · {escape(result["model"]["backend"])}</p>',
+        _required(result), _cards(result), _trouble(result), _live(result), '<h2>Classes</h2>',
+        _classes(result, colors), _groups(result)]
+    if result['confidence_shares']:
+        body += ['<h2>Confidence</h2><p class="soft">Percent of all pixels at each confidence. Without ground '
+                 'truth it tells where the network hesitates, not whether it is right.</p>',
+                 _bars(result['confidence_shares'], 'confidence 0 %', '100 %')]
     confidence = [None if f['confidence'] is None else 100 * f['confidence'] for f in frames]
     measured: list[tuple[str, str, list[float | None]]] = [
         ('mIoU %', '#2266bb', [f['miou'] for f in frames]),
@@ -65,7 +82,7 @@ def write_html(result: dict[str, Any], pictures: Mapping[str, Sequence[Picture]]
         ('confidence %', '#d9822b', confidence)]
     measured = [m for m in measured if any(v is not None for v in m[2])]
     body += ['<h2>Over time</h2>', _legend([(name, color) for name, color, _ in measured]),
-             _timeline(measured, frames), _latency_line(frames)]
+             _timeline([(color, values) for _, color, values in measured], frames), _latency_line(frames)]
     body += ['<h2>Class shares over time</h2>', _legend([(n, _rgb(c)) for n, c in colors.items()]),
              _shares(frames, list(colors.values()))]
     if scored:
@@ -74,11 +91,15 @@ def write_html(result: dict[str, Any], pictures: Mapping[str, Sequence[Picture]]
                  '<h2>Calibration</h2><p class="soft">Share of right predictions at each confidence. On the '
                  f'dashed line, confidence equals accuracy. ECE {number(result["ece"])} %.</p>',
                  _calibration(result['calibration'])]
-    body += ['<h2>Milliseconds per frame</h2>', _latency(result['latency_ms'])]
-    for name, shown in pictures.items():
-        if shown:
-            body += [f'<h2>{name} frames by {by}</h2>', *(_picture(p, by) for p in shown)]
-    body += ['<h2>How this was made</h2>', _origin(result)]
+    starts = _starts(frames)
+    for name, (heading, what) in ALBUMS.items():
+        if pictures.get(name):
+            body += [f'<h2>{heading}</h2>',
+                     _legend([(n, _rgb(c)) for n, c in colors.items()]).replace(
+                         '</p>', '<span>confidence 0 <i class="scale"></i> 100 %</span></p>'),
+                     *(_picture(p, what, starts) for p in pictures[name])]
+    body += ['<h2>Milliseconds per frame</h2>', _latency(result['latency_ms']),
+             '<h2>How this was made</h2>', _origin(result)]
     return _write_page(title, body, path)
 
 
@@ -115,15 +136,11 @@ def write_comparison(results: dict[str, dict[str, Any]], paired: dict[str, dict[
 def _differences(values: Sequence[float]) -> str:
     """Draw every frame's difference, sorted, as bars up and down from a middle line."""
     reach = max(1.0, *(abs(v) for v in values))
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    scale, width = (HEIGHT - TOP - BOTTOM) / 2 / reach, (WIDTH - LEFT - RIGHT) / len(values)
-    stairs = ''.join(f'V{middle - scale * v:.1f}h{width:.3f}' for v in sorted(values))
-    return _svg(
-        f'<path d="M{LEFT} {middle}{stairs}V{middle}z" fill="#2266bb"/>'
-        f'<path d="M{LEFT} {middle}H{WIDTH - RIGHT}" stroke="#5d6b7c"/>'
-        f'<text x="{LEFT - 4}" y="{TOP + 6}" text-anchor="end">{reach:+.0f}</text>'
-        f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end">{-reach:+.0f}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 5}">all frames, sorted by their difference in mIoU</text>')
+    width = 1000 / len(values)
+    stairs = ''.join(f'V{50 - 50 * v / reach:.1f}h{width:.3f}' for v in sorted(values))
+    return _plot(f'<path d="M0 50{stairs}V50z" fill="#2266bb"/><path d="M0 50H1000" stroke="#5d6b7c"/>',
+                 [f'{reach:+.0f}', '0', f'{-reach:+.0f}'],
+                 ['all frames, sorted by their difference in mIoU'])
 
 
 def _write_page(title: str, body: Sequence[str], path: Path) -> Path:
@@ -134,13 +151,21 @@ def _write_page(title: str, body: Sequence[str], path: Path) -> Path:
     return path
 
 
+def _required(result: dict[str, Any]) -> str:
+    return ''.join(f'<div class="{"met" if r["met"] else "trouble"}">'
+                   f'{"" if r["met"] else "Missed: "}{escape(r["text"])}</div>' for r in result['required'])
+
+
 def _cards(result: dict[str, Any]) -> str:
     total = result['latency_ms'].get('total') or {}
+    both = result['latency_ms'].get('with confidence') or {}
     cards = [('mIoU', number(result['miou'], ' %')), ('pixel accuracy', number(result['accuracy'], ' %')),
              ('boundary F1', number(result['boundary_f1'], ' %')), ('ECE', number(result['ece'], ' %')),
+             ('mean confidence', number(result['confidence'], ' %')),
              ('temporal consistency', number(result['consistency'], ' %')),
-             ('per frame, p50', number(total.get('p50'), ' ms', 1)),
-             ('per frame, p95', number(total.get('p95'), ' ms', 1)),
+             ('frame to labels, p50', number(total.get('p50'), ' ms', 1)),
+             ('frame to labels, p95', number(total.get('p95'), ' ms', 1)),
+             ('with confidence, p50', number(both.get('p50'), ' ms', 1)),
              ('frames scored' if result['counts'].get('scored') else 'frames',
               str(result['counts'].get('scored') or result['counts'].get('segmented', 0)))]
     return '<div class="cards">' + ''.join(
@@ -163,15 +188,29 @@ def _live(result: dict[str, Any]) -> str:
 
 def _classes(result: dict[str, Any], colors: dict[str, Any]) -> str:
     scored = bool(result['counts'].get('scored'))
-    more = '<th>IoU %</th><th class="bars"></th><th>boundary F1 %</th>' if scored else ''
-    rows = f'<tr><th>class</th>{more}<th>share %</th></tr>'
+    columns = [('IoU %', result['iou'])] if scored else []
+    more = [('boundary F1 %', result['boundary_f1_per_class'])] if scored else []
+    more += [('share %', result['shares']), ('confidence %', result['confidence_per_class']),
+             ('consistency %', result['consistency_per_class'])]
+    more = [(head, values) for head, values in more if any(v is not None for v in values.values())]
+    heads = ''.join(f'<th>{h}</th>' for h, _ in columns) + '<th class="bars"></th>' * scored \
+        + ''.join(f'<th>{h}</th>' for h, _ in more)
+    rows = f'<tr><th>class</th>{heads}</tr>'
     for name, color in colors.items():
-        iou, f1 = result['iou'][name], result['boundary_f1_per_class'][name]
-        if scored:
-            more = f'<td>{number(iou)}</td><td class="bars">{_bar(iou)}</td><td>{number(f1)}</td>'
-        rows += (f'<tr><td>{_swatch(_rgb(color))}{escape(name)}</td>{more}'
-                 f'<td>{number(result["shares"][name])}</td></tr>')
-    return f'<table>{rows}</table>'
+        cells = ''.join(f'<td>{number(v[name])}</td>' for _, v in columns)
+        cells += f'<td class="bars">{_bar(result["iou"][name])}</td>' if scored else ''
+        cells += ''.join(f'<td>{number(v[name])}</td>' for _, v in more)
+        rows += f'<tr><td>{_swatch(_rgb(color))}{escape(name)}</td>{cells}</tr>'
+    return f'<div class="wide"><table>{rows}</table></div>'
+
+
+def _groups(result: dict[str, Any]) -> str:
+    members = result['labels']['groups']
+    if all(v is None for v in result['group_iou'].values()):
+        return ''
+    rows = ''.join(f'<tr><td>{escape(g)} <small>{escape(", ".join(members[g]))}</small></td>'
+                   f'<td>{number(v)}</td></tr>' for g, v in result['group_iou'].items())
+    return f'<h2>Groups of classes</h2><table class="groups"><tr><th>group</th><th>IoU %</th></tr>{rows}</table>'
 
 
 def _bar(percent: float | None, color: str = 'var(--blue)') -> str:
@@ -191,52 +230,68 @@ def _columns(values: Sequence[float | None], count: int) -> list[tuple[float, fl
     return out
 
 
-def _x(i: float, count: int) -> float:
-    return LEFT + (WIDTH - LEFT - RIGHT) * i / max(1, count - 1)
+def _plot(inside: str, y: Sequence[str], x: Sequence[str], kind: str = '') -> str:
+    """
+    Frame a drawing of 1000 x 100 units that is stretched to the page's width.
+
+    `y`: labels from top to bottom. `x`: from left to right. They are text of the page, so that it stays
+    readable on a phone.
+    """
+    lines = ''.join(f'<path d="M0 {100 * i / (len(y) - 1):.1f}H1000" stroke="#d9dfe6"/>'
+                    for i in range(len(y)))
+    return (f'<div class="plot {kind}"><div class="y">' + ''.join(f'<span>{t}</span>' for t in y)
+            + '</div><svg viewBox="0 0 1000 100" preserveAspectRatio="none" role="img">'
+            f'{lines}{inside}</svg><div class="x">'
+            + ''.join(f'<span>{escape(t)}</span>' for t in x) + '</div></div>')
 
 
-def _y(value: float, top: float) -> float:
-    return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / top
+def _scale(top: float) -> list[str]:
+    return [f'{top * i / 4:g}' for i in (4, 3, 2, 1, 0)]
 
 
-def _axes(top: float, labels: Sequence[tuple[float, str]], unit: str = '') -> str:
-    lines = ''.join(
-        f'<path d="M{LEFT} {_y(v, top):.1f}H{WIDTH - RIGHT}" stroke="#d9dfe6"/>'
-        f'<text x="{LEFT - 4}" y="{_y(v, top) + 3:.1f}" text-anchor="end">{v:g}{unit}</text>'
-        for v in (0, top / 4, top / 2, 3 * top / 4, top))
-    return lines + ''.join(
-        f'<text x="{x:.1f}" y="{HEIGHT - 5}" text-anchor="{"start" if x < 60 else "end"}">{escape(t)}</text>'
-        for x, t in labels)
+def _starts(frames: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return the first stamp of each source: times are told from there on."""
+    out: dict[str, int] = {}
+    for f in frames:
+        out[f['source']] = min(f['stamp_ns'], out.get(f['source'], f['stamp_ns']))
+    return out
 
 
-def _svg(inside: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{inside}</svg>'
+def _clock(ns: int) -> str:
+    minutes, seconds = divmod(ns / 1e9, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f'{hours}:{minutes:02d}:{int(seconds):02d}' if hours else f'{minutes}:{seconds:04.1f}'
 
 
-def _time_labels(frames: Sequence[dict[str, Any]]) -> list[tuple[float, str]]:
-    first, last = frames[0], frames[-1]
-    return [(LEFT, f'{first["source"]} {first["stamp_ns"] / 1e9:.1f} s'),
-            (WIDTH - RIGHT, f'{last["source"]} {last["stamp_ns"] / 1e9:.1f} s')]
+def _times(frames: Sequence[dict[str, Any]]) -> list[str]:
+    """Label a time axis: times from the start of the source, which is named where there are several."""
+    starts = _starts(frames)
+    out = []
+    for i in range(min(5, len(frames))):
+        frame = frames[round(i * (len(frames) - 1) / max(1, min(4, len(frames) - 1)))]
+        name = f'{frame["source"]} ' if len(starts) > 1 else ''
+        out.append(name + _clock(frame['stamp_ns'] - starts[frame['source']]))
+    return out
 
 
-def _timeline(series: Sequence[tuple[str, str, Sequence[float | None]]], frames: Sequence[dict[str, Any]],
+def _timeline(series: Sequence[tuple[str, Sequence[float | None]]], frames: Sequence[dict[str, Any]],
               top: float = 100.0) -> str:
     if not frames:
         return '<p class="soft">No frames.</p>'
-    count = min(len(frames), WIDTH - LEFT - RIGHT)
-    inside = _axes(top, _time_labels(frames))
-    for _, color, values in series:
-        columns = [(_x(i, count), c) for i, c in enumerate(_columns(values, count))]
+    count = min(len(frames), COLUMNS)
+    inside = ''
+    for color, values in series:
+        columns = [(1000 * (i + 0.5) / count, c) for i, c in enumerate(_columns(values, count))]
         # A line of the means, which breaks where nothing was measured, over the span of all values.
         span = line = ''
         for i, (x, c) in enumerate(columns):
             if c:
-                start = 'L' if i and columns[i - 1][1] else 'M'
-                line += f'{start}{x:.1f} {_y(c[1], top):.1f}h.1'
-                span += f'M{x:.1f} {_y(c[0], top):.1f}V{_y(c[2], top):.1f}'
+                low, mean, high = (100 - 100 * v / top for v in c)
+                line += f'{"L" if i and columns[i - 1][1] else "M"}{x:.1f} {mean:.1f}h.1'
+                span += f'M{x:.1f} {low:.1f}V{high:.1f}'
         inside += (f'<path d="{span}" stroke="{color}" stroke-opacity=".25"/><path d="{line}" fill="none" '
-                   f'stroke="{color}" stroke-width="1.3" stroke-linecap="round"/>')
-    return _svg(inside)
+                   f'stroke="{color}" stroke-width="1.5" stroke-linecap="round"/>')
+    return _plot(inside, _scale(top), _times(frames))
 
 
 def _latency_line(frames: Sequence[dict[str, Any]]) -> str:
@@ -244,25 +299,37 @@ def _latency_line(frames: Sequence[dict[str, Any]]) -> str:
     known = [v for v in values if v is not None]
     if not known:
         return ''
-    top = max(1.0, 1.05 * max(known))
-    step = 10 ** (len(str(int(top))) - 1)
-    return '<p class="legend"><span>milliseconds per frame</span></p>' + _timeline(
-        [('ms', '#7a4fb5', values)], frames, float((int(top / step) + 1) * step))
+    return '<p class="legend"><span>milliseconds from frame to labels</span></p>' + _timeline(
+        [('#7a4fb5', values)], frames, _round(max(known)))
+
+
+def _round(top: float) -> float:
+    """Round up to a number that an axis can end at."""
+    step = 10 ** (len(str(int(max(1.0, top)))) - 1)
+    return float((int(1.05 * top / step) + 1) * step)
+
+
+def _bars(values: Sequence[float], left: str, right: str) -> str:
+    """Draw percentages as bars side by side."""
+    top, width = _round(max(values)), 1000 / len(values)
+    inside = ''.join(f'<rect x="{i * width + 1:.1f}" y="{100 - 100 * v / top:.2f}" width="{width - 2:.1f}" '
+                     f'height="{100 * v / top:.2f}" fill="#d9822b"/>' for i, v in enumerate(values))
+    return _plot(inside, _scale(top), [left, right])
 
 
 def _shares(frames: Sequence[dict[str, Any]], colors: Sequence[Any]) -> str:
     if not frames:
         return ''
-    count = min(len(frames), WIDTH - LEFT - RIGHT)
+    count = min(len(frames), COLUMNS)
     columns = [frames[i * len(frames) // count:(i + 1) * len(frames) // count] for i in range(count)]
     totals = [[sum(f['shares'][k] for f in part) for k in range(len(colors))] for part in columns]
     # The last class fills the plot; each class before it covers the plot up to its own sum.
-    inside, width = '', (WIDTH - LEFT - RIGHT) / count
+    inside, width = '', 1000 / count
     for k in reversed(range(len(colors))):
-        tops = [_y(sum(t[:k + 1]) / (sum(t) or 1), 1.0) for t in totals]
+        tops = [100 - 100 * sum(t[:k + 1]) / (sum(t) or 1) for t in totals]
         stairs = ''.join(f'V{y:.1f}h{width:.3f}' for y in tops)
-        inside += f'<path d="M{LEFT} {HEIGHT - BOTTOM}{stairs}V{HEIGHT - BOTTOM}z" fill="{_rgb(colors[k])}"/>'
-    return _svg(_axes(100.0, _time_labels(frames)) + inside)
+        inside += f'<path d="M0 100{stairs}V100z" fill="{_rgb(colors[k])}"/>'
+    return _plot(inside, _scale(100.0), _times(frames))
 
 
 def _heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
@@ -282,15 +349,13 @@ def _heat(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
 
 
 def _calibration(bins: Sequence[dict[str, float]]) -> str:
-    inside = _axes(100.0, [(LEFT, 'confidence 0 %'), (WIDTH - RIGHT, '100 %')])
-    span = WIDTH - LEFT - RIGHT
+    inside = ''
     for b in bins:
-        y, width = _y(100 * b['accuracy'], 100.0), span * (b['high'] - b['low']) - 1
-        inside += (f'<rect x="{LEFT + span * b["low"]:.1f}" y="{y:.1f}" width="{width:.1f}" '
-                   f'height="{HEIGHT - BOTTOM - y:.1f}" fill="#2266bb"/>')
-    inside += (f'<line x1="{LEFT}" y1="{_y(0, 100.0)}" x2="{WIDTH - RIGHT}" y2="{_y(100, 100.0)}" '
-               'stroke="#c0392b" stroke-dasharray="4 3"/>')
-    return _svg(inside)
+        width = 1000 * (b['high'] - b['low']) - 3
+        inside += (f'<rect x="{1000 * b["low"]:.1f}" y="{100 - 100 * b["accuracy"]:.1f}" width="{width:.1f}" '
+                   f'height="{100 * b["accuracy"]:.1f}" fill="#2266bb"/>')
+    inside += '<path d="M0 100L1000 0" stroke="#c0392b" stroke-dasharray="4 3"/>'
+    return _plot(inside, _scale(100.0), ['confidence 0 %', '100 %'], 'square')
 
 
 def _latency(stages: dict[str, dict[str, float]]) -> str:
@@ -304,14 +369,14 @@ def _latency(stages: dict[str, dict[str, float]]) -> str:
     return f'<table>{head}</table>'
 
 
-def _picture(picture: Picture, by: str) -> str:
+def _picture(picture: Picture, what: str, starts: Mapping[str, int]) -> str:
     tiles = ''
-    for name, data in picture.tiles.items():
-        kind = 'png' if data[:4] == b'\x89PNG' else 'jpeg'
-        source = f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
-        tiles += f'<figure><img alt="{name}" src="{source}"><figcaption>{name}</figcaption></figure>'
-    value = number(picture.value, ' %') if by == 'mIoU' else number(100 * picture.value, ' %')
-    return (f'<p>{escape(picture.source)}, frame {picture.index}: {by} {value}</p>'
+    for name in (n for n in TILES if n in picture.tiles):
+        source = f'data:image/jpeg;base64,{base64.b64encode(picture.tiles[name]).decode()}'
+        tiles += (f'<figure><img alt="{name}" src="{source}"><figcaption>{TILES[name]}</figcaption></figure>')
+    clock = _clock(picture.stamp_ns - starts.get(picture.source, picture.stamp_ns))
+    value = f': {what} {number(picture.value, " %")}' if what else ''
+    return (f'<p>{escape(picture.source)}, frame {picture.index}, at {clock}{value}</p>'
             f'<div class="tiles">{tiles}</div>')
 
 
@@ -322,6 +387,7 @@ def _origin(result: dict[str, Any]) -> str:
         about = [f'{k.replace("_", " ")}: {v}' for k, v in source.items() if k != 'name' and v]
         rows[source['name']] = '; '.join(about)
     rows['device'] = result['device']
+    rows['processor'] = f'{result["processor"]}, {result["cores"]} cores, load {result["load"]:g}'
     rows['versions'] = ', '.join(f'{k} {v}' for k, v in result['versions'].items())
     rows['options'] = ', '.join(f'{k}: {v}' for k, v in result['options'].items())
     return _definitions(rows)

@@ -4,7 +4,7 @@
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -86,7 +86,7 @@ class Task:
 
     `before`: the frame whose labels the first one's temporal consistency is measured from; None: there is
     none. `start`: where to read from. `partners`: for each frame, where its label lies on the label topic, or
-    the label's file, or None.
+    the label's file, or None. `samples`: the numbers of frames that the report shows.
     """
 
     bag: str
@@ -97,6 +97,7 @@ class Task:
     partners: tuple[MessageIndex | str | None, ...]
     truth: GroundTruthSource
     value_range: images.Range = 'full'
+    samples: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -104,7 +105,7 @@ class Recording:
     """
     What `index_bag` found in a bag: recording time, stamp and label of each frame.
 
-    `chosen`: the numbers of the frames that are used.
+    `chosen`: the numbers of the frames that are used. `samples`: of those that the report shows.
     """
 
     path: Path
@@ -117,6 +118,7 @@ class Recording:
     counts: dict[str, int]
     notes: list[str]
     sha256: str
+    samples: set[int] = field(default_factory=set)
 
     def tasks(self, size: int, value_range: images.Range = 'full', first: int = 0,
               last: int | None = None) -> list[Task]:
@@ -130,7 +132,8 @@ class Recording:
         befores = [self.chosen[f - 1] if f else None for f in firsts]
         starts = places(self.times, [self.chosen[f] if b is None else b for f, b in zip(firsts, befores)])
         return [Task(str(self.path), self.topic, tuple(numbers), before, start,
-                     tuple(self.partners[n] for n in numbers), self.truth, value_range)
+                     tuple(self.partners[n] for n in numbers), self.truth, value_range,
+                     frozenset(self.samples.intersection(numbers)))
                 for f, before, start in zip(firsts, befores, starts)
                 for numbers in [self.chosen[f:min(f + size, last)]]]
 
@@ -226,6 +229,21 @@ def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTru
                      bags.digest(path))
 
 
+def spread(stamps: Sequence[tuple[str, int]], count: int, apart_ns: int) -> list[int]:
+    """
+    Choose frames that lie evenly in all of them, each of a source at least `apart_ns` after the one before.
+
+    `stamps`: source and stamp of each frame. Returns at most `count` places.
+    """
+    out: list[int] = []
+    for i in range(min(count, len(stamps))):
+        place = (2 * i + 1) * len(stamps) // (2 * count)
+        (source, stamp), before = stamps[place], stamps[out[-1]] if out else ('', 0)
+        if place not in out and (source != before[0] or stamp - before[1] >= apart_ns):
+            out.append(place)
+    return out
+
+
 def match(stamps: Sequence[int], others: Sequence[int], tolerance: int) -> list[int | None]:
     """Pair each stamp (ns) with the index of the nearest other one within the tolerance, used once."""
     order = sorted(range(len(others)), key=lambda i: others[i])
@@ -271,7 +289,7 @@ def read(task: Task, labels: LabelSet) -> Iterator[RecordedFrame | Skip]:
                     msg = message.read()
                     frame = RecordedFrame(source, number, message.stamp_ns(),
                                           images.decode(msg, task.value_range), frame_id=msg.header.frame_id,
-                                          counted=counted)
+                                          counted=counted, sample=number in task.samples)
                 except (BagError, ImageError) as e:
                     yield Skip('failed' if counted else 'before', f'{source} frame {number}: {e}')
                 else:

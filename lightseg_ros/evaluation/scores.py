@@ -20,7 +20,7 @@ from ..metrics import ConfusionMatrix, LatencyStats
 CALIBRATION_BINS = 15
 # Frames further apart say nothing about stability: the scene itself has changed.
 MAX_GAP_NS = 500_000_000
-PICTURES = 4
+PICTURES, SAMPLES = 4, 6
 # Two pictures that are `apart` rule out at most their neighbours: three times as many are enough to choose.
 KEPT = 3 * PICTURES
 APART_NS = 2_000_000_000

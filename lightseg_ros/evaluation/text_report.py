@@ -23,7 +23,8 @@ TROUBLE = ('failed', 'truth_failed', 'bags_failed', 'bags_damaged')
 
 # Rows of a comparison: title; key of the result, of its counts or of its total latency; digits.
 FIGURES = (('mIoU %', 'miou', 2), ('pixel accuracy %', 'accuracy', 2), ('boundary F1 %', 'boundary_f1', 2),
-           ('ECE %', 'ece', 2), ('temporal consistency %', 'consistency', 2), ('frame p50 ms', 'p50', 1),
+           ('ECE %', 'ece', 2), ('temporal consistency %', 'consistency', 2),
+           ('mean confidence %', 'confidence', 2), ('frame p50 ms', 'p50', 1),
            ('frame p95 ms', 'p95', 1), ('frames segmented', 'segmented', 0), ('frames failed', 'failed', 0))
 
 
@@ -50,8 +51,12 @@ def text(result: dict[str, Any]) -> str:
     else:
         lines.append(f'{"class":<{width}}  {"share %":>7}')
         lines += [f'{n:<{width}}  {v:>7.2f}' for n, v in result['shares'].items()]
+    if any(v is not None for v in result['group_iou'].values()):
+        lines.append('IoU of groups: ' + ', '.join(f'{g} {number(v)} %' for g, v in result['group_iou'].items()))
     if result['consistency'] is not None:
         lines.append(f'temporal consistency {number(result["consistency"])} %')
+    if result['confidence'] is not None:
+        lines.append(f'mean confidence {number(result["confidence"])} %')
     if (t := result['latency_ms'].get('total')) and 'live' not in result:
         lines.append(f'message to labels: p50 {t["p50"]:.1f} ms, p95 {t["p95"]:.1f}, max {t["max"]:.1f} on '
                      f'{result["device"]}')
@@ -65,6 +70,7 @@ def text(result: dict[str, Any]) -> str:
             'played', 'returned', 'dropped', 'failed', 'not_received', 'not_returned')))
     lines.append(', '.join(f'{n} {COUNTS.get(k, k)}' for k, n in result['counts'].items() if n))
     lines += [f'  {s["count"]} x {s["what"]}: {s["first"]}' for s in result['skipped']]
+    lines += [f'{"met" if r["met"] else "MISSED"}: {r["text"]}' for r in result.get('required', [])]
     return '\n'.join(lines)
 
 
@@ -84,9 +90,11 @@ def compare_text(results: dict[str, dict[str, Any]], paired: dict[str, dict[str,
 
 
 def exit_code(result: dict[str, Any]) -> int:
-    """Return 130 if it was stopped; 3 if something was lost or could not be used; else 0."""
+    """Return 130: stopped; 4: a requirement is missed; 3: something was lost or could not be used; 0."""
     if result['counts'].get('not_reached'):
         return 130
+    if not all(r['met'] for r in result.get('required', [])):
+        return 4
     live = result.get('live') or {}
     lost = live.get('failed') or live.get('not_returned')
     return 3 if lost or any(result['counts'].get(key) for key in TROUBLE) else 0

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from .. import bags, images, weights
 from ..bags import Bag, NS
 from ..evaluation import recordings
-from ..evaluation.evaluate import Evaluation, EvaluationError, ModelSpec
+from ..evaluation.evaluate import choose_samples, Evaluation, EvaluationError, ModelSpec
 from ..evaluation.recordings import GroundTruthSource, RecordedFrame, Recording
-from ..evaluation.scores import Consistency, Scores
+from ..evaluation.scores import APART_NS, Consistency, Scores
 from ..footage import Footage, open_recording
 from ..labels import LabelSet
 from ..metrics import LatencyStats
@@ -117,6 +117,7 @@ def replay(path: Path, model: ModelSpec, live: Live, *, image_topic: str | None 
     """
     labels = weights.read_card(model.path).labels
     recording = recordings.index_bag(path, image_topic, truth)
+    choose_samples([recording], APART_NS)
     if not recording.times:
         raise EvaluationError(f'no frames in {path}: {recording.topic} holds no message')
     with open_recording(path, recording.truth.rate) as bag:
@@ -321,7 +322,7 @@ def _score(recording: Recording, collected: Collected, kept: Path, labels: Label
                 index, ids, confidence = result
                 stable = consistency.update(item.rgb, ids, item.stamp_ns)
                 scores.add(item.source, index, item.stamp_ns, item.rgb, ids, item.truth, confidence,
-                           {'total': collected.latency_ms[index]}, stable)
+                           {'total': collected.latency_ms[index]}, stable, item.sample)
                 result = next(returned, None)
             else:
                 scores.counts['missing'] += 1
