@@ -45,9 +45,9 @@ def stamped(measured):
             'model': {'network': 'laanet', 'dataset': 'camvid', 'weights': 'w.safetensors',
                       'sha256': 'c0ffee' * 10, 'resolution': '480x360', 'resize_mode': 'fit',
                       'precision': 'float32', 'backend': 'torch 2.13.0'},
-            'device': 'CPU', 'processor': 'Made-up 9000', 'cores': 2, 'load': 0.5, 'versions': {'lightseg_ros': '0.1.0'},
-            'sources': [{'name': 'a "bag" <1>', 'sha256': 'decade' * 10, 'frames': 41}]} | measured.result() | {
-                'required': []}
+            'device': 'CPU', 'processor': 'Made-up 9000', 'cores': 2, 'load': 0.5,
+            'required': [], 'versions': {'lightseg_ros': '0.1.0'},
+            'sources': [{'name': 'a "bag" <1>', 'sha256': 'decade' * 10, 'frames': 41}]} | measured.result()
 
 
 @pytest.fixture(scope='module')
@@ -75,12 +75,13 @@ def test_nothing_is_fetched(pages):
 def test_what_a_report_says(pages):
     text = pages[0].read_text()
     for what in ('c0ffee', 'decade', '2026-01-02', 'pedestrian', 'Confusion', 'Calibration', 'lowest mIoU',
-                 'highest mIoU', 'spread evenly', 'lowest confidence', 'Made-up 9000', 'traversable', '0:02.0',
-                 '<div class="trouble">Missed: miou is ', '<div class="met">consistency is 95 %', 'a &quot;bag&quot; &lt;1&gt;', '41 frames read', '1 × failed', 'batch: 1'):
+                 'highest mIoU', 'spread evenly', 'lowest confidence', 'Made-up 9000', 'traversable',
+                 '0:02.0', '<div class="trouble">Missed: miou is ', '<div class="met">consistency is 95 %',
+                 'a &quot;bag&quot; &lt;1&gt;', '41 frames read', '1 × failed', 'batch: 1'):
         assert what in text, what
-    # 40 frames at 10 Hz: of each album three lie two seconds apart, or two.
+    # 40 frames at 10 Hz: of each album two lie two seconds apart, or only one.
     assert {n: text.count(f'alt="{n}"') for n in html_report.TILES} == dict.fromkeys(
-        html_report.TILES, text.count('alt="frame"')) and 8 <= text.count('alt="frame"') <= 18
+        html_report.TILES, text.count('alt="frame"')) and 5 <= text.count('alt="frame"') <= 8
     blind = pages[1].read_text()
     assert 'Confusion' not in blind and 'IoU' not in blind
     assert 'mean confidence' in blind and 'lowest confidence' in blind and 'alt="confidence"' in blind

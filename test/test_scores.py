@@ -118,7 +118,8 @@ def add_frames(part, numbers):
         prediction = np.where(rng.random((60, 80)) < 0.1 * i, truth, guess)
         truth[:5] = VOID
         part.add('bag', i, i * 10 ** 8, texture(60, 80, i), prediction, truth if i != 4 else None,
-                 rng.integers(0, 256, (60, 80), dtype=np.uint8), {'network': i, 'total': 2.0 * i}, stability(10, i), i == 3)
+                 rng.integers(0, 256, (60, 80), dtype=np.uint8), {'network': i, 'total': 2.0 * i},
+                 stability(10, i), i == 3)
         part.skip('failed', f'frame {i}: broken')
 
 

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import datasets, images
+    from .. import datasets, images, weights
     from ..evaluation import evaluate
     if bool(args.bags) == bool(args.data):
         raise evaluate.EvaluationError('name bags, or a data set with --data; one of the two')
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     truth, selection = scoring.truth_from(args), scoring.selection_from(args)
     value_range, model = images.parse_range(args.value_range), scoring.model_from(args)
     required = scoring.requirements_from(args, bool(truth or args.data))
-    model.path  # names a model that is not there
+    weights.resolve(args.model)
     scoring.check_outputs(args)
     if args.data:
         dataset = datasets.load(args.data, args.split, args.data_root)

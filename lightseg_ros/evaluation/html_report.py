@@ -52,7 +52,8 @@ figcaption { font-size: .75em; color: var(--soft); } dt { font-weight: 600; } dd
 """
 COLUMNS = 600  # most points of a curve
 # Name in Scores.pictures() -> heading, what its values are.
-ALBUMS = {'sampled': ('Frames spread evenly', ''), 'unsure': ('Frames of the lowest confidence', 'confidence'),
+ALBUMS = {'sampled': ('Frames spread evenly', ''),
+          'unsure': ('Frames of the lowest confidence', 'confidence'),
           'worst': ('Frames of the lowest mIoU', 'mIoU'), 'best': ('Frames of the highest mIoU', 'mIoU')}
 TILES = {'frame': 'frame', 'truth': 'ground truth', 'overlay': 'labels', 'confidence': 'confidence',
          'error': 'errors red, void grey'}
@@ -72,8 +73,8 @@ def write_html(result: dict[str, Any], pictures: Mapping[str, Sequence[Picture]]
         _required(result), _cards(result), _trouble(result), _live(result), '<h2>Classes</h2>',
         _classes(result, colors), _groups(result)]
     if result['confidence_shares']:
-        body += ['<h2>Confidence</h2><p class="soft">Percent of all pixels at each confidence. Without ground '
-                 'truth it tells where the network hesitates, not whether it is right.</p>',
+        body += ['<h2>Confidence</h2><p class="soft">Percent of all pixels at each confidence. Without '
+                 'ground truth it tells where the network hesitates, not whether it is right.</p>',
                  _bars(result['confidence_shares'], 'confidence 0 %', '100 %')]
     confidence = [None if f['confidence'] is None else 100 * f['confidence'] for f in frames]
     measured: list[tuple[str, str, list[float | None]]] = [
@@ -210,7 +211,7 @@ def _groups(result: dict[str, Any]) -> str:
         return ''
     rows = ''.join(f'<tr><td>{escape(g)} <small>{escape(", ".join(members[g]))}</small></td>'
                    f'<td>{number(v)}</td></tr>' for g, v in result['group_iou'].items())
-    return f'<h2>Groups of classes</h2><table class="groups"><tr><th>group</th><th>IoU %</th></tr>{rows}</table>'
+    return f'<h2>Groups of classes</h2><table><tr><th>group</th><th>IoU %</th></tr>{rows}</table>'
 
 
 def _bar(percent: float | None, color: str = 'var(--blue)') -> str:

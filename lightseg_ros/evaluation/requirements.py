@@ -33,7 +33,7 @@ class Requirement:
         return self.figure + (f'.{self.of}' if self.of else '')
 
     def check(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Compare with a result; returns `name`, `limit`, `value` (None: not measured), `met` and a `text`."""
+        """Compare with a result: `name`, `limit`, `value` (None: not measured), `met`, and a `text`."""
         _, more, unit = FIGURES[self.figure]
         if self.of:
             groups = result['group_iou'] if self.figure == 'iou' else {}
@@ -63,7 +63,8 @@ def _parse(text: str, labels: LabelSet, has_truth: bool) -> Requirement:
     names = [*labels.names, *(labels.groups if figure == 'iou' else ())] if figure in PER_CLASS else []
     if of and of not in names:
         raise RequirementError(f'--require {text}: {figure} of {of!r} is not measured; '
-                               + (f'expected one of {", ".join(names)}' if names else f'write {figure}=LIMIT'))
+                               + (f'expected one of {", ".join(names)}' if names else
+                                  f'write {figure}=LIMIT'))
     needs_truth, _, unit = FIGURES[figure]
     try:
         limit = float(number)

@@ -52,7 +52,8 @@ def text(result: dict[str, Any]) -> str:
         lines.append(f'{"class":<{width}}  {"share %":>7}')
         lines += [f'{n:<{width}}  {v:>7.2f}' for n, v in result['shares'].items()]
     if any(v is not None for v in result['group_iou'].values()):
-        lines.append('IoU of groups: ' + ', '.join(f'{g} {number(v)} %' for g, v in result['group_iou'].items()))
+        lines.append('IoU of groups: ' + ', '.join(f'{g} {number(v)} %'
+                                                   for g, v in result['group_iou'].items()))
     if result['consistency'] is not None:
         lines.append(f'temporal consistency {number(result["consistency"])} %')
     if result['confidence'] is not None:
