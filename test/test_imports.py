@@ -21,8 +21,8 @@ MAY = {
     'labels': {'files'},
     'health': {'metrics'},
     'points': {'images'},
-    'mcap_repair': set(),
-    'bags': {'files', 'images', 'labels', 'mcap_repair', 'pictures'},
+    'bag_files': set(),
+    'bags': {'files', 'images', 'labels', 'bag_files', 'pictures'},
     'networks': {'sizes'},
     'weights': {'files', 'labels', 'networks', 'sizes'},
     'datasets': {'files', 'labels', 'pictures', 'sizes'},
@@ -44,7 +44,7 @@ MAY = {
             'live', 'machine', 'networks', 'sizes', 'synthetic', 'training', 'weights'},
 }
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.
-LIGHT = ('texts', 'files', 'labels', 'images', 'pictures', 'latest', 'health', 'machine', 'mcap_repair',
+LIGHT = ('texts', 'files', 'labels', 'images', 'pictures', 'latest', 'health', 'machine', 'bag_files',
          'metrics', 'sizes', 'sources', 'bags', 'points', 'datasets', 'synthetic', 'evaluation.recordings',
          'evaluation.scores', 'evaluation.text_report', 'evaluation.html_report')
 
