@@ -21,6 +21,7 @@ MAY = {
     'labels': {'files'},
     'health': {'metrics'},
     'points': {'images'},
+    'framing': {'pictures'},
     'bag_files': set(),
     'bags': {'files', 'images', 'labels', 'bag_files', 'pictures'},
     'networks': {'sizes'},
@@ -36,8 +37,8 @@ MAY = {
                    'metrics', 'networks', 'pictures', 'sizes', 'weights'},
     'benchmark': {'datasets', 'files', 'inference', 'info', 'labels', 'machine', 'metrics', 'networks',
                   'sizes', 'synthetic', 'weights'},
-    'nodes': {'files', 'health', 'images', 'inference', 'labels', 'latest', 'machine', 'metrics', 'points',
-              'sizes', 'sources', 'weights'},
+    'nodes': {'files', 'framing', 'health', 'images', 'inference', 'labels', 'latest', 'machine', 'metrics',
+              'points', 'sizes', 'sources', 'weights'},
     'live': {'bags', 'benchmark', 'datasets', 'evaluation', 'files', 'health', 'images', 'inference',
              'labels', 'machine', 'metrics', 'nodes', 'sizes', 'sources', 'synthetic', 'weights'},
     'cli': {'bags', 'benchmark', 'datasets', 'evaluation', 'files', 'images', 'inference', 'info', 'labels',
@@ -45,8 +46,8 @@ MAY = {
 }
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.
 LIGHT = ('texts', 'files', 'labels', 'images', 'pictures', 'latest', 'health', 'machine', 'bag_files',
-         'metrics', 'sizes', 'sources', 'bags', 'points', 'datasets', 'synthetic', 'evaluation.recordings',
-         'evaluation.scores', 'evaluation.text_report', 'evaluation.html_report')
+         'metrics', 'sizes', 'sources', 'bags', 'points', 'framing', 'datasets', 'synthetic',
+         'evaluation.recordings', 'evaluation.scores', 'evaluation.text_report', 'evaluation.html_report')
 
 
 def modules() -> dict[str, Path]:
