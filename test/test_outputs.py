@@ -226,12 +226,12 @@ def test_what_exceeds_the_rate_is_left_alone_and_counted(tester):
 
 @pytest.mark.parametrize(('camera_hz', 'max_hz', 'expected'), [
     (30.0, 10.0, 100), (30.0, 29.0, 290), (30.0, 7.0, 70), (15.0, 20.0, 150), (30.0, 0.0, 300)])
-def test_the_mean_rate_is_exact_for_an_unsteady_camera(camera_hz, max_hz, expected):
+def test_the_mean_rate_holds_for_an_unsteady_camera(camera_hz, max_hz, expected):
     limit = RateLimit()
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, round(10 * camera_hz))
     times = 1000 + (np.arange(jitter.size) + jitter) / camera_hz
     taken = [t for t in times if limit.is_due(max_hz, t)]
-    assert abs(len(taken) - expected) <= 2 and len(taken) + limit.left_out == jitter.size
+    assert abs(len(taken) - expected) <= 0.02 * expected and len(taken) + limit.left_out == jitter.size
 
 
 def test_one_of_several_cameras_is_upside_down(ros, random_weights, reference, tmp_path):
