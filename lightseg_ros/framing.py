@@ -14,8 +14,10 @@ import cv2
 import numpy as np
 
 from . import pictures
+from .files import read_small
 from .pictures import PictureError
 
+MAX_FILE = 1 << 26  # bytes of a mask
 VOID = 255  # the label of a pixel that nothing is said about
 ROTATIONS = (0, 90, 180, 270)
 TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
@@ -73,10 +75,13 @@ class Framing:
         self._scaled: np.ndarray | None = None  # the same at the size of the last image
         if mask:
             try:
-                picture = pictures.read(Path(mask).expanduser())
+                picture = pictures.decode(read_small(Path(mask).expanduser(), MAX_FILE), upright=True)
+            except OSError as e:
+                raise FramingError(f'mask {mask!r} cannot be read: {e.strerror or e}') from e
             except PictureError as e:
-                raise FramingError(f'mask {e}') from e
-            self._mask = np.where(picture.max(2) < 128, VOID, 0).astype(np.uint8)
+                raise FramingError(f'mask {mask!r} is no picture: {e}') from e
+            white = picture >= 32768 if picture.ndim == 2 else picture.max(2) >= 128  # 16 or 8 bits
+            self._mask = np.where(white, 0, VOID).astype(np.uint8)
 
     @property
     def changes_labels(self) -> bool:

@@ -105,7 +105,7 @@ class LabelSet:
             return {name: tuple(self.names[i] for i in self.group_ids(name)) for name in names if name}
         chosen: dict[str, tuple[str, ...]] = {}
         for name, members in self.groups.items():
-            if not {m for others in chosen.values() for m in others} & set(members):
+            if members and not {m for others in chosen.values() for m in others} & set(members):
                 chosen[name] = tuple(members)
         return chosen
 
@@ -191,16 +191,16 @@ def _shown(value: Any) -> str:
 
 def _read_groups(path: Path) -> dict[str, tuple[str, ...]]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(read_small(path, MAX_FILE).decode())
     except OSError as e:
-        raise LabelError(f'groups file {str(path)!r} cannot be read: {e.strerror or e}') from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise LabelError(f'groups file {str(path)!r} is not YAML: {" ".join(str(e).split())}') from e
+        raise LabelError(f'groups file {_shown(str(path))} cannot be read: {e.strerror or e}') from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise LabelError(f'groups file {_shown(str(path))} is not YAML: {one_line(e)}') from e
     groups = tree.get('groups', tree) if isinstance(tree, dict) else None
     if not isinstance(groups, dict) or not all(
             isinstance(members, list) and all(isinstance(m, str) for m in members)
             for members in groups.values()):
-        raise LabelError(f'groups file {str(path)!r} holds no groups; expected lines such as '
+        raise LabelError(f'groups file {_shown(str(path))} holds no groups; expected lines such as '
                          '"traversable: [road, sidewalk]"')
     return {str(name): tuple(members) for name, members in groups.items()}
 

@@ -52,6 +52,14 @@ def test_nothing_is_copied_without_need():
     assert np.shares_memory(Framing(0, REGION).seen(FRAME), FRAME)
 
 
+def test_a_mask_may_have_16_bits(mask, tmp_path):
+    deep = cv2.imread(mask, cv2.IMREAD_GRAYSCALE).astype(np.uint16) * 257
+    cv2.imwrite(str(tmp_path / 'deep.png'), deep)
+    ids = np.zeros((40, 60), np.uint8)
+    assert (Framing(0, None, str(tmp_path / 'deep.png')).labels(ids, 40, 60) ==
+            Framing(0, None, mask).labels(ids, 40, 60)).all()
+
+
 @pytest.mark.parametrize('rotation', [0, 90])
 def test_a_mask_is_in_the_camera_s_image(mask, rotation):
     framing = Framing(rotation, None, mask)
@@ -76,8 +84,8 @@ def test_errors_say_what_is_expected(mask, tmp_path):
         Framing(0, REGION).seen(FRAME[:, :39])
     with pytest.raises(FramingError, match='has 30x20 pixels, the image 40x40; expected the same aspect'):
         Framing(0, None, mask).seen(FRAME[:, :40])
-    with pytest.raises(FramingError, match='none.png: No such file'):
+    with pytest.raises(FramingError, match="none.png' cannot be read: No such file"):
         Framing(0, None, str(tmp_path / 'none.png'))
     (tmp_path / 'text.png').write_text('no picture')
-    with pytest.raises(FramingError, match='text.png is not a readable image'):
+    with pytest.raises(FramingError, match="text.png' is no picture"):
         Framing(0, None, str(tmp_path / 'text.png'))

@@ -21,7 +21,7 @@ MAY = {
     'labels': {'files'},
     'health': {'metrics'},
     'points': {'images'},
-    'framing': {'pictures'},
+    'framing': {'files', 'pictures'},
     'bag_files': set(),
     'bags': {'files', 'images', 'labels', 'bag_files', 'pictures'},
     'networks': {'sizes'},

@@ -183,7 +183,7 @@ def test_rotation_region_and_mask_come_back_in_the_camera_s_image(tester, refere
 
     for name, value, words in (('rotation', '45', "rotation is '45'; expected one of 0, 90, 180, 270"),
                                ('roi', '10x10', "roi is '10x10'; expected WIDTHxHEIGHT.X.Y"),
-                               ('mask', 'none.png', 'none.png: No such file')):
+                               ('mask', 'none.png', "'none.png' cannot be read: No such file")):
         answer = set_parameter(tester, name, text(value))
         assert not answer.successful and words.replace('.X.Y', '') in answer.reason
     # A region that the image does not contain: the frame fails with the reason, the node goes on.

@@ -225,8 +225,8 @@ class SegmentationNode(LifecycleNode):
                     self._follow(plan)
                 if new.model != self._settings.model and new.weights:
                     self.get_logger().warning(one_line(
-                        f"model {new.model!r} has no effect yet: parameter 'weights' is {new.weights!r}, which "
-                        "takes precedence until it is ''"))
+                        f"model {new.model!r} has no effect yet: parameter 'weights' is {new.weights!r}, "
+                        "which takes precedence until it is ''"))
             self._live.overlay_alpha = new.overlay_alpha
         self._settings = new
         self._update_subscriptions()
