@@ -22,8 +22,8 @@ EXTRAS = {
     'cpu': ['numba', 'openvino'],
     # Learning curves, and the plot of `lightseg bench`.
     'train': ['matplotlib'],
-    # Bags.
-    'eval': ['rosbags>=0.11'],
+    # Bags; av decodes H.264 and H.265 in them. rosbags needs lz4 and zstd too.
+    'eval': ['av', 'backports.zstd; python_version < "3.14"', 'lz4', 'rosbags>=0.11'],
     # ONNX files, and the backend onnxruntime.
     'export': ['onnx', 'onnxruntime', 'onnxscript'],
     # ROS 2 Kilted from PyPI: x86-64 Linux, CPython 3.10 to 3.14.

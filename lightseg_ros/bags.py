@@ -1,33 +1,31 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Read and write bags without ROS, one message at a time: ROS 2 sqlite3 and mcap, and ROS 1, by rosbags."""
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, ExitStack, suppress
+"""Read and write bags without ROS, one message at a time: ROS 2 sqlite3 and mcap, and ROS 1."""
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-import functools
 import hashlib
 import os
 from pathlib import Path
 import re
 import shutil
-import sqlite3
 import struct
 import tempfile
-from typing import Any, TypeAlias
+from typing import Any
 
 import cv2
 import numpy as np
 from rosbags.interfaces import Connection
-from rosbags.rosbag1 import Reader as Reader1
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
-from rosbags.rosbag2 import Reader as Reader2
 from rosbags.rosbag2 import Writer as Writer2
 from rosbags.rosbag2.enums import CompressionFormat
 from rosbags.typesys import get_typestore, Stores
+import yaml
 
-from . import images, pictures
+from . import bag_files, images, pictures
+from .bag_files import BagFile, NS
 from .labels import LabelSet
-from .mcap_repair import indexed_copy, is_complete
 from .pictures import PictureError
 
 # The message definitions that we need are the same in every ROS 2 distribution. A bag's own definitions are
@@ -35,9 +33,8 @@ from .pictures import PictureError
 ROS1, ROS2 = get_typestore(Stores.ROS1_NOETIC), get_typestore(Stores.ROS2_HUMBLE)
 TYPES = ROS2.types
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
-NS = 10 ** 9
-# path, size, time of modification -> folder of the copy, note
-Repair: TypeAlias = Callable[[Path, int, int], tuple[tempfile.TemporaryDirectory, str]]
+# A folder's files with these names are parts of a bag, whatever they hold.
+SUFFIXES = ('.mcap', '.db3', '.zstd')
 
 
 class BagError(ValueError):
@@ -51,39 +48,56 @@ class Topic:
     name: str
     type: str
     count: int
+    encoding: str = 'cdr'
+
+    @property
+    def is_image(self) -> bool:
+        """Whether its messages can be decoded to images."""
+        return self.encoding in ('cdr', 'ros1') and self.type in IMAGE_TYPES
+
+    def __str__(self) -> str:
+        kind = self.type.replace('/msg/', '/').removeprefix('sensor_msgs/') or 'of no type'
+        encoding = '' if self.encoding in ('cdr', 'ros1') else f' in {self.encoding}'
+        return f'{self.name} ({kind}{encoding}, {self.count} messages)'
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A message as the bag stores it. `time_ns`: when it was recorded. `raw`: CDR, or ROS 1's own format."""
+    """
+    A message as the bag stores it. `time_ns`: when it was recorded.
+
+    `encoding`: of `raw`, 'cdr' or 'ros1'.
+    """
 
     topic: str
     type: str
     time_ns: int
     raw: bytes
-    ros1: bool = False
+    encoding: str = 'cdr'
 
     def read(self) -> Any:
         """Deserialize it; `BagError` where the bytes are not that type's."""
         try:
-            return (ROS1.deserialize_ros1 if self.ros1 else ROS2.deserialize_cdr)(self.raw, self.type)
+            if self.encoding == 'ros1':
+                return ROS1.deserialize_ros1(self.raw, self.type)
+            return ROS2.deserialize_cdr(self.raw, self.type)
         except Exception as e:  # broken bytes raise all sorts of errors in there
-            raise BagError(f'{self.topic}: a message of {len(self.raw)} bytes is no {self.type} ({e})') from e
+            raise self._broken(e) from e
 
     def cdr(self) -> bytes:
         """Return the message as a ROS 2 publisher sends it; `BagError` as for `read`."""
-        if not self.ros1:
+        if self.encoding == 'cdr':
             return self.raw
         try:
             # With the definitions of ROS 2 this leaves out the sequence number of a ROS 1 header.
             return bytes(ROS2.ros1_to_cdr(self.raw, self.type))
         except Exception as e:  # broken bytes raise all sorts of errors in there
-            raise BagError(f'{self.topic}: a message of {len(self.raw)} bytes is no {self.type} ({e})') from e
+            raise self._broken(e) from e
 
     def stamp_ns(self) -> int:
         """Return the stamp of the message's header in ns, or `time_ns` where it is 0, that is, not set."""
         try:
-            if self.ros1:
+            if self.encoding == 'ros1':
                 sec, nanosec = struct.unpack_from('<II', self.raw, 4)
             else:
                 sec, nanosec = struct.unpack_from('<iI' if self.raw[1] & 1 else '>iI', self.raw, 4)
@@ -91,28 +105,43 @@ class Recorded:
             return self.time_ns
         return sec * NS + nanosec or self.time_ns
 
+    def _broken(self, e: Exception) -> BagError:
+        return BagError(f'{self.topic}: a message of {len(self.raw)} bytes is no {self.type} ({e})')
+
 
 class Bag:
     """
     A bag, open for reading: a folder or file of rosbag2 (sqlite3, mcap), or a ROS 1 `.bag`.
 
-    A folder that lost its metadata.yaml, and an mcap file that was cut short, are read as far as they go:
-    `notes` says so. `BagError` for what can't be read. Use it in a `with` statement.
+    Files are recognised by what they hold, not by their names. What a recorder did not finish, what is
+    damaged and what is missing is left out: `notes` says so, and gains notes while messages are read.
+    `BagError` for what can't be read at all. Use it in a `with` statement.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.notes: list[str] = []
+        self._files: list[tuple[str, BagFile]] = []
         self._stack = ExitStack()
         try:
-            self._readers = self._open(self.path)
+            if self.path.is_dir():
+                self._open_folder()
+            else:
+                self._open_file(self.path)
         except BaseException:
             self._stack.close()
             raise
+        self._collect_notes()
         self.topics: dict[str, Topic] = {}
-        for c in (c for r in self._readers for c in r.connections):
-            known = self.topics.get(c.topic)
-            self.topics[c.topic] = Topic(c.topic, c.msgtype, c.msgcount + (known.count if known else 0))
+        for topic in (_topic(c) for _, f in self._files for c in f.channels.values()):
+            known = self.topics.get(topic.name, topic)
+            if (known.type, known.encoding) != (topic.type, topic.encoding):
+                # One name, two kinds of messages: the images are what we are here for.
+                topic = topic if topic.is_image and not known.is_image else known
+            elif known is not topic:
+                topic = Topic(topic.name, topic.type, known.count + topic.count, topic.encoding)
+            self.topics[topic.name] = topic
+        self._check_counts()
 
     def __enter__(self) -> 'Bag':
         return self
@@ -121,97 +150,161 @@ class Bag:
         self._stack.close()
 
     def image_topic(self, wanted: str | None = None, exclude: Sequence[str] = ()) -> Topic:
-        """Find the image topic: `wanted`, or the bag's only one; `BagError` lists those of the bag."""
-        found = [t for t in self.topics.values() if t.type in IMAGE_TYPES and t.name not in exclude]
+        """Find the image topic: `wanted`, or the bag's only one; `BagError` says which topics there are."""
+        found = [t for t in self.topics.values() if t.is_image and t.name not in exclude]
         if wanted is not None:
             found = [t for t in found if t.name == wanted]
+        else:
+            # Depth is compressed under the same type. A topic without messages is no choice beside another.
+            found = [t for t in found if not t.name.endswith('/compressedDepth')] or found
+            found = [t for t in found if t.count] or found
         if len(found) == 1:
             return found[0]
-        known = ', '.join(f'{t.name} ({t.type.rsplit("/", 1)[1]}, {t.count} messages)'
-                          for t in self.topics.values() if t.type in IMAGE_TYPES) or 'none'
-        what = 'several image topics' if found else f'no image topic {wanted or ""}'.rstrip()
-        raise BagError(f'{self.path} has {what}; its image topics: {known}'
-                       + ('. Name one with --image-topic' if found else ''))
+        known = [t for t in self.topics.values() if t.is_image]
+        if found:
+            raise BagError(f'{self.path} has several image topics: {_listed(found)}. Name one with '
+                           '--image-topic')
+        if known and wanted:
+            other = f'it has {self.topics[wanted]}, and ' if wanted in self.topics else ''
+            raise BagError(f'{self.path} has no image topic {wanted}; {other}its image topics: '
+                           + _listed(known))
+        raise BagError(f'{self.path} has no image topic{f" {wanted}" if wanted else ""}; it has '
+                       + _listed(self.topics.values()))
 
     def messages(self, *topics: str, start_ns: int | None = None) -> Iterator[Recorded]:
         """Yield messages by recording time, from `start_ns` on; `BagError` where the bag breaks off."""
-        count = 0
+        found: Counter[str] = Counter()
         try:
-            for reader in self._readers:
-                wanted = [c for c in reader.connections if c.topic in topics]
-                for c, time_ns, raw in reader.messages(wanted, start_ns) if wanted else ():
-                    yield Recorded(c.topic, c.msgtype, time_ns, bytes(raw), isinstance(reader, Reader1))
-                    count += 1
+            for _, file in self._files:
+                wanted = {number: t for number, c in file.channels.items()
+                          if (t := self.topics[c.topic]).name in topics
+                          and (t.type, t.encoding) == (_topic(c).type, c.encoding)}
+                for number, time_ns, data in file.messages(wanted, start_ns) if wanted else ():
+                    topic, raw = wanted[number], bytes(data)
+                    if raw.startswith(bag_files.ZSTD) and topic.encoding == 'cdr':
+                        # Compressed one by one; CDR begins with a zero. What does not decompress is broken.
+                        with suppress(bag_files.DamagedError):
+                            raw = bag_files.decompressed(raw)
+                    yield Recorded(topic.name, topic.type, time_ns, raw, topic.encoding)
+                    found[topic.name] += 1
         except Exception as e:  # every storage format has its own errors
-            raise BagError(f'{self.path} breaks off after {count} messages: {_text(e)}') from e
+            raise BagError(f'{self.path} breaks off after {found.total()} messages: {_text(e)}') from e
+        finally:
+            self._collect_notes()
+        if start_ns is None:
+            for name in topics:
+                if name in self.topics and found[name] != self.topics[name].count:
+                    self._note(f'{self.path.name}: states {self.topics[name].count} messages on {name}; '
+                               f'{found[name]} can be read')
 
-    def _open(self, path: Path) -> list[Any]:
-        if path.is_dir() and not (path / 'metadata.yaml').is_file():
-            parts = [p for p in path.iterdir() if p.suffix in ('.mcap', '.db3')]
-            if not parts:
-                raise BagError(f'{path} is not a bag: expected metadata.yaml, .mcap or .db3 files in it')
-            self.notes.append(f'{path.name}: no metadata.yaml, its files are read by name')
-            return [r for p in sorted(parts, key=_by_number) for r in self._open(p)]
-        if path.is_dir():
-            parts = sorted((p for p in path.iterdir() if p.suffix in ('.mcap', '.db3')), key=_by_number)
-            if any(_repair_of(p) for p in parts):
-                return [r for p in parts for r in self._open(p)]
-        elif repair := _repair_of(path):
-            path = self._repaired(path, repair)
+    def _open_file(self, path: Path) -> None:
         try:
-            reader = Reader1(path) if path.suffix == '.bag' and path.is_file() else Reader2(path)
-            reader.open()
-        except Exception as e:  # every storage format has its own errors
-            raise BagError(f'{self.path} does not open as a bag: {_text(e)}') from e
-        self._stack.callback(reader.close)
-        return [reader]
+            found = path.stat()
+            if not found.st_size:
+                raise bag_files.DamagedError('it is empty')
+            with open(path, 'rb') as f:
+                start = f.read(16)
+            if start.startswith(bag_files.ZSTD):
+                folder, note = bag_files.decompressed_copy(path, found.st_size, found.st_mtime_ns)
+                self._stack.callback(lambda: folder)  # keeps the folder as long as this bag is open
+                if note:
+                    self._note(f'{path.name}: {note}')
+                path = Path(folder.name) / path.stem
+            kind = bag_files.kind(path)
+            if not kind:
+                raise bag_files.DamagedError(f'it starts with {start!r}; expected an mcap, sqlite3 (.db3) or '
+                                             'ROS 1 (.bag, version 2.0) file')
+            file = kind(path)
+        except (OSError, bag_files.DamagedError) as e:
+            raise BagError(f'{path} does not open as a bag: {_text(e)}') from e
+        self._stack.callback(file.close)
+        self._files.append((path.name, file))
 
-    def _repaired(self, path: Path, repair: Repair) -> Path:
-        """Return a readable copy of a file that a recorder did not finish."""
-        found = path.stat()
+    def _open_folder(self) -> None:
+        """Open the files that metadata.yaml names and, where some of these are missing, all others."""
+        parts = {p.name.removesuffix('.zstd'): p for p in sorted(self.path.iterdir(), key=_by_number)
+                 if p.is_file() and not p.name.startswith('.') and _is_part(p)}
+        listed = self._metadata()
+        if not parts:
+            raise BagError(f'{self.path} is not a bag: expected '
+                           + (f'the files that its metadata.yaml names ({", ".join(listed)})' if listed else
+                              'metadata.yaml, .mcap or .db3 files in it'))
+        missing = [n for n in listed if n.removesuffix('.zstd') not in parts]
+        others = [n for n in parts if n not in [m.removesuffix('.zstd') for m in listed]]
+        chosen = list(parts)
+        if listed and not missing:
+            chosen = [n.removesuffix('.zstd') for n in listed]
+            if others:
+                self._note(f'{self.path.name}: {", ".join(others)} left out, metadata.yaml does not name it')
+        elif missing:
+            self._note(f'{self.path.name}: metadata.yaml names {", ".join(missing)}, which is not there'
+                       + (f'; {", ".join(others)} is read instead' if others else ''))
+        for name in chosen:
+            try:
+                self._open_file(parts[name])
+            except BagError as e:
+                if len(chosen) == 1:
+                    raise
+                self._note(str(e))
+        if not self._files:
+            raise BagError(f'{self.path} does not open as a bag: {self.notes[-1]}')
+
+    def _metadata(self) -> list[str]:
+        """Read metadata.yaml: keep the counts of messages; return the names of the files."""
+        self._stated: dict[str, int] = {}
+        path = self.path / 'metadata.yaml'
+        if not path.is_file():
+            self._note(f'{self.path.name}: no metadata.yaml, its files are read by name')
+            return []
         try:
-            folder, note = repair(path, found.st_size, found.st_mtime_ns)
-        except (OSError, sqlite3.Error) as e:
-            raise BagError(f'{path} was not finished by its recorder, and the copy that is needed to read it '
-                           f'can not be made: {_text(e)}') from e
-        self._stack.callback(lambda: folder)  # keeps the folder as long as this bag is open
-        self.notes.append(f'{path.name}: {note}')
-        return Path(folder.name) / path.name
+            metadata = yaml.safe_load(path.read_text())['rosbag2_bagfile_information']
+            listed = [Path(name).name for name in metadata['relative_file_paths']]
+            self._stated = {t['topic_metadata']['name']: int(t['message_count'])
+                            for t in metadata['topics_with_message_count']}
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as e:
+            self._note(f'{self.path.name}: its metadata.yaml is empty or broken and not used '
+                       f'({type(e).__name__}), its files are read by name')
+            return []
+        compression = metadata.get('compression_format') or 'zstd'
+        if metadata.get('compression_mode') and compression != 'zstd':
+            self._note(f'{self.path.name}: compressed with {compression}; only zstd can be decompressed')
+        return listed
+
+    def _check_counts(self) -> None:
+        """Compare what metadata.yaml counts with what its files state."""
+        if not self.path.is_dir():
+            return
+        found = Counter({t.name: t.count for t in self.topics.values()})
+        wrong = [f'{n} messages on {name}; its files hold {found[name]}'
+                 for name, n in self._stated.items() if n != found[name]]
+        if wrong:
+            self._note(f'{self.path.name}: metadata.yaml counts {", and ".join(wrong)}')
+
+    def _collect_notes(self) -> None:
+        for name, file in self._files:
+            for note in file.notes:
+                self._note(f'{name}: {note}')
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
 
-def _repair_of(path: Path) -> Repair | None:
-    """Return what makes a readable copy of a file that its recorder did not finish; None for whole files."""
-    if not path.is_file():
-        return None
-    if path.suffix == '.mcap' and not is_complete(path):
-        return indexed_copy
-    if path.suffix == '.db3' and any(p.is_file() and p.stat().st_size for p in journals(path)):
-        return checkpointed_copy
-    return None
+def _topic(channel: bag_files.Channel) -> Topic:
+    kind = channel.type
+    if channel.encoding in ('cdr', 'ros1') and kind.count('/') == 1:
+        kind = kind.replace('/', '/msg/')  # as ROS 1 and some recorders write it
+    return Topic(channel.topic, kind, channel.count, channel.encoding)
 
 
-def journals(path: Path) -> list[Path]:
-    """Files beside a sqlite database that hold messages that were not yet written into it."""
-    return [path.with_name(path.name + suffix) for suffix in ('-wal', '-journal')]
+def _listed(topics: Iterable[Topic]) -> str:
+    texts = [str(t) for t in topics]
+    return ', '.join(texts[:10]) + (f' and {len(texts) - 10} more' if len(texts) > 10 else '') or 'no topic'
 
 
-@functools.lru_cache(maxsize=2)
-def checkpointed_copy(path: Path, size: int, mtime_ns: int) -> tuple[tempfile.TemporaryDirectory, str]:
-    """
-    Copy a sqlite database with its journals, which a killed recorder leaves, and write them into the copy.
-
-    Returns the copy's folder and what a user should know. `size` and `mtime_ns` as for `indexed_copy`.
-    """
-    folder = tempfile.TemporaryDirectory(prefix='lightseg_')
-    copy = Path(folder.name) / path.name
-    shutil.copyfile(path, copy)
-    for journal in journals(path):
-        if journal.is_file():
-            shutil.copyfile(journal, copy.with_name(journal.name))
-    with closing(sqlite3.connect(copy)) as db:
-        db.execute('PRAGMA wal_checkpoint(TRUNCATE)')
-        db.execute('PRAGMA journal_mode = DELETE')
-    return folder, 'its recorder was killed; the messages in its journal file are read too'
+def _is_part(path: Path) -> bool:
+    """Whether a file in a folder is a part of a bag of ROS 2."""
+    return path.suffix in SUFFIXES or bag_files.kind(path) in (bag_files.McapFile, bag_files.SqliteFile)
 
 
 def header(stamp_ns: int, frame_id: str = '') -> Any:

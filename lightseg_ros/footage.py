@@ -167,7 +167,7 @@ def open_recording(path: str | Path, rate: float = 30.0) -> 'Bag | Footage':
     path = Path(path)
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
         return Video(path)
-    if path.is_dir() and not any(p.name == 'metadata.yaml' or p.suffix in ('.mcap', '.db3', '.zstd')
+    if path.is_dir() and not any(p.name == 'metadata.yaml' or p.suffix in bags.SUFFIXES
                                  for p in path.iterdir()):
         try:
             return Folder(path, rate)

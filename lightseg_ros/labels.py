@@ -1,7 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Label sets: class names, colours, groups and the id that means "unlabeled", from YAML files."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,49 @@ class LabelSet:
         raise LabelError(f'unknown group or class {group!r} in label set {self.name!r}; groups: '
                          f'{", ".join(self.groups) or "none"}; classes: {", ".join(self.names)}')
 
+    def choose_groups(self, text: str) -> dict[str, tuple[str, ...]]:
+        """
+        Return groups by what a user wrote: name -> classes.
+
+        `text`: names of groups or classes, separated by commas or, if there is no comma, by spaces; or the
+        path of a YAML file that maps names to lists of classes, at its top or below the key `groups`. Empty:
+        the groups of the label set, without those that share a class with an earlier one.
+        """
+        if Path(text).suffix in ('.yaml', '.yml'):
+            return _read_groups(Path(text).expanduser())
+        if text.strip():
+            names = [name.strip() for name in (text.split(',') if ',' in text else text.split())]
+            return {name: tuple(self.names[i] for i in self.group_ids(name)) for name in names if name}
+        chosen: dict[str, tuple[str, ...]] = {}
+        for name, members in self.groups.items():
+            if members and not {m for others in chosen.values() for m in others} & set(members):
+                chosen[name] = tuple(members)
+        return chosen
+
+    def grouped(self, groups: Mapping[str, Sequence[str]]) -> tuple['LabelSet', np.ndarray]:
+        """
+        Return a label set with one class for each group, and the table that turns our ids into its ids.
+
+        The table is (256,) uint8: 255 for classes in no group and for ids that are no class. A group has the
+        colour of its first class. `LabelError` if there is no group, a group is empty, or a class is unknown
+        or in two groups.
+        """
+        table = np.full(256, 255, np.uint8)
+        for i, (group, members) in enumerate(groups.items()):
+            if not members:
+                raise LabelError(f'group {group!r} has no classes')
+            for member in members:
+                if member not in self.names:
+                    raise LabelError(f'group {group!r} holds {member!r}, which is no class of label set '
+                                     f'{self.name!r}; classes: {", ".join(self.names)}')
+                at = self.names.index(member)
+                if table[at] != 255:
+                    raise LabelError(f'class {member!r} is in the groups {list(groups)[table[at]]!r} and '
+                                     f'{group!r}; expected each class in one group at most')
+                table[at] = i
+        colors = tuple(self.colors[self.names.index(members[0])] for members in groups.values())
+        return LabelSet(f'{self.name} groups', tuple(groups), colors), table
+
     def from_source(self, ids: np.ndarray) -> np.ndarray:
         """
         Turn the data set's own ids (uint8 or uint16, any shape) into class ids, void into `ignore_id`.
@@ -144,6 +187,22 @@ def _shown(value: Any) -> str:
     Not repr() of just anything: YAML's aliases make a text of many megabytes from a list in a short file.
     """
     return one_line(repr(value), 80) if isinstance(value, (str, int, float)) else f'a {type(value).__name__}'
+
+
+def _read_groups(path: Path) -> dict[str, tuple[str, ...]]:
+    try:
+        tree = yaml.safe_load(read_small(path, MAX_FILE).decode())
+    except OSError as e:
+        raise LabelError(f'groups file {_shown(str(path))} cannot be read: {e.strerror or e}') from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise LabelError(f'groups file {_shown(str(path))} is not YAML: {one_line(e)}') from e
+    groups = tree.get('groups', tree) if isinstance(tree, dict) else None
+    if not isinstance(groups, dict) or not all(
+            isinstance(members, list) and all(isinstance(m, str) for m in members)
+            for members in groups.values()):
+        raise LabelError(f'groups file {_shown(str(path))} holds no groups; expected lines such as '
+                         '"traversable: [road, sidewalk]"')
+    return {str(name): tuple(members) for name, members in groups.items()}
 
 
 def available() -> list[str]:

@@ -19,7 +19,7 @@ from .synthetic.street import Street
 
 log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
-BAG_SUFFIXES = ('.mcap', '.db3', '.bag')
+BAG_SUFFIXES = ('.mcap', '.db3', '.bag', '.active', '.zstd')
 STREET_SIZE, STREET_RATE = (640, 480), 15.0
 FOLDER_RATE = 10.0
 Warn = Callable[[str], object]
@@ -234,7 +234,7 @@ def _device(name: str, rate: float, width: int, height: int) -> Source:
 
 def _is_bag(path: Path) -> bool:
     if path.is_dir():
-        return any(p.name == 'metadata.yaml' or p.suffix in ('.mcap', '.db3') for p in path.iterdir())
+        return any(p.name == 'metadata.yaml' or p.suffix in bags.SUFFIXES for p in path.iterdir())
     return path.suffix.lower() in BAG_SUFFIXES
 
 

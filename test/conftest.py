@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ROOT.parent / 'shared' / 'data' / 'camvid'
 # Before any test imports rclpy: own domain, loopback only, shared memory large enough for images.
-os.environ.setdefault('ROS_DOMAIN_ID', str(30 + os.getpid() % 60))
+# A pytest-xdist worker needs its own domain too: it inherits the environment of the process that started it.
+if 'ROS_DOMAIN_ID' not in os.environ or 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ['ROS_DOMAIN_ID'] = str(30 + os.getpid() % 60)
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(ROOT / 'config' / 'fastdds_localhost.xml'))
 # Threads that wait without spinning: test processes share a machine's cores with their nodes.

@@ -1,6 +1,9 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Bags of every format that rosbags writes, whole, cut short and broken, with the frames that went in."""
+from itertools import count
+import sqlite3
+import struct
 import tracemalloc
 
 import cv2
@@ -8,13 +11,16 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rosbags', reason='rosbags is not installed')
+pytest.importorskip('mcap', reason='mcap is not installed')
 
+from mcap.writer import CompressionType, IndexType  # noqa: E402
+from mcap.writer import Writer as McapWriter  # noqa: E402
 from rosbags.rosbag1 import Writer as Writer1  # noqa: E402
 from rosbags.rosbag2 import CompressionMode, StoragePlugin  # noqa: E402
 from rosbags.rosbag2 import Writer as Writer2  # noqa: E402
 from rosbags.rosbag2.enums import CompressionFormat  # noqa: E402
 
-from lightseg_ros import bags, images, labels, mcap_repair  # noqa: E402
+from lightseg_ros import bag_files, bags, images, labels  # noqa: E402
 from lightseg_ros.bags import Bag, BagError, NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 
@@ -36,9 +42,13 @@ def write(path, pixels, encoding='rgb8', storage='mcap', other=0):
                 writer.write(LABEL, bags.image(noise, 'mono8', bags.header(stamp)), stamp)
 
 
-def write_ros1(path, pixels):
+def write_ros1(path, pixels, compression=None, chunk_size=1 << 20):
     types = bags.ROS1.types
-    with Writer1(path) as writer:
+    writer = Writer1(path)
+    writer.chunk_threshold = chunk_size
+    if compression:
+        writer.set_compression(compression)
+    with writer:
         topic = writer.add_connection(IMAGE, 'sensor_msgs/msg/Image', typestore=bags.ROS1)
         for i, rgb in enumerate(pixels):
             stamp = types['builtin_interfaces/msg/Time'](5, i * NS // 10)
@@ -101,13 +111,22 @@ def test_compressed_storage(tmp_path, mode):
         same(decoded(bag), pixels)
     metadata = tmp_path / 'bag' / 'metadata.yaml'
     metadata.write_text(metadata.read_text().replace('zstd', 'brotli'))
-    with pytest.raises(BagError, match='does not open as a bag: .*brotli'):
-        Bag(tmp_path / 'bag')
+    with Bag(tmp_path / 'bag') as bag:
+        assert any('compressed with brotli; only zstd can be decompressed' in n for n in bag.notes)
+        same(decoded(bag), pixels)  # which it is in truth
+    metadata.unlink()
+    with Bag(tmp_path / 'bag') as bag:
+        same(decoded(bag), pixels)
+    if mode == CompressionMode.FILE:
+        alone = tmp_path / 'alone.db3.zstd'
+        alone.write_bytes((tmp_path / 'bag' / 'bag.db3.zstd').read_bytes())
+        with Bag(alone) as bag:
+            same(decoded(bag), pixels)
+            assert not bag.notes
 
 
 def test_no_type_definitions(tmp_path):
     """What Humble and older record: topics and messages, no definitions."""
-    import sqlite3
     pixels = frames()
     write(tmp_path / 'bag', pixels, storage='sqlite3')
     with sqlite3.connect(tmp_path / 'bag' / 'bag.db3') as db:
@@ -129,8 +148,196 @@ def test_image_topics(tmp_path):
         assert bag.image_topic(LABEL).count == 5
         with pytest.raises(BagError, match=f'no image topic /nope; its image topics: .*{IMAGE}'):
             bag.image_topic('/nope')
-    with Bag(tmp_path / 'none') as bag, pytest.raises(BagError, match='no image topic; .* topics: none'):
+    with Bag(tmp_path / 'none') as bag, pytest.raises(BagError, match='no image topic; it has no topic'):
         bag.image_topic()
+
+
+def test_the_topics_that_there_are_are_named(tmp_path):
+    with bags.Writer(tmp_path / 'bag.mcap') as writer:
+        writer.write('/status', bags.TYPES['std_msgs/msg/String']('on'), 1)
+    with Bag(tmp_path / 'bag.mcap') as bag:
+        text = r'no image topic; it has /status \(std_msgs/String, 1 messages\)'
+        with pytest.raises(BagError, match=text):
+            bag.image_topic()
+        with pytest.raises(BagError, match=text.replace('topic', 'topic /status')):
+            bag.image_topic('/status')
+
+
+def test_depth_and_empty_topics_are_no_choice(tmp_path):
+    with bags.Writer(tmp_path / 'bag.mcap') as writer:
+        writer.write(IMAGE, bags.image(frames(1)[0], 'rgb8', bags.header(1)), 1)
+        depth = bags.image(frames(1)[0], 'png', bags.header(1))
+        writer.write('/depth/image_raw/compressedDepth', depth, 1)
+        writer._connections['/other'] = writer._writer.add_connection(
+            '/other', 'sensor_msgs/msg/Image', typestore=bags.ROS2)
+    with Bag(tmp_path / 'bag.mcap') as bag:
+        assert bag.image_topic().name == IMAGE
+        assert bag.image_topic('/other').count == 0
+
+
+def write_mcap(path, pixels, profile='ros2', kind='sensor_msgs/msg/Image', encoding='cdr', foreign=None,
+               **options):
+    """An mcap file by another writer, with messages as `write` has them."""
+    with open(path, 'wb') as f:
+        writer = McapWriter(f, **{'chunk_size': 4000, **options})
+        writer.start(profile, 'test')
+        schema = writer.register_schema(kind, 'ros1msg' if encoding == 'ros1' else 'ros2msg', b'')
+        channel = writer.register_channel(IMAGE, encoding, schema)
+        other = foreign and writer.register_channel(
+            '/extra', foreign, writer.register_schema('Extra', foreign, b''))
+        for i, rgb in enumerate(pixels):
+            msg = bags.image(rgb, 'rgb8', bags.header(5 * NS + i * NS // 10, 'camera'))
+            raw = bytes(bags.ROS2.serialize_cdr(msg, msg.__msgtype__))
+            if encoding == 'ros1':
+                raw = bytes(bags.ROS1.serialize_ros1(bags.ROS1.deserialize_ros1(
+                    bags.ROS2.cdr_to_ros1(raw, msg.__msgtype__), msg.__msgtype__), msg.__msgtype__))
+            time = 5 * NS + i * NS // 10 + 10 ** 6
+            writer.add_message(channel, time, raw, time)
+            if foreign:
+                writer.add_message(other, time, b'{}', time)
+        writer.finish()
+
+
+NO_INDEX = {'index_types': IndexType.NONE}
+
+
+@pytest.mark.parametrize('options', [
+    {}, {'compression': CompressionType.LZ4}, {'compression': CompressionType.NONE}, {'use_chunking': False},
+    {'use_statistics': False}, NO_INDEX, {**NO_INDEX, 'use_statistics': False},
+    {'index_types': IndexType.CHUNK}, {'index_types': IndexType.MESSAGE}, {'repeat_schemas': False},
+    {'repeat_channels': False, 'use_summary_offsets': False},
+    {**NO_INDEX, 'use_statistics': False, 'repeat_schemas': False, 'repeat_channels': False,
+     'use_summary_offsets': False}])
+def test_what_mcap_recorders_leave_out(tmp_path, options):
+    """Message indexes, statistics, chunks and the summary are optional in mcap."""
+    pixels = frames(7)
+    write_mcap(tmp_path / 'a.mcap', pixels, foreign='json', **options)
+    with Bag(tmp_path / 'a.mcap') as bag:
+        assert bag.topics[IMAGE].count == bag.topics['/extra'].count == 7
+        assert bag.image_topic().name == IMAGE
+        same(decoded(bag), pixels)
+        late = [m.time_ns for m in bag.messages(IMAGE, start_ns=5 * NS + 3 * NS // 10 + 10 ** 6)]
+        assert late == [5 * NS + i * NS // 10 + 10 ** 6 for i in (3, 4, 5, 6)]
+        assert not bag.notes
+
+
+@pytest.mark.parametrize('profile', ['', 'ros1', 'ros2'])
+@pytest.mark.parametrize('foreign', [None, 'json', 'protobuf', 'flatbuffer'])
+def test_foreign_channels_and_profiles(tmp_path, profile, foreign):
+    """The encoding of each channel decides, not the profile of the file, nor the channels beside it."""
+    pixels = frames(3)
+    write_mcap(tmp_path / 'a.mcap', pixels, profile, 'sensor_msgs/Image', foreign=foreign)
+    with Bag(tmp_path / 'a.mcap') as bag:
+        assert bag.topics[IMAGE] == bags.Topic(IMAGE, 'sensor_msgs/msg/Image', 3)
+        same(decoded(bag), pixels)
+    write_mcap(tmp_path / 'b.mcap', pixels, profile, 'sensor_msgs/Image', 'ros1', foreign)
+    with Bag(tmp_path / 'b.mcap') as bag:
+        same(decoded(bag), pixels)
+        cdr = next(bag.messages(IMAGE)).cdr()
+        np.testing.assert_array_equal(
+            images.decode(bags.ROS2.deserialize_cdr(cdr, 'sensor_msgs/msg/Image')), pixels[0])
+
+
+def test_stated_counts_are_compared(tmp_path):
+    """Statistics and metadata.yaml say 40, 4 are there: what is there is read, and the difference noted."""
+    pixels = frames(4)
+    write_mcap(tmp_path / 'a.mcap', pixels)
+    data = (tmp_path / 'a.mcap').read_bytes()
+    at = data.rindex(struct.pack('<BQQ', bag_files.STATISTICS, 56, 4))
+    wrong = data[at:].replace(struct.pack('<Q', 4), struct.pack('<Q', 40))
+    (tmp_path / 'a.mcap').write_bytes(data[:at] + wrong)
+    with Bag(tmp_path / 'a.mcap') as bag:
+        assert bag.topics[IMAGE].count == 40
+        same(decoded(bag), pixels)
+        assert bag.notes == [f'a.mcap: states 40 messages on {IMAGE}; 4 can be read']
+    write(tmp_path / 'bag', pixels)
+    metadata = tmp_path / 'bag' / 'metadata.yaml'
+    metadata.write_text(metadata.read_text().replace('message_count: 4', 'message_count: 40'))
+    with Bag(tmp_path / 'bag') as bag:
+        assert bag.topics[IMAGE].count == 4
+        same(decoded(bag), pixels)
+        assert bag.notes == [f'bag: metadata.yaml counts 40 messages on {IMAGE}; its files hold 4']
+
+
+def test_a_damaged_chunk_is_left_out(tmp_path):
+    """In the middle of a whole file, indexed or not; twice the same frames, and one note."""
+    pixels = frames(6)
+    for name, options in (('indexed.mcap', {}), ('scanned.mcap', NO_INDEX)):
+        write_mcap(tmp_path / name, pixels, **options)
+        data = bytearray((tmp_path / name).read_bytes())
+        at = data.index(struct.pack('<QQ', 5 * NS + 2 * NS // 10 + 10 ** 6, 5 * NS + 3 * NS // 10 + 10 ** 6))
+        data[at + 500:at + 600] = bytes(100)
+        (tmp_path / name).write_bytes(data)
+        with Bag(tmp_path / name) as bag:
+            for _ in range(2):
+                assert [m.stamp_ns() for m in bag.messages(IMAGE)] == [
+                    5 * NS + i * NS // 10 for i in (0, 1, 4, 5)]
+            assert len(bag.notes) == 2 and 'damaged' in bag.notes[0]
+            assert ('states 6' if not options else 'statistics count 6') in bag.notes[1]
+
+
+def split(folder, pixels, names):
+    """A split recording, a frame in each part, and its metadata.yaml."""
+    folder.mkdir()
+    for i, name in enumerate(names):
+        stamp = 5 * NS + i * NS // 10
+        with bags.Writer(folder / name) as writer:
+            writer.write(IMAGE, bags.image(pixels[i], 'rgb8', bags.header(stamp)), stamp + 10 ** 6)
+    listed = ''.join(f'    - {name}\n' for name in names)
+    (folder / 'metadata.yaml').write_text(
+        f'rosbag2_bagfile_information:\n  version: 99\n  relative_file_paths:\n{listed}'
+        '  topics_with_message_count:\n    - topic_metadata: {name: ' + IMAGE + ', type: '
+        f'sensor_msgs/msg/Image, serialization_format: cdr}}\n      message_count: {len(names)}\n')
+
+
+def test_metadata_does_not_decide(tmp_path):
+    """Metadata newer than we know, empty, cut or of another recording: the files that are there are read."""
+    pixels, folder = frames(3), tmp_path / 'bag'
+    split(folder, pixels, ['b_2.mcap', 'b_10.mcap', 'b_9.mcap'])
+    metadata = (folder / 'metadata.yaml').read_text()
+    with Bag(folder) as bag:
+        same(decoded(bag), pixels)  # in the order that it states
+        assert not bag.notes
+    (folder / 'b_9.mcap').rename(folder / 'b_11.mcap')
+    for text, note in (('', 'empty or broken'), (metadata[:200], 'empty or broken'),
+                       (metadata, 'names b_9.mcap, which is not there; b_11.mcap is read instead')):
+        (folder / 'metadata.yaml').write_text(text)
+        with Bag(folder) as bag:
+            same(decoded(bag), pixels)
+            assert len(bag.notes) == 1 and note in bag.notes[0]
+    (folder / 'b_10.mcap').unlink()
+    with Bag(folder) as bag:
+        assert [m.stamp_ns() for m in bag.messages(IMAGE)] == [5 * NS, 5 * NS + 2 * NS // 10]
+        assert 'names b_10.mcap, b_9.mcap, which' in bag.notes[0] and 'counts 3 messages' in bag.notes[1]
+    (folder / 'b_2.mcap').write_bytes(b'')
+    with Bag(folder) as bag:
+        assert len(decoded(bag)) == 1 and 'b_2.mcap does not open as a bag: it is empty' in bag.notes[1]
+
+
+def test_a_file_that_metadata_does_not_name(tmp_path):
+    """A result that was written into the bag's folder is no part of the recording."""
+    write(tmp_path / 'bag', frames(2))
+    write(tmp_path / 'bag' / 'out.mcap', frames(5))
+    with Bag(tmp_path / 'bag') as bag:
+        assert len(decoded(bag)) == 2 and 'out.mcap left out' in bag.notes[0]
+
+
+def test_compressed_mcap_alone(tmp_path):
+    """What `ros2 bag record --compression-mode file` leaves, whole, and cut short."""
+    pixels = frames(40, 60, 80)
+    write_mcap(tmp_path / 'whole.mcap', pixels, chunk_size=50_000)
+    packed = bag_files.zstd.compress((tmp_path / 'whole.mcap').read_bytes())
+    (tmp_path / 'x.mcap.zstd').write_bytes(packed)
+    (tmp_path / 'whole.mcap').rename(tmp_path / 'of_another_name')
+    for name in ('x.mcap.zstd', 'of_another_name'):
+        with Bag(tmp_path / name) as bag:
+            same(decoded(bag), pixels)
+            assert not bag.notes
+    (tmp_path / 'x.mcap.zstd').write_bytes(packed[:len(packed) * 2 // 3])
+    with Bag(tmp_path / 'x.mcap.zstd') as bag:
+        found = decoded(bag)
+        assert 'then it is cut short' in bag.notes[0] and 'cut short' in bag.notes[1] and 15 < len(found) < 40
+        same(found, pixels[:len(found)])
 
 
 @pytest.mark.parametrize('share', [0.35, 0.7, 0.9999])
@@ -166,20 +373,30 @@ def test_folder_without_metadata(tmp_path):
         same(decoded(bag), pixels)
 
 
-def test_sqlite_cut_short(tmp_path):
-    """What lies before the damage is read, or the error says that the database is damaged."""
-    write(tmp_path / 'bag', frames(8, 120, 160), storage='sqlite3')
+@pytest.mark.parametrize('share', [0.3, 0.6, 0.95])
+def test_sqlite_cut_short(tmp_path, share):
+    """The messages that sqlite still reads are read, by time, and a note counts them."""
+    pixels = frames(40, 60, 80)
+    write(tmp_path / 'bag', pixels, storage='sqlite3')
     path = tmp_path / 'bag' / 'bag.db3'
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-    with pytest.raises(BagError, match='malformed|breaks off'), Bag(tmp_path / 'bag') as bag:
-        decoded(bag)
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * share)])
+    for source in (tmp_path / 'bag', path):
+        with Bag(source) as bag:
+            found = decoded(bag)
+            assert f'damaged or cut short; sqlite still reads {len(found)} messages' in bag.notes[0]
+            assert bag.topics[IMAGE].count == len(found) >= int(40 * share) - 2
+            same(found, pixels[:len(found)])
+            assert len(list(bag.messages(IMAGE, start_ns=found[5][1]))) == len(found) - 5
+    path.write_bytes(data[:3000])
+    with pytest.raises(BagError, match='sqlite can not read it'):
+        Bag(path)
 
 
 @pytest.mark.parametrize('metadata', [True, False])
 def test_messages_in_a_journal(tmp_path, metadata):
     """A killed recorder left half of the messages in its journal; the user's files stay as they are."""
     import shutil
-    import sqlite3
     pixels = frames(6)
     write(tmp_path / 'live', pixels, storage='sqlite3')
     db = sqlite3.connect(tmp_path / 'live' / 'live.db3')
@@ -204,26 +421,62 @@ def test_messages_in_a_journal(tmp_path, metadata):
     assert {p.name: p.read_bytes() for p in (tmp_path / 'bag').iterdir()} == before
 
 
-def test_ros1_cut_short(tmp_path):
-    write_ros1(tmp_path / 'old.bag', frames())
+@pytest.mark.parametrize('share', [0.5, 0.9, 1])
+@pytest.mark.parametrize('compression', [None, *Writer1.CompressionFormat])
+def test_unfinished_ros1(tmp_path, compression, share):
+    """`.bag.active`, without index, whole or cut short: its chunks are read, as `rosbag reindex` does."""
+    pixels = frames(8, 60, 80)
+    write_ros1(tmp_path / 'old.bag', pixels, compression, 40_000)
+    data = bytearray((tmp_path / 'old.bag').read_bytes())
+    at = data.index(b'index_pos=') + 10
+    index, = struct.unpack_from('<Q', data, at)
+    data[at:at + 8] = bytes(8)
+    path = tmp_path / 'old.bag.active'
+    path.write_bytes(data[:int(index * share)])
+    with Bag(path) as bag:
+        found = decoded(bag)
+        assert 'not finished by its recorder' in bag.notes[0] and 'rosbag reindex' in bag.notes[0]
+        assert bag.topics[IMAGE].count == len(found) == {0.5: 3, 0.9: 6, 1: 8}[share]
+        same(found, pixels[:len(found)])
+        assert len(list(bag.messages(IMAGE, start_ns=found[1][1]))) == len(found) - 1
+
+
+def test_ros1_last_chunk_open(tmp_path):
+    """A recorder writes the size of an open chunk as 0, and its records after that."""
+    pixels = frames(3)
+    write_ros1(tmp_path / 'old.bag', pixels)
     data = (tmp_path / 'old.bag').read_bytes()
-    (tmp_path / 'old.bag').write_bytes(data[:len(data) // 2])
-    with pytest.raises(BagError, match='old.bag does not open as a bag: .*'):
-        Bag(tmp_path / 'old.bag')
+    at = data.index(b'op=\x05')
+    start = data.index(b'size=', at)
+    # The fields of the chunk's header end before its length, 4 bytes.
+    head = data.rindex(struct.pack('<I', 9), 0, start)
+    end = max(start + 9, at + 4, data.index(b'compression=none', at - 60) + 16)
+    assert head and struct.unpack_from('<I', data, end)[0] > 3 * 24 * 32 * 3
+    (tmp_path / 'old.bag').write_bytes(data[:end] + bytes(4) + data[end + 4:-400])
+    with Bag(tmp_path / 'old.bag') as bag:
+        same(decoded(bag), pixels)
+        assert 'not finished' in bag.notes[0]
 
 
 @pytest.mark.parametrize('name, data, text', [
-    ('missing', None, 'missing does not open as a bag: .*not exist'),
-    ('empty.mcap', b'', 'empty'), ('foreign.mcap', b'hello world' * 9, 'magic is invalid'),
-    ('foreign.bag', b'hello world' * 9, 'magic is invalid'),
-    ('foreign.db3', b'hello world' * 9, 'not a database'),
-    ('foreign.txt', b'hello', "Unrecognized storage format '.txt'"),
-    ('cut.mcap', mcap_repair.MAGIC, 'does not open')])
+    ('missing', None, 'missing does not open as a bag: .*No such file'),
+    ('empty.mcap', b'', 'it is empty'), ('foreign.mcap', b'hello world' * 9, "it starts with b'hello"),
+    ('foreign.bag', b'hello world' * 9, 'expected an mcap, sqlite3'),
+    ('old.bag', b'#ROSBAG V1.2\n' * 9, 'expected .* ROS 1 .*version 2.0'),
+    ('cut.bag', bag_files.ROS1 + b'\x80', 'its first record is broken'),
+    ('foreign.db3', bag_files.SQLITE + bytes(200), 'sqlite can not read it')])
 def test_no_bags(tmp_path, name, data, text):
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(BagError, match=text):
         Bag(tmp_path / name)
+
+
+def test_an_mcap_file_of_nothing(tmp_path):
+    (tmp_path / 'cut.mcap').write_bytes(bag_files.MCAP)
+    with Bag(tmp_path / 'cut.mcap') as bag, pytest.raises(BagError, match='it has no topic'):
+        assert 'cut short, 8 of its 8 bytes' in bag.notes[0]
+        bag.image_topic()
 
 
 def test_folder_that_is_no_bag(tmp_path):
@@ -350,13 +603,13 @@ def test_a_cut_file_is_indexed_once_a_process(tmp_path, monkeypatch):
     write(tmp_path / 'whole.mcap', frames(50), other=100_000)
     cut = tmp_path / 'cut.mcap'
     cut.write_bytes((tmp_path / 'whole.mcap').read_bytes()[:-5000])
-    made = []
-    real = mcap_repair._reindex
-    monkeypatch.setattr(mcap_repair, '_reindex', lambda path: made.append(path) or real(path))
+    made = count()
+    real = bag_files._scanned
+    monkeypatch.setattr(bag_files, '_scanned', lambda *a: next(made) >= 0 and real(*a))
     for _ in range(3):
         with Bag(cut) as bag:
             assert 'cut short' in bag.notes[0] and decoded(bag)
-    assert len(made) == 1
+    assert next(made) == 1
 
 
 def test_digest(tmp_path):

@@ -21,8 +21,9 @@ MAY = {
     'labels': {'files'},
     'health': {'metrics'},
     'points': {'images'},
-    'mcap_repair': set(),
-    'bags': {'files', 'images', 'labels', 'mcap_repair', 'pictures'},
+    'framing': {'files', 'pictures'},
+    'bag_files': set(),
+    'bags': {'files', 'images', 'labels', 'bag_files', 'pictures'},
     'footage': {'bags', 'pictures'},
     'networks': {'sizes'},
     'weights': {'files', 'labels', 'networks', 'sizes'},
@@ -37,8 +38,8 @@ MAY = {
                    'machine', 'metrics', 'networks', 'pictures', 'sizes', 'weights'},
     'benchmark': {'datasets', 'files', 'inference', 'info', 'labels', 'machine', 'metrics', 'networks',
                   'sizes', 'synthetic', 'weights'},
-    'nodes': {'files', 'health', 'images', 'inference', 'labels', 'latest', 'machine', 'metrics', 'points',
-              'sizes', 'sources', 'weights'},
+    'nodes': {'files', 'framing', 'health', 'images', 'inference', 'labels', 'latest', 'machine', 'metrics',
+              'points', 'sizes', 'sources', 'weights'},
     'live': {'bags', 'benchmark', 'datasets', 'evaluation', 'files', 'footage', 'health', 'images',
              'inference', 'labels', 'machine', 'metrics', 'nodes', 'sizes', 'sources', 'synthetic',
              'weights'},
@@ -46,8 +47,8 @@ MAY = {
             'live', 'machine', 'networks', 'sizes', 'synthetic', 'training', 'weights'},
 }
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.
-LIGHT = ('texts', 'files', 'labels', 'images', 'pictures', 'latest', 'health', 'machine', 'mcap_repair',
-         'metrics', 'sizes', 'sources', 'bags', 'footage', 'points', 'datasets', 'synthetic',
+LIGHT = ('texts', 'files', 'labels', 'images', 'pictures', 'latest', 'health', 'machine', 'bag_files',
+         'metrics', 'sizes', 'sources', 'bags', 'footage', 'points', 'framing', 'datasets', 'synthetic',
          'evaluation.recordings', 'evaluation.scores', 'evaluation.text_report', 'evaluation.html_report')
 
 

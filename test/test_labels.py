@@ -92,3 +92,52 @@ def test_aliases_do_not_become_text(tmp_path, place):
 def test_unknown_name_lists_the_known():
     with pytest.raises(LabelError, match='packaged: camvid, cityscapes'):
         labels.load('kitti')
+
+
+def test_groups_become_a_label_set_and_a_table():
+    camvid = labels.load('camvid')
+    groups, table = camvid.grouped(camvid.choose_groups(''))
+    # The fourth group, vulnerable, shares its classes with dynamic.
+    assert groups.names == ('traversable', 'static', 'dynamic') and groups.colors[0] == (128, 64, 128)
+    ids = np.array([camvid.names.index(n) for n in ('road', 'sidewalk', 'tree', 'car', 'pedestrian', 'sky')])
+    assert table[ids].tolist() == [0, 0, 1, 2, 2, 255]
+    assert table.shape == (256,) and table.dtype == np.uint8 and (table[11:] == 255).all()
+    assert list(camvid.choose_groups('vulnerable, traversable')) == ['vulnerable', 'traversable']
+    # Names with spaces need commas.
+    cityscapes = labels.load('cityscapes')
+    assert cityscapes.choose_groups('traffic light, road') == {'traffic light': ('traffic light',),
+                                                               'road': ('road',)}
+
+
+def test_groups_of_a_file(tmp_path):
+    path = tmp_path / 'groups.yaml'
+    camvid = labels.load('camvid')
+    for text in ('free: [road]\nrest: [car, tree]', 'groups: {free: [road], rest: [car, tree]}'):
+        path.write_text(text)
+        groups, table = camvid.grouped(camvid.choose_groups(str(path)))
+        assert groups.names == ('free', 'rest') and table[[3, 8, 5, 0]].tolist() == [0, 1, 1, 255]
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('free: [raod]', "'free' holds 'raod', which is no class of label set 'camvid'; classes: sky"),
+    ('a: [road]\nb: [road]', "'road' is in the groups 'a' and 'b'"),
+    ('a: []', "group 'a' has no classes"),
+    ('a: road', 'holds no groups; expected lines such as'),
+    ('[road]', 'holds no groups'),
+    ('a: [', 'is not YAML'),
+    ('a: {b: [road]}', 'holds no groups'),
+])
+def test_bad_groups(tmp_path, text, message):
+    path = tmp_path / 'groups.yaml'
+    path.write_text(text)
+    camvid = labels.load('camvid')
+    with pytest.raises(LabelError, match=message):
+        camvid.grouped(camvid.choose_groups(str(path)))
+
+
+def test_groups_that_do_not_exist():
+    camvid = labels.load('camvid')
+    with pytest.raises(LabelError, match='cannot be read: No such file'):
+        camvid.choose_groups('none.yaml')
+    with pytest.raises(LabelError, match="unknown group or class 'walkable'"):
+        camvid.choose_groups('walkable')

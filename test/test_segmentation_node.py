@@ -233,7 +233,7 @@ def test_labels_do_not_wait_for_what_takes_longer(tester):
 
 
 def set_parameter(tester, name, value):
-    client = tester.node.create_client(SetParameters, '/segmentation/set_parameters')
+    client = tester.node.create_client(SetParameters, f'/{tester.name}/set_parameters')
     assert client.wait_for_service(10)
     future = client.call_async(SetParameters.Request(parameters=[Parameter(name=name, value=value)]))
     tester.spin(future.done, 300)  # a cold network on a busy machine

@@ -12,12 +12,12 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from .. import images
-from ..inference.segmenter import Pending, Segmenter
+from ..inference.segmenter import Pending, Prediction, Segmenter
 from ..latest import Latest
 from ..texts import error_line
 from .live_segmenter import LiveSegmenter
 from .outputs import CameraOutputs
-from .segmentation_parameters import SegmentationParameters
+from .plan import Plan
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,28 @@ class FrameInFlight:
     """
     A frame on its way through the node.
 
-    `pixels`: (H, W, 3) uint8 RGB. `began`, `published`: perf_counter when the frame was taken from the
-    mailbox, and when its label was published. `stage_ms`: milliseconds of each stage so far.
+    `pixels`: (H, W, 3) uint8 RGB; `seen`: what the network sees of it. `began`, `published`: perf_counter
+    when the frame was taken from the mailbox, and when its label was published. `stage_ms`: milliseconds of
+    each stage so far. `ids`: class of each pixel, (H, W) uint8.
     """
 
     camera: CameraOutputs
     header: Header
     pixels: np.ndarray
+    seen: np.ndarray
     began: float
     stage_ms: dict[str, float] = field(default_factory=dict)
     published: float | None = None
+    ids: np.ndarray | None = None
 
 
 @dataclass
 class StartedBatch:
-    """Frames whose labels are published and whose overlay, confidence and points are not."""
+    """Frames whose labels are published and whose other outputs are not; `predictions`: if they exist."""
 
     frames: list[FrameInFlight]
     pending: Pending
-    palette: np.ndarray
+    predictions: list[Prediction] | None
 
 
 class FrameWorker:
@@ -66,11 +69,11 @@ class FrameWorker:
     Segments the newest image of each camera in a thread of its own, so that the executor stays free.
 
     An image that is still in the mailbox when the next one arrives is dropped and counted. An image that
-    fails is counted and logged; the thread goes on. `parameters` may be exchanged at any time.
+    fails is counted and logged; the thread goes on. `plan` may be exchanged at any time.
     """
 
-    def __init__(self, node: Node, live: LiveSegmenter, parameters: SegmentationParameters):
-        self.parameters = parameters
+    def __init__(self, node: Node, live: LiveSegmenter, plan: Plan):
+        self.plan = plan
         self.preparing = ''  # size of the images that the network is being prepared for
         self._node = node
         self._live = live
@@ -126,45 +129,53 @@ class FrameWorker:
                     self._mailbox.discard(items)
 
     def _process(self, items: list[NewImage | NewDepth]) -> None:
-        frames: list[FrameInFlight] = []
-        for item in items:
-            if isinstance(item, NewImage):
-                frames += self._decode(item)
-            elif item.camera.points:
-                item.camera.points.match()
-        if not frames:
-            return
         with self._live.use() as segmenter:
-            # Overlay, confidence and points take longer than the labels: first the labels of all cameras.
+            plan = self.plan  # the same for all that is made of these images
+            frames: list[FrameInFlight] = []
+            for item in items:
+                if isinstance(item, NewImage):
+                    frames += self._decode(plan, item)
+                elif item.camera.points:
+                    item.camera.points.match()
+            # The other outputs take longer than the labels: first the labels of all cameras.
             count = self._live.batch_limit
             started: list[StartedBatch] = []
             for i in range(0, len(frames), count):
-                started += self._publish_labels(segmenter, frames[i:i + count])
+                started += self._publish_labels(plan, segmenter, frames[i:i + count])
             for batch in started:
-                self._publish_rest(batch)
+                self._publish_more(plan, batch)
+            for batch in started:
+                self._publish_rest(plan, batch)
 
-    def _decode(self, item: NewImage) -> list[FrameInFlight]:
+    def _decode(self, plan: Plan, item: NewImage) -> list[FrameInFlight]:
         """Return the image as a frame, or nothing if it cannot be decoded."""
         began = perf_counter()
         try:
             pixels = images.decode(item.msg)
+            seen = plan.framing(item.camera.name).seen(pixels)
         except Exception as e:  # whatever is wrong with one image must not end the thread
             self._failed(item.camera, e)
             return []
         stage_ms = {'decode': 1e3 * (perf_counter() - began)}
-        return [FrameInFlight(item.camera, item.msg.header, pixels, began, stage_ms)]
+        return [FrameInFlight(item.camera, item.msg.header, pixels, seen, began, stage_ms)]
 
-    def _publish_labels(self, segmenter: Segmenter, frames: list[FrameInFlight]) -> list[StartedBatch]:
+    def _publish_labels(self, plan: Plan, segmenter: Segmenter,
+                        frames: list[FrameInFlight]) -> list[StartedBatch]:
         """Segment frames as one batch and publish their labels; returns what is left to do."""
-        p, pending = self.parameters, None
+        pending, predictions = None, None
         try:
             self._make_ready(frames)
             cameras = [frame.camera for frame in frames]
             pending = segmenter.start(
-                [frame.pixels for frame in frames],
-                overlay=any(camera.wants_overlay(p) for camera in cameras),
-                confidence=any(camera.wants_confidence(p) or camera.wants_points() for camera in cameras))
-            labels = pending.labels()
+                [frame.seen for frame in frames],
+                overlay=any(camera.wants_overlay(plan.parameters) for camera in cameras),
+                confidence=plan.needs_confidence or any(
+                    camera.wants_confidence(plan.parameters) or camera.wants_points() for camera in cameras))
+            if plan.needs_confidence:
+                predictions = pending.finish()
+                labels = [prediction.labels for prediction in predictions]
+            else:
+                labels = pending.labels()
         except Exception as e:
             if pending:
                 with suppress(Exception):  # its buffers are used again only once it is finished
@@ -173,22 +184,25 @@ class FrameWorker:
                 self._failed(frames[0].camera, e)
                 return []
             # Retry one by one to find the bad frame.
-            return [batch for frame in frames for batch in self._publish_labels(segmenter, [frame])]
-        for frame, ids in zip(frames, labels):
+            return [batch for frame in frames for batch in self._publish_labels(plan, segmenter, [frame])]
+        for i, frame in enumerate(frames):
             began = perf_counter()
             try:
-                frame.camera.publish_label(frame.header, ids)
+                frame.ids = plan.class_ids(frame.camera.name, labels[i],
+                                           predictions[i].confidence if predictions else None,
+                                           frame.pixels.shape[:2])
+                frame.camera.publish_label(frame.header, frame.ids, plan)
                 frame.published = perf_counter()
                 frame.stage_ms['publish'] = 1e3 * (frame.published - began)
                 frame.stage_ms['total'] = 1e3 * (frame.published - frame.began)
                 self._add_age(frame)
             except Exception as e:
                 self._failed(frame.camera, e)
-        return [StartedBatch(frames, pending, segmenter.labels.palette())]
+        return [StartedBatch(frames, pending, predictions)]
 
     def _make_ready(self, frames: list[FrameInFlight]) -> None:
         """Prepare the network for frames of new sizes, which takes seconds; the diagnostics say so."""
-        for size in {frame.pixels.shape[:2] for frame in frames}:
+        for size in {frame.seen.shape[:2] for frame in frames}:
             self._live.note(size)
             if not self._live.is_ready(size):
                 self.preparing = f'{size[1]}x{size[0]}'
@@ -201,20 +215,33 @@ class FrameWorker:
                 finally:
                     self.preparing = ''
 
-    def _publish_rest(self, batch: StartedBatch) -> None:
+    def _publish_more(self, plan: Plan, batch: StartedBatch) -> None:
+        """Publish what is made of the labels alone, of frames whose labels are published."""
+        for frame in batch.frames:
+            if frame.published is None or frame.ids is None:
+                continue
+            try:
+                if frame.camera.publish_more(frame.header, frame.ids, plan):
+                    frame.stage_ms['rest'] = 1e3 * (perf_counter() - frame.published)
+            except Exception as e:
+                self._failed(frame.camera, e)
+                frame.published = None
+
+    def _publish_rest(self, plan: Plan, batch: StartedBatch) -> None:
         """Publish overlay, confidence and points of frames whose labels are published."""
         try:
-            predictions = batch.pending.finish()
+            predictions = batch.predictions or batch.pending.finish()
         except Exception as e:
             for frame in batch.frames:
-                self._failed(frame.camera, e)
+                if frame.published is not None:  # otherwise it has failed already
+                    self._failed(frame.camera, e)
             return
         for frame, prediction in zip(batch.frames, predictions):
-            if frame.published is None:
+            if frame.published is None or frame.ids is None:
                 continue  # failed already
             frame.stage_ms = prediction.stage_ms | frame.stage_ms
             try:
-                if frame.camera.publish_rest(frame.header, prediction, batch.palette, self.parameters):
+                if frame.camera.publish_rest(frame.header, frame.pixels, frame.ids, prediction, plan):
                     frame.stage_ms['rest'] = 1e3 * (perf_counter() - frame.published)
                 frame.camera.health.frame_processed(frame.stage_ms)
             except Exception as e:

@@ -1,10 +1,11 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the segmentation node publishes for one camera: label, overlay, confidence, and labelled points."""
+"""What the segmentation node publishes for one camera: labels, and all that is made of them."""
 from collections.abc import Callable
 import inspect
 from typing import Any
 
+import cv2
 import numpy as np
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
@@ -12,13 +13,14 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import Image
-from std_msgs.msg import Header
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Float32MultiArray, Header, MultiArrayDimension
 
 from .. import images
 from ..health import Health
 from ..inference.segmenter import Prediction
-from .points import LabelledImage, Points
+from .plan import Plan
+from .points import INFO_QOS, LabelledImage, Points
 from .segmentation_parameters import SegmentationParameters
 
 # Depth 1: an image that waits in a queue is out of date when it is taken.
@@ -26,6 +28,33 @@ SENSOR_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 # Whether a publisher reports its subscribers as they come and go, which Humble's rclpy cannot.
 MATCHED_EVENTS = 'matched' in inspect.signature(PublisherEventCallbacks).parameters
 RESULT_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
+
+
+OUTPUTS = {
+    'label': Image, 'groups': Image, 'overlay': Image, 'confidence': Image,
+    'label/compressed': CompressedImage, 'overlay/compressed': CompressedImage,
+    'class_fractions': Float32MultiArray, 'camera_info': CameraInfo}
+
+
+class RateLimit:
+    """Leaves images alone that exceed a rate, and counts them in `left_out`."""
+
+    def __init__(self) -> None:
+        self.left_out = 0
+        self._max_rate = self._due_s = 0.0
+
+    def is_due(self, max_rate: float, now_s: float) -> bool:
+        """Return whether the image that arrives now is to be segmented; `max_rate`: in Hz, 0 for all."""
+        if max_rate != self._max_rate:
+            self._max_rate, self._due_s = max_rate, now_s
+        if not max_rate:
+            return True
+        if now_s < self._due_s:
+            self.left_out += 1
+            return False
+        # From the time when it was due, not from now: the mean rate is then max_rate for every camera rate.
+        self._due_s = max(self._due_s + 1 / max_rate, now_s)
+        return True
 
 
 class CameraOutputs:
@@ -42,24 +71,37 @@ class CameraOutputs:
         self.name = name
         self.prefix = f'{name}/' if name else ''
         self.health = Health()
+        self.rate = RateLimit()
         self.images: Subscription | None = None  # while the node listens to the camera
+        self._info: CameraInfo | None = None
+        self._info_subscription: Subscription | None = None
         overriding = QoSOverridingOptions.with_default_policies()
         events = PublisherEventCallbacks(matched=lambda _: on_match()) if MATCHED_EVENTS else None
-        self.label, self.overlay, self.confidence = (
-            node.create_publisher(Image, f'~/{self.prefix}{kind}', RESULT_QOS,
-                                  qos_overriding_options=overriding, event_callbacks=events)
-            for kind in ('label', 'overlay', 'confidence'))
+        self._publishers = {
+            output: node.create_publisher(kind, f'~/{self.prefix}{output}', RESULT_QOS,
+                                          qos_overriding_options=overriding, event_callbacks=events)
+            for output, kind in OUTPUTS.items()}
         self.points = Points(node, self.prefix, parameters.depth_tolerance, self.health,
                              lambda: wake(self), events) if parameters.publish_points else None
 
+    @property
+    def label(self) -> Publisher:
+        """The publisher of the labels."""
+        return self._publishers['label']
+
     def subscribe(self, kind: type, topic: str, on_image: Callable[[Any], None]) -> None:
-        """Subscribe to the images, and to depth and camera_info if points are to be published."""
+        """Subscribe to the images and to what the wanted outputs need besides."""
         if self.images is None:
             self.images = self._node.create_subscription(
                 kind, self.prefix + topic, on_image, SENSOR_QOS,
                 qos_overriding_options=QoSOverridingOptions.with_default_policies())
             if self.points:
                 self.points.subscribe()
+        if not self._has_subscriber('camera_info'):
+            self._unsubscribe_info()
+        elif self._info_subscription is None:
+            self._info_subscription = self._node.create_subscription(
+                CameraInfo, f'{self.prefix}camera_info', self._on_info, INFO_QOS)
 
     def unsubscribe(self) -> None:
         """Undo `subscribe`."""
@@ -68,6 +110,12 @@ class CameraOutputs:
             self.images = None
             if self.points:
                 self.points.unsubscribe()
+        self._unsubscribe_info()
+
+    def _unsubscribe_info(self) -> None:
+        if self._info_subscription is not None:
+            self._node.destroy_subscription(self._info_subscription)
+            self._info_subscription = self._info = None
 
     def topics(self) -> list[str]:
         """Return the topics that the node subscribes to."""
@@ -77,44 +125,90 @@ class CameraOutputs:
     def destroy(self) -> None:
         """Destroy the publishers and subscriptions."""
         self.unsubscribe()
-        for publisher in (self.label, self.overlay, self.confidence):
+        for publisher in self._publishers.values():
             self._node.destroy_publisher(publisher)
         if self.points:
             self.points.destroy()
 
     def has_listener(self, parameters: SegmentationParameters) -> bool:
         """Return whether anything that the node makes of the camera's images has a subscriber."""
-        return (_has_subscriber(self.label) or self.wants_overlay(parameters)
-                or self.wants_confidence(parameters) or self.wants_points())
+        return (any(self._has_subscriber(output) for output in (
+                    'label', 'groups', 'label/compressed', 'class_fractions', 'camera_info'))
+                or self.wants_overlay(parameters) or self.wants_confidence(parameters) or self.wants_points())
 
     def wants_overlay(self, parameters: SegmentationParameters) -> bool:
-        return parameters.publish_overlay and _has_subscriber(self.overlay)
+        return parameters.publish_overlay and (self._has_subscriber('overlay')
+                                               or self._has_subscriber('overlay/compressed'))
 
     def wants_confidence(self, parameters: SegmentationParameters) -> bool:
-        return parameters.publish_confidence and _has_subscriber(self.confidence)
+        return parameters.publish_confidence and self._has_subscriber('confidence')
 
     def wants_points(self) -> bool:
         return self.points is not None and self.points.wanted()
 
-    def publish_label(self, header: Header, labels: np.ndarray) -> None:
-        """Publish labels, (H, W) uint8, with the header of their frame."""
-        self.label.publish(images.encode(labels, 'mono8', header, Image()))
+    def publish_label(self, header: Header, ids: np.ndarray, plan: Plan) -> None:
+        """Publish labels with the header of their frame; `ids`: class of each pixel, (H, W) uint8."""
+        self._publish_image('label', header, plan.label(ids), 'mono8')
 
-    def publish_rest(self, header: Header, prediction: Prediction, palette: np.ndarray,
-                     parameters: SegmentationParameters) -> bool:
-        """Publish what has a subscriber besides the label; returns whether anything had."""
+    def publish_more(self, header: Header, ids: np.ndarray, plan: Plan) -> bool:
+        """Publish what has a subscriber of all that is made of labels; returns whether anything had."""
+        wanted = [output for output in ('groups', 'camera_info', 'class_fractions', 'label/compressed')
+                  if self._has_subscriber(output)]
+        if 'groups' in wanted and plan.groups is not None:
+            self._publish_image('groups', header, plan.group_ids(ids), 'mono8')
+        if 'camera_info' in wanted and (info := self._info) is not None:
+            self._publishers['camera_info'].publish(with_header(info, header))
+        if 'class_fractions' in wanted:
+            self._publishers['class_fractions'].publish(fractions(plan.label(ids), plan.labels.names))
+        if 'label/compressed' in wanted:
+            self._publish_image('label/compressed', header, plan.label(ids), 'png')
+        return bool(wanted)
+
+    def publish_rest(self, header: Header, frame: np.ndarray, ids: np.ndarray, prediction: Prediction,
+                     plan: Plan) -> bool:
+        """
+        Publish what has a subscriber of overlay, confidence and points; returns whether anything had.
+
+        `frame`: (H, W, 3) uint8 RGB. `prediction`: what the network found in its part of the frame.
+        """
         published = False
-        if prediction.overlay is not None and self.wants_overlay(parameters):
-            self.overlay.publish(images.encode(prediction.overlay, 'rgb8', header, Image()))
+        framing = plan.framing(self.name)
+        confidence = None
+        if prediction.confidence is not None:
+            confidence = framing.confidence(prediction.confidence, *frame.shape[:2])
+        if prediction.overlay is not None and self.wants_overlay(plan.parameters):
+            overlay = plan.overlay(self.name, prediction.overlay, frame, ids)
+            for output, encoding in (('overlay', 'rgb8'), ('overlay/compressed', 'jpeg')):
+                if self._has_subscriber(output):
+                    self._publish_image(output, header, overlay, encoding)
+                    published = True
+        if confidence is not None and self.wants_confidence(plan.parameters):
+            self._publish_image('confidence', header, confidence, 'mono8')
             published = True
-        if prediction.confidence is not None and self.wants_confidence(parameters):
-            self.confidence.publish(images.encode(prediction.confidence, 'mono8', header, Image()))
-            published = True
-        if prediction.confidence is not None and self.points and self.points.wanted():
-            self.points.add(LabelledImage(header, prediction.labels, prediction.confidence, palette))
+        if confidence is not None and self.points and self.points.wanted():
+            self.points.add(LabelledImage(header, plan.label(ids), confidence, plan.labels.palette()))
             published = True
         return published
 
+    def _on_info(self, msg: CameraInfo) -> None:
+        self._info = msg
 
-def _has_subscriber(publisher: Publisher) -> bool:
-    return publisher.get_subscription_count() > 0
+    def _has_subscriber(self, output: str) -> bool:
+        return self._publishers[output].get_subscription_count() > 0
+
+    def _publish_image(self, output: str, header: Header, image: np.ndarray, encoding: str) -> None:
+        self._publishers[output].publish(images.encode(image, encoding, header, OUTPUTS[output]()))
+
+
+def with_header(info: CameraInfo, header: Header) -> CameraInfo:
+    """Return a copy of a camera's calibration with another header."""
+    fields = ('height', 'width', 'distortion_model', 'd', 'k', 'r', 'p', 'binning_x', 'binning_y', 'roi')
+    return CameraInfo(header=header, **{name: getattr(info, name) for name in fields})
+
+
+def fractions(labels: np.ndarray, names: tuple[str, ...]) -> Float32MultiArray:
+    """Return the share of the pixels of (H, W) uint8 labels that each class has, in the order of its id."""
+    counts = cv2.calcHist([labels], [0], None, [256], [0, 256])[:len(names), 0]
+    msg = Float32MultiArray(data=(counts / labels.size).tolist())
+    msg.layout.dim = [MultiArrayDimension(label=','.join(names), size=len(names), stride=len(names))]
+    return msg

@@ -32,16 +32,18 @@ class ParameterError(ValueError):
 
 
 def parameter(default: Any, description: str, *, limits: tuple[Any, Any] | None = None,
-              choices: tuple[str, ...] = (), read_only: bool = False) -> Any:
+              choices: tuple[str, ...] = (), read_only: bool = False, any_type: bool = False) -> Any:
     """
     Return a dataclass field that is a ROS parameter; its type (bool, int, float, str) is the default's.
 
     `limits`: lowest and highest valid value; `choices`: the valid values of a string; `read_only`: cannot be
-    set while the node runs. For other checks, the dataclass raises a ValueError in `__post_init__`.
+    set while the node runs; `any_type`: a string that may also be set as a number or a list. For other
+    checks, the dataclass raises a ValueError in `__post_init__`.
     """
     return dataclasses.field(default=default, metadata={
         'description': description, 'limits': limits, 'choices': choices, 'read_only': read_only,
-        'dynamic': 'true' in choices})  # YAML reads the choices true and false as booleans
+        # YAML reads the choices true and false as booleans.
+        'dynamic': any_type or 'true' in choices})
 
 
 def declare(node: Node, cls: type[T]) -> T:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation node: camera images in; label, overlay, confidence, points and diagnostics out."""
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 import ctypes
 from dataclasses import replace
 from functools import partial
@@ -10,7 +10,7 @@ import gc
 import json
 import sys
 from threading import Thread
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -28,13 +28,13 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from ..health import ERROR, OK, Status
-from ..inference.segmenter import Segmenter
 from ..texts import error_line, one_line
 from .frames import FrameWorker
 from .lifetime import run
 from .live_segmenter import LiveSegmenter
 from .outputs import CameraOutputs, MATCHED_EVENTS
 from .parameters import declare, qos_override_error, warn_of_unused_qos_overrides, watch
+from .plan import Plan
 from .segmentation_parameters import SegmentationParameters
 
 try:
@@ -68,7 +68,7 @@ class SegmentationNode(LifecycleNode):
         self._live: LiveSegmenter | None = None
         self._worker: FrameWorker | None = None
         self._cameras: list[CameraOutputs] = []
-        self._label_info: Publisher | None = None
+        self._label_info: dict[str, Publisher] = {}
         self._active = False
         self._error: Exception | None = None
         self._loading = ''  # the network that is being loaded beside the one in force
@@ -101,13 +101,15 @@ class SegmentationNode(LifecycleNode):
         try:
             names = p.camera_names()
             self._live = LiveSegmenter(p.network(), cameras=len(names), overlay_alpha=p.overlay_alpha,
-                                       sizes=p.image_sizes())
-            self._worker = FrameWorker(self, self._live, p)
+                                       sizes=p.seen_sizes())
+            plan = Plan.make(p, self._live.segmenter.labels)
+            self._worker = FrameWorker(self, self._live, plan)
             self._cameras = [CameraOutputs(self, name, p, self._worker.put_depth, self._update_subscriptions)
                              for name in names]
-            kind, topic = (String, '~/label_info_json') if LabelInfo is None else (LabelInfo, '~/label_info')
-            self._label_info = self.create_publisher(kind, topic, LATCHED_QOS)
-            self._publish_label_info(self._live.segmenter)
+            kind, suffix = (String, '_json') if LabelInfo is None else (LabelInfo, '')
+            self._label_info = {of: self.create_publisher(kind, f'~/{of}_info{suffix}', LATCHED_QOS)
+                                for of in ('label', 'groups')}
+            self._announce(plan)
             self._worker.start()
         except Exception as e:  # rclpy would discard it
             self._error = qos_override_error(e)
@@ -165,10 +167,9 @@ class SegmentationNode(LifecycleNode):
             self._worker.stop()
         for camera in self._cameras:
             camera.destroy()
-        if self._label_info:
-            self.destroy_publisher(self._label_info)
-        self._label_info = self._worker = None
-        self._cameras = []
+        for publisher in self._label_info.values():
+            self.destroy_publisher(publisher)
+        self._worker, self._cameras, self._label_info = None, [], {}
         if self._live:
             self._live.free()
             self._live = None
@@ -197,6 +198,8 @@ class SegmentationNode(LifecycleNode):
         p = self._settings
         if not self._worker or p.lazy != 'false' and not camera.has_listener(p):
             return
+        if not camera.rate.is_due(p.max_rate, monotonic()):
+            return
         camera.health.frame_received()
         self._worker.put_image(camera, msg)
         # Give the interpreter to the worker at once; otherwise it waits 0.4 ms for the executor.
@@ -209,19 +212,31 @@ class SegmentationNode(LifecycleNode):
             network = new.network()
             if self._live.differs(network):
                 try:
-                    self._live.change(network, self._publish_label_info)
+                    self._live.change(network, lambda loaded: self._follow(Plan.make(new, loaded.labels)))
                 except Exception as e:  # whatever is wrong with the new network, the old one stays in force
                     raise ValueError(f'{error_line(e)}; {self._live.segmenter.card.network} stays in '
                                      'force') from e
                 self.get_logger().info(f'now {one_line(self._live.segmenter.describe())}')
-            elif new.model != self._settings.model and new.weights:
-                self.get_logger().warning(one_line(
-                    f"model {new.model!r} has no effect yet: parameter 'weights' is {new.weights!r}, which "
-                    "takes precedence until it is ''"))
+            else:
+                plan = Plan.make(new, self._live.segmenter.labels)
+                # Ids that mean something else must not be published before they are announced, nor after.
+                waits = nullcontext() if plan.announces_the_same(self._worker.plan) else self._live.use()
+                with waits:
+                    self._follow(plan)
+                if new.model != self._settings.model and new.weights:
+                    self.get_logger().warning(one_line(
+                        f"model {new.model!r} has no effect yet: parameter 'weights' is {new.weights!r}, "
+                        "which takes precedence until it is ''"))
             self._live.overlay_alpha = new.overlay_alpha
-            self._worker.parameters = new
         self._settings = new
         self._update_subscriptions()
+
+    def _follow(self, plan: Plan) -> None:
+        """Process the next frames by a plan, and announce its classes where they are others."""
+        assert self._worker
+        if not plan.announces_the_same(self._worker.plan):
+            self._announce(plan)
+        self._worker.plan = plan
 
     def _answer_while_loading(self) -> None:
         """Let the services that set parameters load a network in a thread, so that all others go on."""
@@ -310,8 +325,10 @@ class SegmentationNode(LifecycleNode):
         # 'model' is the former name of 'network'; dashboards may read it.
         more = {'model': network.card.network, **network.identity(), **network.resources()}
         for camera in self._cameras:
-            of_points = camera.points.values() if camera.points else {}
-            status = camera.health.status(self._worker.dropped(camera), of_points | more)
+            others = camera.points.values() if camera.points else {}
+            if self._settings.max_rate:
+                others['left out by max_rate'] = str(camera.rate.left_out)
+            status = camera.health.status(self._worker.dropped(camera), others | more)
             if not self._active:
                 status = replace(status, level=OK, summary='inactive: the network is loaded')
             elif not self._settings.enabled:
@@ -336,16 +353,19 @@ class SegmentationNode(LifecycleNode):
             name=f'{self.get_fully_qualified_name()[1:]}: {camera} frames'.replace('  ', ' '),
             values=[KeyValue(key=k, value=one_line(v)) for k, v in status.values.items()])
 
-    def _publish_label_info(self, network: Segmenter) -> None:
-        """Latch the classes: as vision_msgs/LabelInfo, or as JSON where that is missing."""
-        assert self._label_info
-        if LabelInfo is None:
-            self._label_info.publish(String(data=json.dumps(network.labels.to_dict())))
-            return
-        msg = LabelInfo(class_map=[VisionClass(class_id=i, class_name=name)
-                                   for i, name in enumerate(network.labels.names)])
-        msg.header.stamp = self.get_clock().now().to_msg()
-        self._label_info.publish(msg)
+    def _announce(self, plan: Plan) -> None:
+        """Latch the classes and groups: as vision_msgs/LabelInfo, or as JSON where that is missing."""
+        threshold = plan.parameters.confidence_threshold
+        for of, classes in (('label', plan.labels), ('groups', plan.groups)):
+            if classes is None:
+                continue
+            if LabelInfo is None:
+                msg = String(data=json.dumps(classes.to_dict() | {'threshold': threshold}))
+            else:
+                msg = LabelInfo(threshold=threshold, class_map=[
+                    VisionClass(class_id=i, class_name=name) for i, name in enumerate(classes.names)])
+                msg.header.stamp = self.get_clock().now().to_msg()
+            self._label_info[of].publish(msg)
 
 
 def partial_coroutine(function: Callable[..., Coroutine], answer: Callable) -> Callable:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import os
 import re
 
+from ..framing import Framing, FramingError, parse_region, parse_rotation
 from ..inference import segmenter
 from ..sizes import parse_size, SizeError
 from .live_segmenter import NetworkChoice
@@ -51,6 +52,28 @@ class SegmentationParameters:
     image_size: str = parameter(
         '', 'Sizes of the camera images to prepare for at the start, such as "1280x720 640x480". Without it, '
         'the first image of a size takes longer. Empty: 640x480.', read_only=True)
+    max_rate: float = parameter(
+        0.0, 'Images per second that are segmented at most, of each camera; the others are left alone. '
+        '0: all.', limits=(0.0, 1000.0))
+    rotation: str = parameter(
+        '0', 'Degrees by which an image is turned clockwise before the network sees it: 0, 90, 180 (a camera '
+        'mounted upside down) or 270. All outputs keep the orientation of the image. For single cameras of '
+        'several: "front=180 left=90".', any_type=True)
+    roi: str = parameter(
+        '', 'Part of the image that the network sees: WIDTHxHEIGHT+X+Y in pixels, before rotation. Labels '
+        'outside are 255. Empty: the whole image. For single cameras: "front=640x300+0+100".')
+    mask: str = parameter(
+        '', "Path of a picture of the image's shape; labels are 255 where it is black, for example on the "
+        'hood of the robot. For single cameras: "front=PATH".')
+    confidence_threshold: float = parameter(
+        0.0, 'Labels with less confidence are 255. label_info tells it. Makes labels later, because they '
+        'wait for their confidence.', limits=(0.0, 1.0))
+    label_groups: str = parameter(
+        '', 'Groups of classes that ~/groups shows: names of groups or classes separated by commas, or the '
+        'path of a YAML file with lines such as "traversable: [road, sidewalk]". Empty: the groups of the '
+        'label set, without those that share a class with an earlier one.', any_type=True)
+    groups_as_label: bool = parameter(
+        False, 'Publish the groups as ~/label too; label_info then names the groups.')
     overlay_alpha: float = parameter(
         0.5, 'Share of the class colour in the overlay; the rest is the camera image.', limits=(0.0, 1.0))
     publish_overlay: bool = parameter(True, 'Publish ~/overlay while it has a subscriber.')
@@ -71,11 +94,34 @@ class SegmentationParameters:
             raise ValueError(f"parameter 'cameras' is {self.cameras!r}; expected different names separated "
                              'by commas or spaces, each made of letters, digits and _ and starting with '
                              'a letter')
+        self._parse_framings()
         self.image_sizes()
 
     def camera_names(self) -> list[str]:
         """Return the names of the cameras; a single one without a name gives ['']."""
         return self.cameras.replace(',', ' ').split() or ['']
+
+    def of_camera(self, text: str, camera: str) -> str:
+        """Return the part of a parameter that is for one camera: NAME=VALUE, or a value for all of them."""
+        pairs = [word.partition('=') for word in text.split()]
+        if pairs and all(mark and name in self.camera_names() for name, mark, _ in pairs):
+            return {name: value for name, _, value in pairs}.get(camera, '')
+        return text
+
+    def framings(self) -> dict[str, Framing]:
+        """Return how the network sees each camera; reads the masks, `FramingError` if that fails."""
+        return {camera: Framing(*of_camera) for camera, of_camera in self._parse_framings().items()}
+
+    def _parse_framings(self) -> dict[str, tuple]:
+        """Return rotation, region and path of the mask for each camera."""
+        names = self.camera_names()
+        try:
+            return {name: (parse_rotation(self.of_camera(self.rotation, name) or '0'),
+                           parse_region(self.of_camera(self.roi, name)), self.of_camera(self.mask, name))
+                    for name in names}
+        except FramingError as e:
+            example = f', or {names[0]}=VALUE for single cameras' if names != [''] else ''
+            raise FramingError(f'{e}{example}') from e
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """Return the (height, width) of the images to prepare for."""
@@ -83,6 +129,11 @@ class SegmentationParameters:
             return [parse_size(size)[::-1] for size in self.image_size.split()]
         except SizeError as e:
             raise ValueError(f"parameter 'image_size': {e}") from e
+
+    def seen_sizes(self) -> list[tuple[int, int]]:
+        """Return the (height, width) that the network sees of the images to prepare for."""
+        framings = [Framing(rotation, region) for rotation, region, _ in self._parse_framings().values()]
+        return list(dict.fromkeys(f.seen_size(*size) for size in self.image_sizes() for f in framings))
 
     def network(self) -> NetworkChoice:
         """Return what decides which network runs."""

@@ -142,7 +142,7 @@ class Trainer:
         if self.mode == 'graph' and not cuda:
             raise TrainError(f'mode graph needs a CUDA device, found {self.device}; use eager or compile')
         if not cuda:
-            gradients.use_fast_cpu_gradients(self.network)
+            gradients.use_fast_cpu_gradients(self.network, fused_norms=self.mode != 'compile')
         layouts = gradients.correct_memory_formats(self.device, self.precision)
         self.learner = _Learner(self.network, self.num_classes, bool(recipe.auxiliary),
                                 recipe.dropout).to(self.device)
@@ -463,7 +463,7 @@ def _optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torc
     groups: list[dict[str, Any]] = [{'params': decayed, 'weight_decay': recipe.weight_decay}]
     if rest:
         groups.append({'params': rest, 'weight_decay': 0.0})
-    fused = device.type == 'cuda'
+    fused = device.type in ('cpu', 'cuda')  # one call for all parameters, not a dozen for each
     if recipe.optimizer == 'sgd':
         return torch.optim.SGD(groups, recipe.lr, momentum=0.9, fused=fused)
     if recipe.optimizer == 'adam':
