@@ -1,10 +1,13 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""`lightseg bag`: what is in a bag, and bags from folders."""
+"""`lightseg bag`: what is in a bag, bags from folders, and folders from bags."""
 import argparse
 from pathlib import Path
 
-HELP = 'Look into a bag (info), or make one from a folder of images (from-folder).'
+from . import scoring
+
+HELP = ('Look into a bag (info), make one from a folder of images (from-folder), or write frames of one as '
+        'images to be annotated (to-folder).')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +30,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help='png and jpeg make CompressedImage')
     make.add_argument('--storage', default='mcap', choices=('mcap', 'sqlite3'), help='of a folder')
     make.add_argument('--frame-id', default='camera', help='of the headers')
+    take = verbs.add_parser(
+        'to-folder', help='write frames as images', formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description='Write frames of a bag, a video or a folder to OUT/images, named by their stamps, so that '
+        'labels of the same names are found by "lightseg evaluate --label-dir": one frame a second, or those '
+        'of the lowest confidence. --prelabel writes labels to start with to OUT/labels.')
+    take.add_argument('bag', type=Path, metavar='RECORDING')
+    take.add_argument('out', type=Path, help='folder to write')
+    take.add_argument('--image-topic', help='default: the only image topic')
+    take.add_argument('--value-range', default='full', metavar='RANGE',
+                      help='what becomes 0 to 255 in 16-bit images: full, auto or MIN:MAX')
+    scoring.add_selection_arguments(take)
+    take.add_argument('--lowest-confidence', type=int, default=0, metavar='COUNT',
+                      help='so many frames whose mean confidence is lowest, searched in all frames, or in '
+                      'those of --every')
+    take.add_argument('--apart', type=float, default=2.0, metavar='SECONDS',
+                      help='of --lowest-confidence: least distance of two frames')
+    take.add_argument('--prelabel', action='store_true',
+                      help="write the network's labels too, in the data set's own ids")
+    scoring.add_model_arguments(take)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,6 +60,9 @@ def run(args: argparse.Namespace) -> None:
             for note in bag.notes:
                 print(note)
         return
+    if args.what == 'to-folder':
+        _to_folder(args)
+        return
     if args.rate <= 0:
         raise bags.BagError(f'rate is {args.rate:g}; expected more than 0')
     count = bags.from_folder(
@@ -45,3 +70,26 @@ def run(args: argparse.Namespace) -> None:
         image_topic=args.image_topic, label_topic=args.label_topic, encoding=args.encoding,
         storage=args.storage, frame_id=args.frame_id)
     print(f'{args.out}: {count} frames')
+
+
+def _to_folder(args: argparse.Namespace) -> None:
+    from .. import images
+    from ..evaluation import extract
+    from ..evaluation.evaluate import EvaluationError
+    if args.lowest_confidence < 0 or args.apart < 0:
+        raise EvaluationError('--lowest-confidence and --apart are numbers of frames and seconds; expected 0 '
+                              'or more')
+    lowest = args.lowest_confidence
+    model = scoring.model_from(args) if lowest or args.prelabel else None
+    count, failed = extract.to_folder(
+        args.bag, args.out, image_topic=args.image_topic,
+        selection=scoring.selection_from(args, '1f' if lowest else '1.0'),
+        value_range=images.parse_range(args.value_range), model=model, lowest=lowest,
+        apart_ns=round(args.apart * 1e9), prelabel=args.prelabel)
+    for text in failed[:5]:
+        print(text)
+    if failed[5:]:
+        print(f'and {len(failed) - 5} more')
+    print(f'{args.out / "images"}: {count} frames'
+          + (f'; {args.out / "labels"}: labels to correct' if args.prelabel else ''))
+    print(f'when they are annotated: lightseg evaluate {args.bag} --label-dir {args.out / "labels"}')

@@ -3,19 +3,23 @@
 """`lightseg compare`: several results side by side."""
 import argparse
 from pathlib import Path
+from typing import Any
 
 HELP = ('Compare results of "lightseg evaluate --json" or "lightseg replay --json": figures side by side, '
-        'and the paired difference of the frames that they share to the first, with its confidence interval.')
+        'and the paired difference of the frames that they share to the first, with its confidence interval. '
+        'Where both were made with --out, it shows where their labels disagree, without ground truth.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('results', nargs='+', type=Path, metavar='RESULT.json',
                         help='the first is what the others are compared with')
     parser.add_argument('--html', type=Path, metavar='FILE', help='write the comparison with its plots')
+    parser.add_argument('--apart', type=float, default=2.0, metavar='SECONDS',
+                        help='least distance of the frames that are shown')
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..evaluation import html_report, scores, text_report
+    from ..evaluation import disagreement, html_report, scores, text_report
     if len(args.results) < 2:
         raise text_report.ReportError('one result has nothing to be compared with; name two or more')
     results = {}
@@ -27,5 +31,18 @@ def run(args: argparse.Namespace) -> None:
     paired = {name: scores.paired_difference(results[first]['frames'], results[name]['frames'])
               for name in others}
     print(text_report.compare_text(results, paired))
+    files = dict(zip(results, args.results))
+    classes = [c['name'] for c in results[first]['labels']['classes']]
+    differ: dict[str, tuple[dict[str, Any], list[scores.Picture]]] = {}
+    for name in others:
+        try:
+            if [c['name'] for c in results[name]['labels']['classes']] != classes:
+                raise disagreement.DisagreementError(f'{name} and {first} have different classes')
+            bags = [disagreement.results_bag(results[n], files[n]) for n in (first, name)]
+            differ[name] = disagreement.disagreement(*bags, classes, round(args.apart * 1e9))
+        except ValueError as e:
+            print(f'where the labels of {name} and {first} disagree is not known: {e}')
+        else:
+            print(text_report.disagreement_text(name, first, differ[name][0]))
     if args.html:
-        print(html_report.write_comparison(results, paired, args.html))
+        print(html_report.write_comparison(results, paired, args.html, differ))

@@ -44,12 +44,12 @@ def add_truth_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     return group
 
 
-def add_selection_arguments(group: argparse._ArgumentGroup) -> None:
+def add_selection_arguments(group: argparse._ActionsContainer) -> None:
     group.add_argument('--start', type=float, default=0.0, metavar='SECONDS',
                        help='leave out the first seconds of each recording')
     group.add_argument('--duration', type=float, metavar='SECONDS', help='use so much of each recording')
-    group.add_argument('--every', default='1f', metavar='STEP', help='use one frame in so many seconds '
-                       '(0.5), or of so many frames (10f)')
+    group.add_argument('--every', metavar='STEP',
+                       help='use one frame in so many seconds (0.5), or of so many frames (10f)')
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,19 +78,21 @@ def truth_from(args: argparse.Namespace) -> 'GroundTruthSource':
                              args.frame_rate)
 
 
-def selection_from(args: argparse.Namespace) -> 'Selection':
+def selection_from(args: argparse.Namespace, every: str = '1f') -> 'Selection':
+    """Parse --start, --duration and --every; `every`: what is meant where --every is not given."""
     from ..evaluation.evaluate import EvaluationError
     from ..evaluation.recordings import Selection
     if args.start < 0 or (args.duration is not None and args.duration <= 0):
         what, value = ('start', args.start) if args.start < 0 else ('duration', args.duration)
         raise EvaluationError(f'{what} is {value:g}; expected seconds from the start of the recording')
-    number, frames = (args.every[:-1], True) if args.every.endswith('f') else (args.every, False)
+    every = args.every or every
+    number, frames = (every[:-1], True) if every.endswith('f') else (every, False)
     try:
         step = int(number) if frames else float(number)
     except ValueError:
         step = 0
     if not 1e-9 <= step < 1e9:
-        raise EvaluationError(f'every is {args.every!r}; expected seconds such as 0.5, or frames such as 10f')
+        raise EvaluationError(f'every is {every!r}; expected seconds such as 0.5, or frames such as 10f')
     return Selection(round(args.start * 1e9), None if args.duration is None else round(args.duration * 1e9),
                      0 if frames else round(step * 1e9), int(step) if frames else 1)
 
@@ -129,6 +131,8 @@ def write(found: 'Evaluation', args: argparse.Namespace, required: 'Sequence[Req
     from ..evaluation import html_report, text_report
     result = found.result(vars(args))
     result['required'] = [r.check(result) for r in required]
+    if out := getattr(args, 'out', None):
+        result['out'] = str(out.absolute())
     text = text_report.text(result)
     if sys.stdout.isatty():
         text = text.replace('\nMISSED: ', '\n\033[31mMISSED\033[0m: ')

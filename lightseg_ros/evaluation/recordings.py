@@ -271,8 +271,12 @@ def places(times: Sequence[int], numbers: Sequence[int]) -> list[MessageIndex]:
     return [MessageIndex(n, start, bisect_left(times, start)) for n, start in zip(numbers, starts)]
 
 
-def read(task: Task, labels: LabelSet) -> Iterator[RecordedFrame | Skip]:
-    """Decode a task's frames one at a time, with their ground truth; what can't be used comes as `Skip`."""
+def read(task: Task, labels: LabelSet | None = None) -> Iterator[RecordedFrame | Skip]:
+    """
+    Decode a task's frames one at a time, with their ground truth; what can't be used comes as `Skip`.
+
+    `labels`: the label set of the ground truth, where there is one.
+    """
     source = Path(task.bag).name
     partners = dict(zip(task.numbers, task.partners))
     last = task.numbers[-1]
@@ -309,7 +313,7 @@ def read(task: Task, labels: LabelSet) -> Iterator[RecordedFrame | Skip]:
 class _Truths:
     """A task's ground truth, from the label topic or from files."""
 
-    def __init__(self, bag: Bag | None, task: Task, labels: LabelSet):
+    def __init__(self, bag: Bag | None, task: Task, labels: LabelSet | None):
         self.bag, self.labels, self.truth = bag, labels, task.truth
         self.needed = {p.place for p in task.partners if isinstance(p, MessageIndex)}
         self.ahead: dict[int, bags.Recorded] = {}
@@ -320,6 +324,7 @@ class _Truths:
         """Return the class ids (H, W) uint8 of a frame; `BagError` or `LabelError` if they don't fit."""
         if partner is None:
             return None
+        assert self.labels
         if isinstance(partner, str):
             ids = pictures.read_labels(Path(partner))
         else:

@@ -118,6 +118,20 @@ def paired_text(name: str, first: str, p: dict[str, Any]) -> str:
             + '. This is the mean over frames; the table pools the pixels of all frames')
 
 
+def disagreement_text(name: str, first: str, d: dict[str, Any]) -> str:
+    """Format where two results disagree: `disagreement.disagreement`."""
+    width = max(len(n) for n in d['per_class'])
+    lines = ['', f'{first} and {name} give {number(d["share"])} % of the pixels of {d["frames"]} frames different '
+             'labels' + (f'; {d["sizes_differ"]} frames of different sizes are left out' if d['sizes_differ']
+                         else ''),
+             f'{"class":<{width}}  {"agree %":>8}  {first}, share %  {name}, share %']
+    lines += [f'{n:<{width}}  {number(c["agree"]):>8}  {number(c["first"]):>{len(first) + 9}}  '
+              f'{number(c["second"]):>{len(name) + 9}}' for n, c in d['per_class'].items()]
+    lines += [f'{s["first"]} in {first} is {s["second"]} in {name}: {number(s["share"])} % of all pixels'
+              for s in d['swaps']]
+    return '\n'.join(lines)
+
+
 def write_json(result: dict[str, Any], path: Path) -> None:
     """Write a result, whole or not at all."""
     write_whole(path, json.dumps(result, indent=1, allow_nan=False))
