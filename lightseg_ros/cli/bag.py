@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument('--frame-id', default='camera', help='of the headers')
     take = verbs.add_parser(
         'to-folder', help='write frames as images', formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description='Write frames of a bag, a video or a folder to OUT/images, named by their stamps, so that '
-        'labels of the same names are found by "lightseg evaluate --label-dir": one frame a second, or those '
-        'of the lowest confidence. --prelabel writes labels to start with to OUT/labels.')
+        description='Write frames of a bag, a video or a folder to OUT/images, named by their stamps, so '
+        'that labels of the same names are found by "lightseg evaluate --label-dir": one frame a second, or '
+        'those of the lowest confidence. --prelabel writes labels to start with to OUT/labels.')
     take.add_argument('bag', type=Path, metavar='RECORDING')
     take.add_argument('out', type=Path, help='folder to write')
     take.add_argument('--image-topic', help='default: the only image topic')

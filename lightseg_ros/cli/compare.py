@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
         try:
             if [c['name'] for c in results[name]['labels']['classes']] != classes:
                 raise disagreement.DisagreementError(f'{name} and {first} have different classes')
-            bags = [disagreement.results_bag(results[n], files[n]) for n in (first, name)]
-            differ[name] = disagreement.disagreement(*bags, classes, round(args.apart * 1e9))
+            one, other = (disagreement.results_bag(results[n], files[n]) for n in (first, name))
+            differ[name] = disagreement.disagreement(one, other, classes, round(args.apart * 1e9))
         except ValueError as e:
             print(f'where the labels of {name} and {first} disagree is not known: {e}')
         else:

@@ -40,8 +40,8 @@ def disagreement(first: Path, second: Path, names: Sequence[str],
 
     `names`: of the classes. Returns `frames`, `sizes_differ` (frames left out), `share` (percent of pixels
     with different labels), `per_class` (percent of the pixels that either calls so: on which both agree, and
-    the class's share in each) and `swaps` (the most frequent pairs, percent of all pixels); and the frames that
-    disagree most, with both overlays. `DisagreementError` if they share no frame.
+    the class's share in each) and `swaps` (the most frequent pairs, percent of all pixels); and the frames
+    that disagree most, with both overlays. `DisagreementError` if they share no frame.
     """
     k = len(names)
     counts = np.zeros((k + 1, k + 1), np.int64)

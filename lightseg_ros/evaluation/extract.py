@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of a recording as picture files to be annotated: one in a while, or those of the lowest confidence."""
+"""Frames of a recording as picture files to be annotated: one in a while, or those of low confidence."""
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +21,12 @@ def to_folder(path: Path, out: Path, *, image_topic: str | None = None, selectio
               value_range: Range = 'full', model: ModelSpec | None = None, lowest: int = 0, apart_ns: int = 0,
               prelabel: bool = False, quiet: bool = False) -> tuple[int, list[str]]:
     """
-    Write frames to `out`/images, named by their stamps in ns, and with `prelabel` the labels that `model`
-    gives them to `out`/labels, under the same names and in the data set's own ids: a start for annotation.
+    Write frames to `out`/images, named by their stamps in ns.
 
-    `lowest`: only so many, of the lowest mean confidence of `model`, each at least `apart_ns` from the others.
+    `prelabel`: write the labels that `model` gives them to `out`/labels, under the same names and in the data
+    set's own ids: a start for annotation. `lowest`: only so many, of the lowest mean confidence of `model`,
+    each at least `apart_ns` from the others.
+
     Returns the number of frames written, and what could not be used. `EvaluationError` if `out` holds
     something, `BagError` if the recording can't be read.
     """

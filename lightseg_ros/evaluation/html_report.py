@@ -134,24 +134,28 @@ def write_comparison(results: dict[str, dict[str, Any]], paired: dict[str, dict[
         if p['frames']:
             body += [_differences(p['differences'])]
     for name, (d, pictures) in (differ or {}).items():
-        body += _disagreement(next(iter(results)), name, d, pictures)
+        first = next(iter(results))
+        start_ns = min(_starts(results[first]['frames']).values(), default=0)
+        body += _disagreement(first, name, d, pictures, start_ns)
     for name, r in results.items():
         body += [f'<h2>{escape(name)}</h2>', _origin(r)]
     return _write_page('Comparison', body, path)
 
 
-def _disagreement(first: str, name: str, d: dict[str, Any], pictures: Sequence[Picture]) -> list[str]:
+def _disagreement(first: str, name: str, d: dict[str, Any], pictures: Sequence[Picture],
+                  start_ns: int) -> list[str]:
     rows = ''.join(
         f'<tr><td>{escape(n)}</td><td class="bars">{_bar(c["agree"])}</td><td>{number(c["agree"])}</td>'
-        f'<td>{number(c["first"])}</td><td>{number(c["second"])}</td></tr>' for n, c in d['per_class'].items())
-    swaps = ''.join(f'<li>{escape(s["first"])} in {escape(first)} is {escape(s["second"])} in {escape(name)}: '
-                    f'{number(s["share"])} % of all pixels</li>' for s in d['swaps'])
+        f'<td>{number(c["first"])}</td><td>{number(c["second"])}</td></tr>'
+        for n, c in d['per_class'].items())
+    swaps = ''.join(f'<li>{escape(s["first"])} in {escape(first)} is {escape(s["second"])} in '
+                    f'{escape(name)}: {number(s["share"])} % of all pixels</li>' for s in d['swaps'])
     captions = {'first': first, 'second': name, 'difference': 'different labels red'}
-    starts = {p.source: 0 for p in pictures}
+    starts = {p.source: start_ns for p in pictures}
     return [f'<h2>Where {escape(name)} and {escape(first)} disagree</h2>'
-            f'<p>{number(d["share"])} % of the pixels of {d["frames"]} frames have different labels. Agreement: of '
-            'the pixels that either calls so, the share that both do.</p><div class="wide"><table><tr><th>class'
-            f'</th><th class="bars"></th><th>agreement %</th><th>share in {escape(first)} %</th>'
+            f'<p>{number(d["share"])} % of the pixels of {d["frames"]} frames have different labels. '
+            'Agreement: of the pixels that either calls so, the share that both do.</p>'
+            '<div class="wide"><table><tr><th>class</th><th class="bars"></th><th>agreement %</th><th>share in {escape(first)} %</th>'
             f'<th>in {escape(name)} %</th></tr>{rows}</table></div><ul>{swaps}</ul>',
             *(_picture(p, 'different labels', starts, captions) for p in pictures)]
 
@@ -397,7 +401,8 @@ def _picture(picture: Picture, what: str, starts: Mapping[str, int],
     tiles = ''
     for name in (n for n in captions if n in picture.tiles):
         source = f'data:image/jpeg;base64,{base64.b64encode(picture.tiles[name]).decode()}'
-        tiles += (f'<figure><img alt="{name}" src="{source}"><figcaption>{escape(captions[name])}</figcaption></figure>')
+        tiles += (f'<figure><img alt="{name}" src="{source}">'
+                  f'<figcaption>{escape(captions[name])}</figcaption></figure>')
     clock = _clock(picture.stamp_ns - starts.get(picture.source, picture.stamp_ns))
     value = f': {what} {number(picture.value, " %")}' if what else ''
     return (f'<p>{escape(picture.source)}, frame {picture.index}, at {clock}{value}</p>'

@@ -121,9 +121,9 @@ def paired_text(name: str, first: str, p: dict[str, Any]) -> str:
 def disagreement_text(name: str, first: str, d: dict[str, Any]) -> str:
     """Format where two results disagree: `disagreement.disagreement`."""
     width = max(len(n) for n in d['per_class'])
-    lines = ['', f'{first} and {name} give {number(d["share"])} % of the pixels of {d["frames"]} frames different '
-             'labels' + (f'; {d["sizes_differ"]} frames of different sizes are left out' if d['sizes_differ']
-                         else ''),
+    lines = ['', f'{first} and {name} give {number(d["share"])} % of the pixels of {d["frames"]} frames '
+             'different labels' + (f'; {d["sizes_differ"]} frames of different sizes are left out'
+                                   if d['sizes_differ'] else ''),
              f'{"class":<{width}}  {"agree %":>8}  {first}, share %  {name}, share %']
     lines += [f'{n:<{width}}  {number(c["agree"]):>8}  {number(c["first"]):>{len(first) + 9}}  '
               f'{number(c["second"]):>{len(name) + 9}}' for n, c in d['per_class'].items()]
