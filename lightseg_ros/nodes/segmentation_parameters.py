@@ -41,6 +41,9 @@ class SegmentationParameters:
     image_transport: str = parameter(
         'raw', 'raw: subscribe to image; compressed: subscribe to image/compressed.',
         choices=('raw', 'compressed'), read_only=True)
+    max_pixels: int = parameter(
+        1 << 26, 'Largest compressed image to decode, in pixels; a larger one is a failed frame. A few bytes '
+        'can ask for gigabytes.', limits=(1, 1 << 30))
     autostart: bool = parameter(
         True, 'Configure and activate at the start. false: wait for a lifecycle manager.', read_only=True)
     enabled: bool = parameter(
