@@ -134,8 +134,8 @@ def decode_labels(msg: Any) -> np.ndarray:
         except PictureError as e:
             raise ImageError(f'its label image is {e}') from e
     if msg.encoding not in ('mono8', '8UC1', 'mono16', '16UC1'):
-        raise ImageError(f'its label image is {_short(msg.encoding)}; expected mono8, 8UC1, mono16, 16UC1 or PNG '
-                         'with one class id per pixel')
+        raise ImageError(f'its label image is {_short(msg.encoding)}; expected mono8, 8UC1, mono16, 16UC1 or '
+                         'PNG with one class id per pixel')
     if msg.height < 1 or msg.width < 1:
         raise ImageError(f'label image of {msg.width}x{msg.height}; expected at least one pixel each way')
     ids = _rows(msg, msg.height, msg.width, 1, PACKED[msg.encoding][0])[..., 0]
@@ -265,8 +265,8 @@ def _cv_bridge(msg: Any) -> np.ndarray:
     try:
         from cv_bridge import CvBridge, CvBridgeError
     except ImportError as e:
-        raise ImageError(f'unknown encoding {_short(msg.encoding)}; supported: {", ".join(SUPPORTED)}; cv_bridge, '
-                         f'which knows more, is not there ({e})') from e
+        raise ImageError(f'unknown encoding {_short(msg.encoding)}; supported: {", ".join(SUPPORTED)}; '
+                         f'cv_bridge, which knows more, is not there ({e})') from e
     try:
         return CvBridge().imgmsg_to_cv2(msg, 'rgb8')
     except (CvBridgeError, TypeError, ValueError, KeyError, RuntimeError) as e:
