@@ -10,7 +10,7 @@ from time import monotonic, perf_counter
 import numpy as np
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
@@ -20,10 +20,13 @@ from .. import images, points
 from ..health import Health
 from ..points import PointsError
 from ..texts import error_line
+from .inputs import WhileWanted
 
 # Several depth images may arrive while one image is segmented.
 DEPTH_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 INFO_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+LATCHED_INFO_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
+                              durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 POINTS_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 KEPT_NS = 2 * 10 ** 9  # depth is kept this long: labels of a slow network may be a second later
 MAX_WAITING = 10  # labels that wait for depth, which takes time to be registered to the image
@@ -69,19 +72,33 @@ class Points:
         self._depth_topic, self._info_topic = (node.resolve_topic_name(f'{prefix}{name}')
                                                for name in ('depth', 'camera_info'))
         self._subscriptions: list[Subscription] = []
+        self._group = WhileWanted()
         self._publisher = node.create_publisher(
             PointCloud2, f'~/{prefix}points', POINTS_QOS, event_callbacks=events,
             qos_overriding_options=QoSOverridingOptions.with_default_policies())
         self._prefix = prefix
 
     def subscribe(self) -> None:
-        """Subscribe to depth and camera_info."""
+        """Subscribe to depth and camera_info, unless that is done."""
+        if self._subscriptions:
+            return
         overriding = QoSOverridingOptions.with_default_policies()
+        topic = f'{self._prefix}camera_info'
         self._subscriptions = [
-            self._node.create_subscription(Image, f'{self._prefix}depth', self._on_depth, DEPTH_QOS,
-                                           qos_overriding_options=overriding),
-            self._node.create_subscription(CameraInfo, f'{self._prefix}camera_info', self._on_info, INFO_QOS,
-                                           qos_overriding_options=overriding)]
+            self._node.create_subscription(
+                Image, f'{self._prefix}depth', self._on_depth, DEPTH_QOS, callback_group=self._group,
+                qos_overriding_options=overriding),
+            self._node.create_subscription(
+                CameraInfo, topic, self._on_info, INFO_QOS, callback_group=self._group,
+                qos_overriding_options=overriding),
+            # Some drivers publish it once. The subscription above does not get what was published before it,
+            # and this one does not connect to publishers that keep nothing.
+            self._node.create_subscription(
+                CameraInfo, topic, self._on_info, LATCHED_INFO_QOS, callback_group=self._group)]
+
+    def take(self) -> None:
+        """Take depth and camera_info only while somebody subscribes to the points."""
+        self._group.wanted = self.wanted()
 
     def unsubscribe(self) -> None:
         """Undo `subscribe`."""

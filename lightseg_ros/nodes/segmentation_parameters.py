@@ -87,6 +87,9 @@ class SegmentationParameters:
     depth_tolerance: float = parameter(
         0.02, 'Largest difference between the stamps of an image and its depth, in seconds.',
         limits=(0.0, 10.0), read_only=True)
+    max_age_warning: float = parameter(
+        0.5, 'Age of the labels, from the stamp of the image to their publication, above which the '
+        'diagnostics warn, in seconds. 0: never.', limits=(0.0, 3600.0))
     diagnostics_rate: float = parameter(
         1.0, 'Rate of /diagnostics, in Hz.', limits=(0.1, 100.0), read_only=True)
 
