@@ -105,3 +105,11 @@ def test_publishers_are_counted_apart(camera):
     assert c.spin(lambda: c.got[-1] == 11)
     c.publish(12, to=1)
     assert c.spin(lambda: c.got[-1] == 12) and not c.lost
+
+
+def test_an_override_is_for_its_topic_alone(camera):
+    """An override changes the profile that rclpy is given, which both share here."""
+    c = camera('own', depth=7)
+    other = Images(c.node, print)
+    other.subscribe(Image, '/other/image', print)
+    assert [images._subscription.qos_profile.depth for images in (c.images, other)] == [7, 1]

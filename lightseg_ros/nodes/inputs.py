@@ -2,16 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the segmentation node subscribes to for one camera; messages that nobody wants are not taken."""
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
-from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo
 
+# Copied for each use, because rclpy writes QoS overrides into the profile that it is given.
 # Depth 1: an image that waits in a queue is out of date when it is taken.
 SENSOR_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+
+INFO_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+LATCHED_INFO_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
+                              durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class WhileWanted(MutuallyExclusiveCallbackGroup):
@@ -53,7 +60,7 @@ class Images:
         if self._subscription is None:
             self._last.clear()
             self._subscription = self._node.create_subscription(
-                kind, topic, on_message, SENSOR_QOS, callback_group=self._group,
+                kind, topic, on_message, copy(SENSOR_QOS), callback_group=self._group,
                 qos_overriding_options=QoSOverridingOptions.with_default_policies())
 
     def unsubscribe(self) -> None:
@@ -90,3 +97,14 @@ class Images:
         self._last[publisher] = number
         if number > last + 1:
             self._on_lost(number - last - 1)
+
+
+def subscribe_to_info(node: Node, topic: str, on_info: Callable[[CameraInfo], None],
+                      group: CallbackGroup | None = None) -> list[Subscription]:
+    """Subscribe to camera_info, whether it is published with each image or once and latched."""
+    return [
+        node.create_subscription(CameraInfo, topic, on_info, copy(INFO_QOS), callback_group=group,
+                                 qos_overriding_options=QoSOverridingOptions.with_default_policies()),
+        # The one above does not get what was published before it; this one does not connect to publishers
+        # that keep nothing.
+        node.create_subscription(CameraInfo, topic, on_info, copy(LATCHED_INFO_QOS), callback_group=group)]

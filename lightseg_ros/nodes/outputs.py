@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the segmentation node publishes for one camera: labels, and all that is made of them."""
 from collections.abc import Callable
+from copy import copy
 import inspect
 from typing import Any
 
@@ -75,11 +76,12 @@ class CameraOutputs:
         overriding = QoSOverridingOptions.with_default_policies()
         events = PublisherEventCallbacks(matched=lambda _: on_match()) if MATCHED_EVENTS else None
         self._publishers = {
-            output: node.create_publisher(kind, f'~/{self.prefix}{output}', RESULT_QOS,
+            output: node.create_publisher(kind, f'~/{self.prefix}{output}', copy(RESULT_QOS),
                                           qos_overriding_options=overriding, event_callbacks=events)
             for output, kind in OUTPUTS.items()}
-        self.points = Points(node, self.prefix, parameters.depth_tolerance, self.health,
-                             lambda: wake(self), events) if parameters.publish_points else None
+        self.points = Points(
+            node, self.prefix, parameters.depth_tolerance, parameters.undistort_points, self.health,
+            lambda: wake(self), events) if parameters.publish_points else None
 
     @property
     def label(self) -> Publisher:

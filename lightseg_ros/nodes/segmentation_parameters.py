@@ -49,8 +49,8 @@ class SegmentationParameters:
     enabled: bool = parameter(
         True, 'Segment the images. false: unsubscribe from them. The service ~/enable sets it too.')
     lazy: str = parameter(
-        'true', 'true: do not decode and segment images while no output has a subscriber; subscription: also '
-        'unsubscribe from the images; false: segment every image.',
+        'true', 'true: leave the images in the middleware while no output has a subscriber; subscription: '
+        'unsubscribe from them instead; false: segment every image.',
         choices=('true', 'false', 'subscription'))
     image_size: str = parameter(
         '', 'Sizes of the camera images to prepare for at the start, such as "1280x720 640x480". Without it, '
@@ -87,6 +87,10 @@ class SegmentationParameters:
     depth_tolerance: float = parameter(
         0.02, 'Largest difference between the stamps of an image and its depth, in seconds.',
         limits=(0.0, 10.0), read_only=True)
+    undistort_points: bool = parameter(
+        False, 'Image and depth are not rectified: undo the distortion of the lens, as camera_info describes '
+        'it, in ~/points.',
+        read_only=True)
     max_age_warning: float = parameter(
         0.5, 'Age of the labels, from the stamp of the image to their publication, above which the '
         'diagnostics warn, in seconds. 0: never.', limits=(0.0, 3600.0))
