@@ -22,9 +22,12 @@ try:
 except ImportError:  # ROS distributions do not have it
     simplejpeg = None
 
+from .files import read_small
+
 log = logging.getLogger(__name__)
 # The default limit of a picture: 8192x8192, the largest size that is taken anywhere.
 MAX_PIXELS = 1 << 26
+MAX_FILE = 1 << 29  # bytes
 # A JPEG's scans times its pixels: what decoding it costs, at 2 to 3 ns each.
 MAX_SCANNED = 1 << 28
 JPEG, PNG = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
@@ -99,7 +102,7 @@ def decode_labels(data: bytes | memoryview | np.ndarray) -> np.ndarray:
 def read(path: Path, *, upright: bool = True) -> np.ndarray:
     """Read a picture file as `decode` does, 16-bit grey scaled to 8 bits; `PictureError` names the file."""
     try:
-        pixels = decode(path.read_bytes(), upright=upright)
+        pixels = decode(read_small(path, MAX_FILE), upright=upright)
     except OSError as e:
         raise PictureError(f'{path}: {e.strerror}') from e
     except PictureError as e:
@@ -112,7 +115,7 @@ def read(path: Path, *, upright: bool = True) -> np.ndarray:
 def read_labels(path: Path) -> np.ndarray:
     """Read a label picture as `decode_labels` does; `PictureError` names the file."""
     try:
-        return decode_labels(path.read_bytes())
+        return decode_labels(read_small(path, MAX_FILE))
     except OSError as e:
         raise PictureError(f'{path}: {e.strerror}') from e
     except PictureError as e:
