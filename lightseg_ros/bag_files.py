@@ -37,6 +37,11 @@ NS = 10 ** 9
 FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK, CHUNK_INDEX, STATISTICS, DATA_END = 2, 3, 4, 5, 6, 8, 11, 15
 # Messages outside of chunks are read in portions of this many bytes.
 PORTION = 1 << 20
+# A few compressed bytes can become gigabytes. A chunk, a message or a file may become MAX_UNPACKED bytes; a
+# file may also become MAX_RATIO times its size.
+MAX_UNPACKED, MAX_RATIO = 1 << 28, 300
+DECOMPRESSORS = {'zstd': zstd.ZstdDecompressor, 'lz4': lz4.frame.LZ4FrameDecompressor,
+                 'bz2': bz2.BZ2Decompressor}
 
 
 class DamagedError(ValueError):
@@ -297,6 +302,8 @@ def decompressed_copy(path: Path, size: int, mtime_ns: int) -> tuple[tempfile.Te
             # A step at a time, so that a file that breaks off gives all that comes before.
             while block or not frame.needs_input or (block := packed.read(PORTION)):
                 copy.write(frame.decompress(block, PORTION))
+                if copy.tell() > max(MAX_UNPACKED, MAX_RATIO * size):
+                    raise DamagedError(f'{size} bytes that decompress to more than {copy.tell()}')
                 block = frame.unused_data if frame.eof else b''
                 if frame.eof and (block or (block := packed.read(PORTION))):
                     frame = zstd.ZstdDecompressor()
@@ -311,29 +318,38 @@ def decompressed_copy(path: Path, size: int, mtime_ns: int) -> tuple[tempfile.Te
 
 def decompressed(message: bytes) -> bytes:
     """Decompress a message that was compressed with zstd on its own; `DamagedError` if it is broken."""
-    try:
-        return zstd.decompress(message)
-    except zstd.ZstdError as e:
-        raise DamagedError(str(e)) from e
+    return _decompressed(message, 'zstd', MAX_UNPACKED)
 
 
 def _unpacked(data: bytes, compression: str, size: int, crc: int = 0) -> bytes:
-    try:
-        if compression == 'zstd':
-            data = zstd.decompress(data)
-        elif compression == 'lz4':
-            data = lz4.frame.decompress(data)
-        elif compression == 'bz2':
-            data = bz2.decompress(data)
-        elif compression not in ('', 'none'):
-            raise DamagedError(f'compression {compression!r}; expected zstd, lz4, bz2 or none')
-    except (zstd.ZstdError, RuntimeError, OSError, EOFError, ValueError) as e:
-        raise DamagedError(str(e)) from e
+    if compression in DECOMPRESSORS:
+        if size > MAX_UNPACKED:
+            raise DamagedError(f'{len(data)} bytes that say to hold {size}; expected {MAX_UNPACKED} at most')
+        data = _decompressed(data, compression, size)
+    elif compression not in ('', 'none'):
+        raise DamagedError(f'compression {compression[:20]!r}; expected {", ".join(DECOMPRESSORS)} or none')
     if len(data) != size:
         raise DamagedError(f'it holds {len(data)} bytes, and says {size}')
     if crc and zlib.crc32(data) != crc:
         raise DamagedError('its checksum is wrong')
     return data
+
+
+def _decompressed(data: bytes, compression: str, limit: int) -> bytes:
+    """Decompress frames to `limit` bytes at most; `DamagedError` if there are more, or they are broken."""
+    out = b''
+    try:
+        while data:
+            frame = DECOMPRESSORS[compression]()
+            out += frame.decompress(data, limit + 1 - len(out))
+            if len(out) > limit:
+                raise DamagedError(f'{len(data)} bytes that decompress to more than {limit}')
+            if not frame.eof:
+                raise DamagedError('it is cut short')
+            data = frame.unused_data or b''
+    except (zstd.ZstdError, RuntimeError, OSError, EOFError, ValueError) as e:
+        raise DamagedError(str(e)) from e
+    return out
 
 
 def _records(content: bytes) -> Iterator[tuple[int, memoryview]]:
@@ -626,6 +642,11 @@ def _sqlite_index(path: Path, size: int, mtime_ns: int) -> tuple[dict[int, Chann
     The second value is None for a whole database, else (time, id, channel) of each message that is readable.
     """
     with closing(_connect(path)) as db:
+        # A view could compute rows without end.
+        (tables,), = db.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN "
+                                "('topics', 'messages')")
+        if tables != 2:
+            raise sqlite3.DatabaseError('it has no tables topics and messages')
         topics = db.execute('SELECT id, name, type, serialization_format FROM topics').fetchall()
         with open(path, 'rb') as f:
             head = f.read(100)

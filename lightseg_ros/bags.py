@@ -25,8 +25,10 @@ import yaml
 
 from . import bag_files, images, pictures
 from .bag_files import BagFile, NS
+from .files import read_small
 from .labels import LabelSet
 from .pictures import PictureError
+from .texts import one_line
 
 # The message definitions that we need are the same in every ROS 2 distribution. A bag's own definitions are
 # not used, so a bag without them, or with broken ones, can be read.
@@ -35,6 +37,7 @@ TYPES = ROS2.types
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 # A folder's files with these names are parts of a bag, whatever they hold.
 SUFFIXES = ('.mcap', '.db3', '.zstd')
+MAX_METADATA = 1 << 24  # bytes of a metadata.yaml
 
 
 class BagError(ValueError):
@@ -215,9 +218,13 @@ class Bag:
                 raise bag_files.DamagedError(f'it starts with {start!r}; expected an mcap, sqlite3 (.db3) or '
                                              'ROS 1 (.bag, version 2.0) file')
             file = kind(path)
-        except (OSError, bag_files.DamagedError) as e:
-            raise BagError(f'{path} does not open as a bag: {_text(e)}') from e
+        except Exception as e:  # broken files raise all sorts of errors
+            raise BagError(f'{path} does not open as a bag: {one_line(_text(e))}') from e
         self._stack.callback(file.close)
+        for number, c in list(file.channels.items()):
+            if not all(isinstance(t, str) and t.isprintable() for t in (c.topic, c.type, c.encoding)):
+                del file.channels[number]
+                self._note(f'{path.name}: a topic whose name or type is no printable text is left out')
         self._files.append((path.name, file))
 
     def _open_folder(self) -> None:
@@ -257,17 +264,22 @@ class Bag:
             self._note(f'{self.path.name}: no metadata.yaml, its files are read by name')
             return []
         try:
-            metadata = yaml.safe_load(path.read_text())['rosbag2_bagfile_information']
+            text = read_small(path, MAX_METADATA).decode()
+            metadata = yaml.safe_load(text)['rosbag2_bagfile_information']
             listed = [Path(name).name for name in metadata['relative_file_paths']]
             self._stated = {t['topic_metadata']['name']: int(t['message_count'])
                             for t in metadata['topics_with_message_count']}
-        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as e:
+            if not all(isinstance(name, str) and name.isprintable() for name in (*listed, *self._stated)):
+                raise ValueError('names that are no printable texts')
+        except Exception as e:  # broken files raise all sorts of errors
+            self._stated = {}
             self._note(f'{self.path.name}: its metadata.yaml is empty or broken and not used '
                        f'({type(e).__name__}), its files are read by name')
             return []
         compression = metadata.get('compression_format') or 'zstd'
         if metadata.get('compression_mode') and compression != 'zstd':
-            self._note(f'{self.path.name}: compressed with {compression}; only zstd can be decompressed')
+            shown = one_line(compression, 80) if isinstance(compression, str) else type(compression).__name__
+            self._note(f'{self.path.name}: compressed with {shown}; only zstd can be decompressed')
         return listed
 
     def _check_counts(self) -> None:

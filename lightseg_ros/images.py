@@ -14,6 +14,7 @@ import numpy as np
 
 from . import pictures
 from .pictures import PictureError
+from .texts import one_line
 
 
 class ImageError(ValueError):
@@ -48,7 +49,7 @@ SUPPORTED = (*PACKED, *BAYER, *YUV422, *YUV420)
 DEPTH = {'16UC1': ('u', 2, 1e-3), 'mono16': ('u', 2, 1e-3), '32FC1': ('f', 4, 1.0)}
 
 
-def decode(msg: Any, value_range: Range = 'full') -> np.ndarray:
+def decode(msg: Any, value_range: Range = 'full', max_pixels: int = pictures.MAX_PIXELS) -> np.ndarray:
     """
     Decode an Image or CompressedImage message to (H, W, 3) uint8 RGB.
 
@@ -57,10 +58,11 @@ def decode(msg: Any, value_range: Range = 'full') -> np.ndarray:
     than the message. YUV is BT.601 limited range, alpha is dropped, and a JPEG's EXIF orientation is not
     applied. 16-bit channels are scaled so that `value_range` becomes 0 to 255, see `to_8_bits`.
 
-    `ImageError` for an unknown encoding, zero size, a `step` shorter than a row, and short or broken data.
+    `ImageError` for an unknown encoding, zero size, a `step` shorter than a row, short or broken data, and
+    for a CompressedImage of more than `max_pixels` pixels.
     """
     if not hasattr(msg, 'encoding'):
-        return _decompress(msg, value_range)
+        return _decompress(msg, value_range, max_pixels)
     if msg.height < 1 or msg.width < 1:
         raise ImageError(f'image of {msg.width}x{msg.height}; expected at least one pixel each way')
     if msg.encoding in PACKED:
@@ -132,8 +134,8 @@ def decode_labels(msg: Any) -> np.ndarray:
         except PictureError as e:
             raise ImageError(f'its label image is {e}') from e
     if msg.encoding not in ('mono8', '8UC1', 'mono16', '16UC1'):
-        raise ImageError(f'its label image is {msg.encoding!r}; expected mono8, 8UC1, mono16, 16UC1 or PNG '
-                         'with one class id per pixel')
+        raise ImageError(f'its label image is {_short(msg.encoding)}; expected mono8, 8UC1, mono16, 16UC1 or '
+                         'PNG with one class id per pixel')
     if msg.height < 1 or msg.width < 1:
         raise ImageError(f'label image of {msg.width}x{msg.height}; expected at least one pixel each way')
     ids = _rows(msg, msg.height, msg.width, 1, PACKED[msg.encoding][0])[..., 0]
@@ -149,7 +151,7 @@ def decode_depth(msg: Any) -> np.ndarray:
     `ImageError` as in `decode`.
     """
     if msg.encoding not in DEPTH:
-        raise ImageError(f'depth in {msg.encoding!r}; expected {", ".join(DEPTH)}')
+        raise ImageError(f'depth in {_short(msg.encoding)}; expected {", ".join(DEPTH)}')
     if msg.height < 1 or msg.width < 1:
         raise ImageError(f'depth of {msg.width}x{msg.height}; expected at least one pixel each way')
     kind, size, metres = DEPTH[msg.encoding]
@@ -232,11 +234,11 @@ def _yuv420(msg: Any) -> np.ndarray:
     return cv2.cvtColorTwoPlane(luma, chroma, YUV420[msg.encoding])[:msg.height, :msg.width]
 
 
-def _decompress(msg: Any, value_range: Range) -> np.ndarray:
+def _decompress(msg: Any, value_range: Range, max_pixels: int) -> np.ndarray:
     try:
-        pixels = pictures.decode(np.ndarray(len(msg.data), np.uint8, msg.data))
+        pixels = pictures.decode(np.ndarray(len(msg.data), np.uint8, msg.data), max_pixels=max_pixels)
     except PictureError as e:
-        raise ImageError(f'compressed image of format {msg.format!r}: {e}') from e
+        raise ImageError(f'compressed image of format {_short(msg.format)}: {e}') from e
     if pixels.ndim == 2:
         return np.broadcast_to(to_8_bits(pixels, value_range)[..., None], (*pixels.shape, 3))
     # image_transport writes 'ENCODING; jpeg compressed ORDER'; in the order rgb8, rare, the file has red and
@@ -255,14 +257,18 @@ def _compress(array: np.ndarray, encoding: str) -> tuple[str, np.ndarray]:
     return f'rgb8; {encoding} compressed bgr8' if color else f'mono8; {encoding} compressed mono8', data
 
 
+def _short(text: str) -> str:
+    return repr(one_line(text, 80))
+
+
 def _cv_bridge(msg: Any) -> np.ndarray:
     try:
         from cv_bridge import CvBridge, CvBridgeError
     except ImportError as e:
-        raise ImageError(f'unknown encoding {msg.encoding!r}; supported: {", ".join(SUPPORTED)}; cv_bridge, '
-                         f'which knows more, is not there ({e})') from e
+        raise ImageError(f'unknown encoding {_short(msg.encoding)}; supported: {", ".join(SUPPORTED)}; '
+                         f'cv_bridge, which knows more, is not there ({e})') from e
     try:
         return CvBridge().imgmsg_to_cv2(msg, 'rgb8')
     except (CvBridgeError, TypeError, ValueError, KeyError, RuntimeError) as e:
-        raise ImageError(f'unknown encoding {msg.encoding!r}, for cv_bridge too ({e}); supported: '
+        raise ImageError(f'unknown encoding {_short(msg.encoding)}, for cv_bridge too ({e}); supported: '
                          f'{", ".join(SUPPORTED)}') from e

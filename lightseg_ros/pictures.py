@@ -6,6 +6,8 @@ Picture files (JPEG, PNG, ...) to arrays, strictly: colour pictures, and label p
 OpenCV repairs damaged files in silence: what is missing becomes grey. Here such a file is an error. JPEGs are
 decoded by simplejpeg, which reports damage. Where it is not installed OpenCV decodes them, and only a JPEG
 without an end is recognised as damaged.
+
+Sizes are read from a file's head before anything is decoded: a few bytes can ask for gigabytes.
 """
 import logging
 from pathlib import Path
@@ -20,7 +22,14 @@ try:
 except ImportError:  # ROS distributions do not have it
     simplejpeg = None
 
+from .files import read_small
+
 log = logging.getLogger(__name__)
+# The default limit of a picture: 8192x8192, the largest size that is taken anywhere.
+MAX_PIXELS = 1 << 26
+MAX_FILE = 1 << 29  # bytes
+# A JPEG's scans times its pixels: what decoding it costs, at 2 to 3 ns each.
+MAX_SCANNED = 1 << 28
 JPEG, PNG = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
 # PNG colour types.
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
@@ -31,15 +40,18 @@ class PictureError(ValueError):
     """Data that is not a whole picture, or not a label picture; the text says what was found."""
 
 
-def decode(data: bytes | memoryview | np.ndarray, *, upright: bool = False) -> np.ndarray:
+def decode(data: bytes | memoryview | np.ndarray, *, upright: bool = False,
+           max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """
     Decode a picture file to (H, W, 3) uint8 RGB, or to (H, W) uint16 if it is a 16-bit grey PNG or TIFF.
 
     JPEG, PNG, BMP, TIFF and WebP. Alpha is dropped. `upright`: apply the orientation that EXIF data names, as
-    picture viewers do. `PictureError` for other formats and for damaged files.
+    picture viewers do. `PictureError` for other formats, for damaged files, and for those of more than
+    `max_pixels` pixels, which are not decoded.
     """
     array = np.frombuffer(data, np.uint8)
     start = array[:12].tobytes()
+    _check_size(array, max_pixels)
     if start.startswith(JPEG):
         return _decode_jpeg(array, upright)
     flags = cv2.IMREAD_COLOR | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
@@ -74,6 +86,7 @@ def decode_labels(data: bytes | memoryview | np.ndarray) -> np.ndarray:
     for formats that change ids, such as JPEG.
     """
     raw = bytes(data)
+    _check_size(np.frombuffer(raw, np.uint8), MAX_PIXELS)
     if raw.startswith(PNG):
         return _png_ids(raw)
     if raw[:4] in (b'II*\0', b'MM\0*'):
@@ -89,7 +102,7 @@ def decode_labels(data: bytes | memoryview | np.ndarray) -> np.ndarray:
 def read(path: Path, *, upright: bool = True) -> np.ndarray:
     """Read a picture file as `decode` does, 16-bit grey scaled to 8 bits; `PictureError` names the file."""
     try:
-        pixels = decode(path.read_bytes(), upright=upright)
+        pixels = decode(read_small(path, MAX_FILE), upright=upright)
     except OSError as e:
         raise PictureError(f'{path}: {e.strerror}') from e
     except PictureError as e:
@@ -102,11 +115,88 @@ def read(path: Path, *, upright: bool = True) -> np.ndarray:
 def read_labels(path: Path) -> np.ndarray:
     """Read a label picture as `decode_labels` does; `PictureError` names the file."""
     try:
-        return decode_labels(path.read_bytes())
+        return decode_labels(read_small(path, MAX_FILE))
     except OSError as e:
         raise PictureError(f'{path}: {e.strerror}') from e
     except PictureError as e:
         raise PictureError(f'{path} is not a label picture: {e}') from e
+
+
+def _check_size(array: np.ndarray, max_pixels: int) -> None:
+    """Raise `PictureError` where the head of a file states more pixels than that, or none."""
+    data = np.ascontiguousarray(array).data
+    try:
+        size = _stated_size(data)
+    except (struct.error, IndexError) as e:
+        raise PictureError(f'{len(data)} bytes are cut short: the size of the picture is missing') from e
+    if size is None:
+        return  # no format that is read
+    width, height = size
+    if width < 1 or height < 1:
+        raise PictureError(f'picture of {width}x{height}; expected at least one pixel each way')
+    if width * height > max_pixels:
+        raise PictureError(f'picture of {width}x{height} in {len(data)} bytes; expected {max_pixels} pixels '
+                           'at most')
+    if bytes(data[:3]) == JPEG:
+        scans = bytes(data).count(b'\xff\xda')  # in compressed data ff is followed by 00
+        if scans * width * height > MAX_SCANNED:
+            raise PictureError(f'JPEG of {width}x{height} with {scans} scans; expected '
+                               f'{MAX_SCANNED // (width * height)} at most')
+
+
+def _stated_size(data: memoryview) -> tuple[int, int] | None:
+    """Return (width, height) as a file's head states them; None for other formats."""
+    start = bytes(data[:16])
+    if start.startswith(JPEG):
+        return _jpeg_size(data)
+    if start.startswith(PNG):
+        return struct.unpack_from('>II', data, 16)
+    if start[:2] == b'BM':
+        if struct.unpack_from('<I', data, 14)[0] == 12:  # OS/2
+            return struct.unpack_from('<HH', data, 18)
+        width, height = struct.unpack_from('<ii', data, 18)
+        return width, abs(height)  # negative where the first row is the upper one
+    if start[:4] in (b'II*\0', b'MM\0*'):
+        return _tiff_size(data, '<' if start[:2] == b'II' else '>')
+    if start[:4] == b'RIFF' and start[8:12] == b'WEBP':
+        if start[12:] == b'VP8X':
+            width, height = (int.from_bytes(data[at:at + 3], 'little') + 1 for at in (24, 27))
+            return width, height
+        if start[12:] == b'VP8L':
+            bits, = struct.unpack_from('<I', data, 21)
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        width, height = struct.unpack_from('<HH', data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def _jpeg_size(data: memoryview) -> tuple[int, int]:
+    at = 2
+    while data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from('>HH', data, at + 5)
+            return width, height
+        elif marker in (0xD9, 0xDA):
+            break
+        else:
+            alone = marker == 1 or 0xD0 <= marker <= 0xD7  # without a length
+            at += 2 if alone else 2 + struct.unpack_from('>H', data, at + 2)[0]
+    raise PictureError(f'JPEG of {len(data)} bytes does not decode: its head is damaged')
+
+
+def _tiff_size(data: memoryview, order: str) -> tuple[int, int]:
+    """Return the larger of the picture's and its tiles' size, each way: both are allocated."""
+    first, = struct.unpack_from(order + 'I', data, 4)
+    count, = struct.unpack_from(order + 'H', data, first)
+    found = dict.fromkeys((256, 257, 322, 323), 0)
+    for at in range(first + 2, first + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(order + 'HH', data, at)
+        if tag in found:
+            found[tag], = struct.unpack_from(order + ('H' if kind == 3 else 'I'), data, at + 8)
+    return max(found[256], found[322]), max(found[257], found[323])
 
 
 def _opencv(array: np.ndarray, flags: int) -> np.ndarray:
@@ -190,7 +280,7 @@ def _png_parts(png: bytes) -> tuple[tuple[int, int, int, int, int], list[bytes]]
         content = memoryview(png)[at + 8:end - 4]
         if zlib.crc32(content, zlib.crc32(name)) != struct.unpack_from('>I', png, end - 4)[0]:
             raise PictureError(f'PNG of {len(png)} bytes does not decode: its part {name!r} is damaged')
-        if name == b'IHDR' and length == 13:
+        if name == b'IHDR' and length == 13 and header is None:
             width, height, bits, color, _, _, interlaced = struct.unpack('>IIBBBBB', content)
             header = width, height, bits, color, interlaced
         elif name == b'IDAT':

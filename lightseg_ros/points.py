@@ -3,12 +3,15 @@
 """
 Depth, camera model and labels -> a labelled point cloud, as an array and as a PointCloud2 message.
 
-Messages are duck-typed, as in `images`. Depth must be registered to the labelled image and rectified: both
-show the same view from the same position. Their resolutions may differ.
+Messages are duck-typed, as in `images`. Depth must be registered to the labelled image: both show the same
+view from the same position. Their resolutions may differ. They are rectified, or both have the distortion of
+the lens, which is then undone.
 """
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import cv2
 import numpy as np
 
 from . import images
@@ -21,6 +24,8 @@ POINT = np.dtype({'names': ['x', 'y', 'z', 'rgb', 'label', 'confidence'],
 # Datatypes of sensor_msgs/PointField. PCL declares rgb as a float, although it holds three bytes.
 FIELD_TYPES = {'x': 7, 'y': 7, 'z': 7, 'rgb': 7, 'label': 6, 'confidence': 2}
 
+# Number of coefficients of each distortion model of camera_info.
+COEFFICIENTS = {'plumb_bob': 5, 'rational_polynomial': 8, 'equidistant': 4}
 BLOCK_ROWS = 8  # rows that are filled together, few enough to stay in the CPU cache
 
 
@@ -30,24 +35,43 @@ class PointsError(ValueError):
 
 @dataclass(frozen=True)
 class Pinhole:
-    """Focal lengths and principal point in pixels; pixel centres have whole-number coordinates."""
+    """
+    Focal lengths and principal point in pixels; pixel centres have whole-number coordinates.
+
+    `distortion`: model and coefficients of the lens, as in CameraInfo; without coefficients there is none.
+    """
 
     fx: float
     fy: float
     cx: float
     cy: float
+    model: str = ''
+    distortion: tuple[float, ...] = ()
 
 
-def pinhole(info: Any, height: int, width: int) -> Pinhole:
+def is_distorted(info: Any) -> bool:
+    """Return whether a CameraInfo message tells of a distortion of the lens."""
+    return any(info.d)
+
+
+def pinhole(info: Any, height: int, width: int, distorted: bool = False) -> Pinhole:
     """
-    Return the camera model of a rectified image of height x width pixels from its CameraInfo message.
+    Return the camera model of an image of height x width pixels from its CameraInfo message.
 
-    Uses P if it is filled, otherwise K, and the region of interest and binning of the message. If the image
-    is a scaled copy, such as decimated depth, the model is scaled too. `PointsError` if the camera is not
-    calibrated, or if message and image have different aspect ratios.
+    For a rectified image it uses P if it is filled, otherwise K; for a `distorted` one K and D. It respects
+    the region of interest and binning of the message. If the image is a scaled copy, such as decimated depth,
+    the model is scaled too. `PointsError` if the camera is not calibrated, if its model of distortion is not
+    known, or if message and image have different aspect ratios.
     """
     p, k = np.reshape(info.p, (3, 4)), np.reshape(info.k, (3, 3))
-    m = p if p[0, 0] else k
+    m = p if p[0, 0] and not distorted else k
+    model, d = '', tuple[float, ...]()
+    if distorted and is_distorted(info):
+        model, d = info.distortion_model, tuple(map(float, info.d))
+        if len(d) != COEFFICIENTS.get(model):
+            known = ', '.join(f'{name} ({count})' for name, count in COEFFICIENTS.items())
+            raise PointsError(f'camera_info has the distortion model {model!r} with {len(d)} coefficients; '
+                              f'expected {known}')
     if not (m[0, 0] > 0 and m[1, 1] > 0):
         raise PointsError(f'camera_info of {info.width}x{info.height} has no focal length: the camera is not '
                           'calibrated')
@@ -59,7 +83,27 @@ def pinhole(info: Any, height: int, width: int) -> Pinhole:
                           'expected the same aspect ratio')
     # This includes binning: it makes the image smaller than the region that it shows.
     sx, sy = width / full_w, height / full_h
-    return Pinhole(float(m[0, 0] * sx), float(m[1, 1] * sy), float(left * sx - 0.5), float(top * sy - 0.5))
+    return Pinhole(float(m[0, 0] * sx), float(m[1, 1] * sy), float(left * sx - 0.5), float(top * sy - 0.5),
+                   model, d)
+
+
+@lru_cache(maxsize=8)  # of each camera; undistorting a grid of 1280x720 takes 0.2 s
+def directions(camera: Pinhole, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return x / z and y / z for every pixel: two (H, W) float32 arrays, which must not be changed."""
+    across = ((np.arange(width) - camera.cx) / camera.fx).astype(np.float32)[None]
+    down = ((np.arange(height) - camera.cy) / camera.fy).astype(np.float32)[:, None]
+    if not camera.distortion:
+        return np.broadcast_to(across, (height, width)), np.broadcast_to(down, (height, width))
+    matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), 2).reshape(-1, 1, 2).astype(np.float64)
+    distortion = np.array(camera.distortion)
+    if camera.model == 'equidistant':
+        found = cv2.fisheye.undistortPoints(grid, matrix, distortion)
+    else:  # iterative; the default of five iterations leaves errors of some pixels at the edges
+        found = cv2.undistortPointsIter(grid, matrix, distortion, np.eye(3), np.eye(3),
+                                        (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-7))
+    x, y = found.astype(np.float32).reshape(height, width, 2).transpose(2, 0, 1)
+    return np.ascontiguousarray(x), np.ascontiguousarray(y)
 
 
 def cloud(depth: np.ndarray, camera: Pinhole, labels: np.ndarray, confidence: np.ndarray,
@@ -80,14 +124,13 @@ def cloud(depth: np.ndarray, camera: Pinhole, labels: np.ndarray, confidence: np
                          (2 * np.arange(width) + 1) * w // (2 * width))
         labels, confidence = labels[nearest], confidence[nearest]
     colors = palette.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    across = (np.arange(width, dtype=np.float32) - camera.cx) / camera.fx
-    down = ((np.arange(height, dtype=np.float32) - camera.cy) / camera.fy)[:, None]
+    across, down = directions(camera, height, width)
     numbers = np.empty((height, width, POINT.itemsize // 4), '<f4')
     whole = numbers.view('<u4')
     for top in range(0, height, BLOCK_ROWS):
         rows = slice(top, top + BLOCK_ROWS)
         z = depth[rows]
-        np.multiply(z, across, out=numbers[rows, :, 0])
+        np.multiply(z, across[rows], out=numbers[rows, :, 0])
         np.multiply(z, down[rows], out=numbers[rows, :, 1])
         numbers[rows, :, 2] = z
         whole[rows, :, 3] = colors[labels[rows]]

@@ -1,7 +1,9 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Bags of every format that rosbags writes, whole, cut short and broken, with the frames that went in."""
+from contextlib import closing
 from itertools import count
+import os
 import sqlite3
 import struct
 import tracemalloc
@@ -470,6 +472,97 @@ def test_no_bags(tmp_path, name, data, text):
         (tmp_path / name).write_bytes(data)
     with pytest.raises(BagError, match=text):
         Bag(tmp_path / name)
+
+
+def bomb(size):
+    """Some KB of zstd that become `size` zeros."""
+    packer = bag_files.zstd.ZstdCompressor()
+    block = bytes(1 << 20)
+    return b''.join(packer.compress(block) for _ in range(size >> 20)) + packer.flush()
+
+
+def record(opcode, content):
+    return struct.pack('<BQ', opcode, len(content)) + content
+
+
+@pytest.mark.parametrize('stated', [1 << 30, 1000])
+def test_a_chunk_does_not_become_gigabytes(tmp_path, stated):
+    """What a chunk says to hold is limited, and so is what it does hold."""
+    pixels, packed = frames(4), bomb(1 << 30)
+    write_mcap(tmp_path / 'a.mcap', pixels, **NO_INDEX)
+    data = (tmp_path / 'a.mcap').read_bytes()
+    chunk = record(bag_files.CHUNK, struct.pack('<QQQII', 1, 2, stated, 0, 4) + b'zstd'
+                   + struct.pack('<Q', len(packed)) + packed)
+    at = len(bag_files.MCAP) + 9
+    at += struct.unpack_from('<Q', data, at - 8)[0]  # after the first record
+    (tmp_path / 'a.mcap').write_bytes(data[:at] + chunk + data[at:])
+    tracemalloc.start()
+    try:
+        with Bag(tmp_path / 'a.mcap') as bag:
+            same(decoded(bag), pixels)
+            assert any('damaged and left out' in note and str(1 << 30 if stated > 1000 else 1000) in note
+                       for note in bag.notes)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_does_not_become_gigabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(bag_files, 'MAX_UNPACKED', 1 << 22)
+    monkeypatch.setenv('TMPDIR', str(tmp_path / 'tmp'))
+    (tmp_path / 'tmp').mkdir()
+    monkeypatch.setattr('tempfile.tempdir', None)
+    (tmp_path / 'a.mcap.zstd').write_bytes(bomb(1 << 26))
+    with pytest.raises(BagError, match='bytes that decompress to more than'):
+        Bag(tmp_path / 'a.mcap.zstd')
+    assert not list((tmp_path / 'tmp').iterdir())
+
+
+def test_a_view_does_not_compute_messages(tmp_path):
+    with closing(sqlite3.connect(tmp_path / 'a.db3')) as db:
+        db.executescript(
+            'CREATE TABLE topics (id, name, type, serialization_format);'
+            'CREATE VIEW messages AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) '
+            'SELECT id, 1 AS topic_id, id AS timestamp, zeroblob(1000000000) AS data FROM n')
+    with pytest.raises(BagError, match='no tables topics and messages'):
+        Bag(tmp_path / 'a.db3')
+
+
+@pytest.mark.parametrize('before, after', [
+    ('message_count: 4', "message_count: 'x'"), ('message_count: 4', 'message_count: .inf'),
+    ('name: ' + IMAGE, 'name: {a: b}'), ('name: ' + IMAGE, 'name: "\\e[2J"'), ('mcap', '{a: b}'),
+    ('rosbag2_bagfile_information', 5000 * '['), ('version:', '#' * (1 << 24) + '\nversion:')])
+def test_broken_metadata_is_not_used(tmp_path, before, after):
+    pixels = frames(4)
+    write(tmp_path / 'bag', pixels)
+    metadata = tmp_path / 'bag' / 'metadata.yaml'
+    assert before in metadata.read_text()
+    metadata.write_text(metadata.read_text().replace(before, after))
+    with Bag(tmp_path / 'bag') as bag:
+        same(decoded(bag), pixels)
+        assert 'broken and not used' in bag.notes[0]
+
+
+def test_names_that_no_message_can_carry(tmp_path):
+    write(tmp_path / 'bag', frames(2), storage='sqlite3')
+    path, = (tmp_path / 'bag').glob('*.db3')
+    with closing(sqlite3.connect(path)) as db:
+        for i, name in enumerate((b'\xff', '/a\x1b[2J')):
+            db.execute('INSERT INTO topics VALUES (?, ?, ?, ?, ?, ?)',
+                       (100 + i, name, 'sensor_msgs/msg/Image', 'cdr', '', ''))
+        db.commit()
+    with Bag(path) as bag:
+        assert list(bag.topics) == [IMAGE] and 'no printable text' in bag.notes[0]
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.mcap')
+    os.mkfifo(tmp_path / 'a.png')
+    for path in (tmp_path / 'pipe.mcap', '/dev/zero', tmp_path):
+        with pytest.raises(BagError):
+            Bag(path)
+    with pytest.raises(BagError, match='not a regular file'):
+        bags.from_folder(tmp_path, tmp_path / 'out.mcap')
 
 
 def test_an_mcap_file_of_nothing(tmp_path):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documentation says what the code does: generated blocks, links, examples."""
 import importlib.util
+import os
 from pathlib import Path
 import re
 import subprocess
@@ -59,16 +60,33 @@ def test_the_readme_is_short():
     assert len(text.split()) < 1100
 
 
-def test_the_library_s_example_runs(tmp_path):
-    """The first Python block of docs/library.md, as it stands there, in a process of its own."""
-    block = re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'library.md').read_text(), re.DOTALL)[1]
-    (tmp_path / 'example.py').write_text(block)
+def blocks():
+    return re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'library.md').read_text(), re.DOTALL)
+
+
+def run_example(block, folder, environment):
+    """Run a block of docs/library.md, as it stands there, in a process of its own; returns its output."""
     import cv2
     import numpy as np
-    cv2.imwrite(str(tmp_path / 'street.jpg'), np.full((240, 320, 3), 128, np.uint8))
-    done = subprocess.run([sys.executable, 'example.py'], cwd=tmp_path, capture_output=True, text=True,
+    (folder / 'example.py').write_text(block)
+    cv2.imwrite(str(folder / 'street.jpg'), np.full((240, 320, 3), 128, np.uint8))
+    done = subprocess.run([sys.executable, 'example.py'], cwd=folder, capture_output=True, text=True,
                           timeout=300, check=False,
-                          env={'PYTHONPATH': str(ROOT), 'HOME': str(tmp_path), 'PATH': ''})
+                          env=environment | {'HOME': str(folder)})
     assert done.returncode == 0, done.stderr
+    assert 'Traceback' not in done.stderr
+    return done.stdout
+
+
+def test_the_library_s_example_runs(tmp_path):
+    import cv2
+    out = run_example(blocks()[0], tmp_path, {'PYTHONPATH': str(ROOT), 'PATH': ''})
     assert cv2.imread(str(tmp_path / 'overlay.png')).shape == (240, 320, 3)
-    assert 'sky' in done.stdout
+    assert 'sky' in out
+
+
+def test_the_example_of_the_node_runs(tmp_path):
+    pytest.importorskip('rclpy', reason='rclpy is not installed')
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
+    out = run_example(blocks()[1], tmp_path, os.environ | {'PYTHONPATH': path})
+    assert out.count('% of the image is traversable') == 3

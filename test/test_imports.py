@@ -17,7 +17,7 @@ WITH_ROS = ('nodes', 'live')
 # What each room may import of the package, besides `texts`; a room is a folder, or a module at the top.
 MAY = {
     'texts': set(), 'files': set(), 'latest': set(), 'machine': set(), 'metrics': set(), 'sizes': set(),
-    'pictures': set(), 'images': {'pictures'},
+    'pictures': {'files'}, 'images': {'pictures'},
     'labels': {'files'},
     'health': {'metrics'},
     'points': {'images'},

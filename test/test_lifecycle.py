@@ -195,3 +195,43 @@ def test_enable_is_a_service_and_a_parameter(start):
     assert m.set_parameter('enabled', type=ParameterType.PARAMETER_BOOL, bool_value=False).successful
     assert m.change(Transition.TRANSITION_DEACTIVATE) and m.change(Transition.TRANSITION_ACTIVATE)
     assert m.play() == 0
+
+
+def test_nodes_in_a_process_of_one_s_own(ros, random_weights):
+    """Two nodes in a context and an executor with threads, as a user has them; a third cannot start."""
+    from rclpy.executors import MultiThreadedExecutor
+    from rclpy.parameter import Parameter as RclpyParameter
+
+    from lightseg_ros.nodes.segmentation import SegmentationNode
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    executor = MultiThreadedExecutor(2, context=context)
+
+    def make(namespace, **parameters):
+        parameters = {'weights': str(random_weights), 'resolution': '64x64', **parameters}
+        return SegmentationNode(namespace=namespace, context=context, parameter_overrides=[
+            RclpyParameter(name, value=value) for name, value in parameters.items()])
+
+    segmentations = [make('own/left'), make('own/right')]
+    with pytest.raises(ValueError, match="resolution is 'big'; expected WIDTHxHEIGHT"):
+        make('own/broken', resolution='big')
+    user = rclpy.create_node('user', context=context)
+    labels = {'left': [], 'right': []}
+    cameras = []
+    for side, got in labels.items():
+        user.create_subscription(Image, f'/own/{side}/segmentation/label', got.append, 10)
+        cameras.append(user.create_publisher(Image, f'/own/{side}/image', 1))
+    for node in (*segmentations, user):
+        executor.add_node(node)
+    end = time.monotonic() + 60
+    while not all(labels.values()):
+        assert time.monotonic() < end, {side: len(got) for side, got in labels.items()}
+        for camera, side in zip(cameras, labels):
+            camera.publish(images.encode(FRAME, 'rgb8', Header(frame_id=side), Image()))
+        for _ in range(5):
+            executor.spin_once(timeout_sec=0.05)
+    assert all(msg.header.frame_id == side for side, got in labels.items() for msg in got)
+    executor.shutdown()
+    for node in (*segmentations, user):
+        node.destroy_node()
+    rclpy.shutdown(context=context)

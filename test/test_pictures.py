@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Label pictures keep their numbers whatever the file calls them; damaged pictures are refused."""
+import resource
 import struct
 import zlib
 
@@ -147,3 +148,68 @@ def test_files_are_named(tmp_path):
         pictures.read_labels(tmp_path / 'a.png')
     with pytest.raises(PictureError, match='No such file'):
         pictures.read(tmp_path / 'missing.png')
+
+
+def huge_jpeg():
+    data = cv2.imencode('.jpg', np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+    at = data.index(b'\xff\xc0') + 5
+    return data[:at] + struct.pack('>HH', 32767, 32767) + data[at + 4:]
+
+
+def jpeg_of_scans(count, size=1024):
+    """A progressive JPEG whose last scan is repeated: each one makes the decoder go over all pixels again."""
+    black = np.zeros((size, size), np.uint8)
+    data = cv2.imencode('.jpg', black, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    last = data[data.rindex(b'\xff\xda'):-2]
+    return data[:-2] + count * last + b'\xff\xd9'
+
+
+def huge_png(width=32767, height=32767):
+    return (pictures.PNG + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, RGB, 0, 0, 0))
+            + chunk(b'IDAT', zlib.compress(bytes(10 ** 6))) + chunk(b'IEND', b''))
+
+
+def tiff(*tags):
+    return b'II*\0' + struct.pack('<IH', 8, len(tags)) + b''.join(
+        struct.pack('<HHII', tag, 4, 1, value) for tag, value in tags) + bytes(100)
+
+
+BOMBS = {
+    'jpeg': huge_jpeg(), 'scans': jpeg_of_scans(300), 'png': huge_png(), 'thin png': huge_png(2 ** 31 - 1, 1),
+    'tiff': tiff((256, 40000), (257, 40000)), 'tile': tiff((256, 64), (257, 64), (322, 40000), (323, 40000)),
+    'bmp': b'BM' + struct.pack('<IIIIiiHHI', 54, 0, 54, 40, 40000, -40000, 1, 24, 0) + bytes(100),
+    'webp': b'RIFFlen_WEBPVP8X' + struct.pack('<II', 10, 0) + 6 * b'\xff' + bytes(80),
+    'webp lossless': b'RIFFlen_WEBPVP8Llen_\x2f' + 80 * b'\xff',
+    'webp lossy': b'RIFFlen_WEBPVP8 len_' + 80 * b'\xff',
+}
+
+
+@pytest.mark.parametrize('bomb', BOMBS)
+def test_a_small_file_does_not_ask_for_gigabytes(bomb):
+    """The largest of these once took 8 GB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(PictureError, match='expected .* at most|expected at least one pixel'):
+        pictures.decode(BOMBS[bomb])
+    if 'png' in bomb or 'tif' in bomb:
+        with pytest.raises(PictureError, match='at most'):
+            pictures.decode_labels(BOMBS[bomb])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+@pytest.mark.parametrize('kind', ['.jpg', '.png', '.bmp', '.tiff', '.webp'])
+def test_every_format_states_its_size(kind):
+    pixels = np.zeros((31, 50, 3), np.uint8)
+    data = cv2.imencode(kind, pixels)[1].tobytes()
+    assert pictures.decode(data, max_pixels=31 * 50).shape == pixels.shape
+    with pytest.raises(PictureError, match='picture of 50x31 in .* expected 1549 pixels at most'):
+        pictures.decode(data, max_pixels=31 * 50 - 1)
+    for length in range(0, min(len(data), 200), 3):
+        with pytest.raises(PictureError):
+            pictures.decode(data[:length])
+
+
+def test_webp_lossless_and_progressive_jpeg_are_read():
+    pixels = np.full((31, 50, 3), 90, np.uint8)
+    lossless = cv2.imencode('.webp', pixels, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
+    assert (pictures.decode(lossless, max_pixels=31 * 50) == 90).all()
+    assert pictures.decode(jpeg_of_scans(0)).shape == (1024, 1024, 3)

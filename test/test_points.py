@@ -109,6 +109,40 @@ def test_points_project_to_their_own_pixels():
     assert cloud['rgb'][9, 7] == red << 16 | green << 8 | blue
 
 
+D = {'plumb_bob': (-0.3, 0.09, 0.001, -0.002, 0.0), 'equidistant': (0.05, -0.02, 0.004, -0.001),
+     'rational_polynomial': (0.4, -0.1, 0.001, -0.001, 0.01, 0.7, -0.05, 0.02)}
+
+
+@pytest.mark.parametrize('model', D)
+def test_points_project_through_the_lens_to_their_own_pixels(model):
+    import cv2
+    message = info(k=(500, 0, 330, 0, 510, 230, 0, 0, 1), p=[400.0, 0, 320, 0, 0, 400.0, 240, 0, 0, 0, 1, 0])
+    message.distortion_model, message.d = model, D[model]
+    camera = points.pinhole(message, 120, 160, distorted=True)
+    ids = np.zeros((120, 160), np.uint8)
+    depth = np.random.default_rng(1).uniform(0.5, 20, (120, 160)).astype(np.float32)
+    cloud = points.cloud(depth, camera, ids, ids, PALETTE)
+    xyz = np.stack([cloud[axis] for axis in 'xyz'], 2).reshape(-1, 1, 3).astype(float)
+    matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+    project = cv2.fisheye.projectPoints if model == 'equidistant' else cv2.projectPoints
+    pixels = project(xyz, np.zeros(3), np.zeros(3), matrix, np.array(D[model]))[0].reshape(120, 160, 2)
+    v, u = np.mgrid[:120, :160]
+    np.testing.assert_allclose(pixels, np.stack([u, v], 2), atol=0.02)
+    np.testing.assert_array_equal(cloud['z'], depth)
+    # Without the option the image counts as rectified, and P is its camera.
+    assert points.pinhole(message, 480, 640) == Pinhole(400, 400, 320, 240)
+
+
+@pytest.mark.parametrize('model, d, text', [
+    ('thin_prism', (0.1,) * 12, "'thin_prism' with 12 coefficients; expected plumb_bob .5., rational"),
+    ('plumb_bob', (0.1,) * 4, "'plumb_bob' with 4 coefficients")])
+def test_a_lens_of_another_model_is_named(model, d, text):
+    message = info()
+    message.distortion_model, message.d = model, d
+    with pytest.raises(PointsError, match=text):
+        points.pinhole(message, 480, 640, distorted=True)
+
+
 @pytest.mark.parametrize('height, width', [(24, 32), (96, 128), (30, 40)])
 def test_labels_of_another_size_come_from_the_nearest_pixel(height, width):
     ids = np.random.default_rng(2).integers(0, 11, (48, 64), np.uint8)
@@ -231,8 +265,9 @@ def scene(ros, random_weights, tmp_path_factory):
                 np.zeros((height, width, 3), np.uint8)
             self.depth.publish(images.encode(array, encoding, self.header(ms), Image()))
 
-        def send_info(self):
-            self.info.publish(CameraInfo(height=96, width=128, k=[100.0, 0, 64, 0, 100.0, 48, 0, 0, 1]))
+        def send_info(self, d=()):
+            self.info.publish(CameraInfo(height=96, width=128, d=d, distortion_model='plumb_bob',
+                                         k=[100.0, 0, 64, 0, 100.0, 48, 0, 0, 1]))
 
     with nodes(NodeProcess('segmentation', tmp_path_factory.mktemp('log') / 'node.log', {
             'weights': str(random_weights), 'resolution': '128x96', 'diagnostics_rate': 10.0,
@@ -251,6 +286,46 @@ def scene(ros, random_weights, tmp_path_factory):
         yield scene
         scene.node.destroy_node()
     assert process.process.returncode == 0
+
+
+@pytest.mark.parametrize('latched', [True, False])
+def test_camera_info_that_was_published_once_arrives_and_so_does_one_that_is_not_kept(ros, latched):
+    import rclpy
+    from rclpy.event_handler import PublisherEventCallbacks
+    from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+    from sensor_msgs.msg import CameraInfo
+
+    from lightseg_ros.health import Health
+    from lightseg_ros.nodes.points import Points
+    node = rclpy.create_node('once', namespace=f'latched_{latched}')
+    durability = QoSDurabilityPolicy.TRANSIENT_LOCAL if latched else QoSDurabilityPolicy.VOLATILE
+    publisher = node.create_publisher(CameraInfo, 'camera_info', QoSProfile(depth=1, durability=durability))
+    if latched:
+        publisher.publish(CameraInfo(width=7))
+    found = Points(node, '', 0.02, False, Health(), lambda: None, PublisherEventCallbacks())
+    found.subscribe()
+    end = time.monotonic() + 20
+    while found._info is None:
+        assert time.monotonic() < end
+        rclpy.spin_once(node, timeout_sec=0.05)
+        if not latched:
+            publisher.publish(CameraInfo(width=7))
+    assert found._info.width == 7
+    node.destroy_node()
+
+
+def test_distortion_is_said_once(scene):
+    scene.send_info(d=[-0.3, 0.1, 0.0, 0.0, 0.0])
+    published = int(scene.values()['points published'])
+    for _ in range(2):
+        scene.send_image()
+        scene.send_depth()
+        scene.spin(lambda before=published: int(scene.values()['points published']) > before)
+        published = int(scene.values()['points published'])
+    log = scene.process.log.read_text()
+    assert log.count('/pts/camera_info describes a lens with distortion') == 1
+    assert 'undistort_points' in log
+    scene.send_info()
 
 
 @pytest.mark.parametrize('depth_first', [True, False])

@@ -176,6 +176,25 @@ def dict_of(status):
     return {v.key: v.value for v in status.values}
 
 
+def test_a_clock_that_is_not_the_camera_s_is_a_warning(tester):
+    def send_until(words, age_s=0):
+        end = time.monotonic() + 30
+        while not (tester.status and tester.status[-1].level == b'\1' and words in tester.status[-1].message):
+            assert time.monotonic() < end, tester.status[-1:]
+            header = tester.header()
+            header.stamp.sec -= age_s
+            tester.send(images.encode(picture(), 'rgb8', header, Image()))
+
+    send_until('s ahead of this one: synchronise the clocks', -5)
+    send_until('s behind this one: for a recording', 3600)
+    assert float(dict_of(tester.status[-1])['age max (ms)']) < 60e3
+    switch = ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=True)
+    assert set_parameter(tester, 'use_sim_time', switch).successful
+    send_until('use_sim_time is true, but nothing publishes /clock')
+    switch.bool_value = False
+    assert set_parameter(tester, 'use_sim_time', switch).successful
+
+
 def test_best_effort_publishers_connect_too(process):
     tester = Peer(process, qos=BEST_EFFORT)  # waits for a first label
     assert tester.got['label'][0].encoding == 'mono8'

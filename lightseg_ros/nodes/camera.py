@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The camera node: publishes a folder, a video, a bag, a device or the synthetic street as a camera topic."""
+from copy import copy
 from dataclasses import dataclass
 import os
 import sys
@@ -72,12 +73,12 @@ class CameraNode(Node):
                                    warn=lambda text: log.warning(text))
         kind, topic = OUTPUTS[p.image_transport]
         overriding = QoSOverridingOptions.with_default_policies()
-        self._image = self.create_publisher(kind, topic, QOS, qos_overriding_options=overriding)
+        self._image = self.create_publisher(kind, topic, copy(QOS), qos_overriding_options=overriding)
         self._camera_info = self.create_publisher(
-            CameraInfo, 'camera_info', QOS, qos_overriding_options=overriding)
+            CameraInfo, 'camera_info', copy(QOS), qos_overriding_options=overriding)
         self._truth = self.create_publisher(
-            Image, '~/ground_truth', QOS, qos_overriding_options=overriding)
-        self._depth = self.create_publisher(Image, 'depth', QOS, qos_overriding_options=overriding) \
+            Image, '~/ground_truth', copy(QOS), qos_overriding_options=overriding)
+        self._depth = self.create_publisher(Image, 'depth', copy(QOS), qos_overriding_options=overriding) \
             if p.depth else None
         watch(self, p, self._apply)
         self._error: Exception | None = None

@@ -151,7 +151,7 @@ class FrameWorker:
         """Return the image as a frame, or nothing if it cannot be decoded."""
         began = perf_counter()
         try:
-            pixels = images.decode(item.msg)
+            pixels = images.decode(item.msg, max_pixels=plan.parameters.max_pixels)
             seen = plan.framing(item.camera.name).seen(pixels)
         except Exception as e:  # whatever is wrong with one image must not end the thread
             self._failed(item.camera, e)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the segmentation node publishes for one camera: labels, and all that is made of them."""
 from collections.abc import Callable
+from copy import copy
 import inspect
 from typing import Any
 
@@ -19,17 +20,14 @@ from std_msgs.msg import Float32MultiArray, Header, MultiArrayDimension
 from .. import images
 from ..health import Health
 from ..inference.segmenter import Prediction
+from .inputs import Images, subscribe_to_info
 from .plan import Plan
-from .points import INFO_QOS, LabelledImage, Points
+from .points import LabelledImage, Points
 from .segmentation_parameters import SegmentationParameters
 
-# Depth 1: an image that waits in a queue is out of date when it is taken.
-SENSOR_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 # Whether a publisher reports its subscribers as they come and go, which Humble's rclpy cannot.
 MATCHED_EVENTS = 'matched' in inspect.signature(PublisherEventCallbacks).parameters
 RESULT_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
-
-
 OUTPUTS = {
     'label': Image, 'groups': Image, 'overlay': Image, 'confidence': Image,
     'label/compressed': CompressedImage, 'overlay/compressed': CompressedImage,
@@ -72,17 +70,18 @@ class CameraOutputs:
         self.prefix = f'{name}/' if name else ''
         self.health = Health()
         self.rate = RateLimit()
-        self.images: Subscription | None = None  # while the node listens to the camera
+        self.images = Images(node, self.health.frames_lost)
         self._info: CameraInfo | None = None
-        self._info_subscription: Subscription | None = None
+        self._info_subscriptions: list[Subscription] = []
         overriding = QoSOverridingOptions.with_default_policies()
         events = PublisherEventCallbacks(matched=lambda _: on_match()) if MATCHED_EVENTS else None
         self._publishers = {
-            output: node.create_publisher(kind, f'~/{self.prefix}{output}', RESULT_QOS,
+            output: node.create_publisher(kind, f'~/{self.prefix}{output}', copy(RESULT_QOS),
                                           qos_overriding_options=overriding, event_callbacks=events)
             for output, kind in OUTPUTS.items()}
-        self.points = Points(node, self.prefix, parameters.depth_tolerance, self.health,
-                             lambda: wake(self), events) if parameters.publish_points else None
+        self.points = Points(
+            node, self.prefix, parameters.depth_tolerance, parameters.undistort_points, self.health,
+            lambda: wake(self), events) if parameters.publish_points else None
 
     @property
     def label(self) -> Publisher:
@@ -91,36 +90,37 @@ class CameraOutputs:
 
     def subscribe(self, kind: type, topic: str, on_image: Callable[[Any], None]) -> None:
         """Subscribe to the images and to what the wanted outputs need besides."""
-        if self.images is None:
-            self.images = self._node.create_subscription(
-                kind, self.prefix + topic, on_image, SENSOR_QOS,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies())
-            if self.points:
-                self.points.subscribe()
+        self.images.subscribe(kind, self.prefix + topic, on_image)
+        if self.points:
+            self.points.subscribe()
         if not self._has_subscriber('camera_info'):
             self._unsubscribe_info()
-        elif self._info_subscription is None:
-            self._info_subscription = self._node.create_subscription(
-                CameraInfo, f'{self.prefix}camera_info', self._on_info, INFO_QOS)
+        elif not self._info_subscriptions:
+            self._info_subscriptions = subscribe_to_info(
+                self._node, f'{self.prefix}camera_info', self._on_info)
+
+    def take(self, wanted: bool) -> None:
+        """Take the images that arrive from now on, or leave them in the middleware."""
+        self.images.take(wanted)
+        if self.points:
+            self.points.take()
 
     def unsubscribe(self) -> None:
         """Undo `subscribe`."""
-        if self.images is not None:
-            self._node.destroy_subscription(self.images)
-            self.images = None
-            if self.points:
-                self.points.unsubscribe()
+        self.images.unsubscribe()
+        if self.points:
+            self.points.unsubscribe()
         self._unsubscribe_info()
 
     def _unsubscribe_info(self) -> None:
-        if self._info_subscription is not None:
-            self._node.destroy_subscription(self._info_subscription)
-            self._info_subscription = self._info = None
+        for subscription in self._info_subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._info_subscriptions, self._info = [], None
 
     def topics(self) -> list[str]:
         """Return the topics that the node subscribes to."""
         points = self.points.topics() if self.points else []
-        return [self.images.topic_name, *points] if self.images is not None else points
+        return [self.images.topic, *points] if self.images.topic else points
 
     def destroy(self) -> None:
         """Destroy the publishers and subscriptions."""

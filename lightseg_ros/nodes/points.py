@@ -3,6 +3,7 @@
 """Pairs the labels of a camera with its depth by their stamps, and publishes labelled point clouds."""
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 import threading
 from time import monotonic, perf_counter
@@ -20,10 +21,10 @@ from .. import images, points
 from ..health import Health
 from ..points import PointsError
 from ..texts import error_line
+from .inputs import subscribe_to_info, WhileWanted
 
 # Several depth images may arrive while one image is segmented.
 DEPTH_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)
-INFO_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 POINTS_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 KEPT_NS = 2 * 10 ** 9  # depth is kept this long: labels of a slow network may be a second later
 MAX_WAITING = 10  # labels that wait for depth, which takes time to be registered to the image
@@ -50,12 +51,13 @@ class Points:
     The labels of an image are combined with the depth image whose stamp is nearest, if the stamps differ by
     at most `tolerance_s`. The nearest one is known once depth with the image's stamp or a later one has
     arrived; until then the labels wait. When depth arrives, `wake` is called in the executor's thread. `add`
-    and `match` do the work in the thread that calls them.
+    and `match` do the work in the thread that calls them. `undistort`: image and depth are not rectified.
     """
 
-    def __init__(self, node: Node, prefix: str, tolerance_s: float, health: Health,
+    def __init__(self, node: Node, prefix: str, tolerance_s: float, undistort: bool, health: Health,
                  wake: Callable[[], None], events: PublisherEventCallbacks | None):
         self._node, self._health, self._wake = node, health, wake
+        self._undistort = undistort
         self._tolerance_ns = round(1e9 * tolerance_s)
         self._lock = threading.Lock()  # protects _kept, which the executor fills and the worker reads
         self._kept: deque[Image] = deque()
@@ -65,23 +67,29 @@ class Points:
         self._published = self._missed = self._missed_in_a_row = self._failed = 0
         self._last_error = ''
         self._logged_s = float('-inf')
-        self._warned_of_frame = False
+        self._warned_of_frame = self._warned_of_distortion = False
         self._depth_topic, self._info_topic = (node.resolve_topic_name(f'{prefix}{name}')
                                                for name in ('depth', 'camera_info'))
         self._subscriptions: list[Subscription] = []
+        self._group = WhileWanted()
         self._publisher = node.create_publisher(
-            PointCloud2, f'~/{prefix}points', POINTS_QOS, event_callbacks=events,
+            PointCloud2, f'~/{prefix}points', copy(POINTS_QOS), event_callbacks=events,
             qos_overriding_options=QoSOverridingOptions.with_default_policies())
         self._prefix = prefix
 
     def subscribe(self) -> None:
-        """Subscribe to depth and camera_info."""
-        overriding = QoSOverridingOptions.with_default_policies()
+        """Subscribe to depth and camera_info, unless that is done."""
+        if self._subscriptions:
+            return
         self._subscriptions = [
-            self._node.create_subscription(Image, f'{self._prefix}depth', self._on_depth, DEPTH_QOS,
-                                           qos_overriding_options=overriding),
-            self._node.create_subscription(CameraInfo, f'{self._prefix}camera_info', self._on_info, INFO_QOS,
-                                           qos_overriding_options=overriding)]
+            self._node.create_subscription(
+                Image, f'{self._prefix}depth', self._on_depth, copy(DEPTH_QOS), callback_group=self._group,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies()),
+            *subscribe_to_info(self._node, f'{self._prefix}camera_info', self._on_info, self._group)]
+
+    def take(self) -> None:
+        """Take depth and camera_info only while somebody subscribes to the points."""
+        self._group.wanted = self.wanted()
 
     def unsubscribe(self) -> None:
         """Undo `subscribe`."""
@@ -148,8 +156,14 @@ class Points:
             self._node.get_logger().warning(
                 f'{self._depth_topic} has frame_id {frames[0]!r}, the image has {frames[1]!r}; the '
                 'labels of the points are wrong unless depth is registered to the image')
+        if points.is_distorted(self._info) and not self._undistort and not self._warned_of_distortion:
+            self._warned_of_distortion = True
+            self._node.get_logger().warning(
+                f'{self._info_topic} describes a lens with distortion. The points are right if image and '
+                'depth are rectified; if they are not, set the parameter undistort_points to true')
         depth = images.decode_depth(near)
-        camera = points.pinhole(self._info, *depth.shape)
+        height, width = depth.shape
+        camera = points.pinhole(self._info, height, width, distorted=self._undistort)
         cloud = points.cloud(depth, camera, labelled.labels, labelled.confidence, labelled.palette)
         self._publisher.publish(points.encode(cloud, near.header, PointCloud2(), PointField))
         self._published += 1

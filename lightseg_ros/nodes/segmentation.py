@@ -27,7 +27,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
-from ..health import ERROR, OK, Status
+from ..health import ERROR, OK, Status, WARN, without_stale
 from ..texts import error_line, one_line
 from .frames import FrameWorker
 from .lifetime import run
@@ -189,6 +189,7 @@ class SegmentationNode(LifecycleNode):
             if running and (p.lazy != 'subscription' or camera.has_listener(p)):
                 kind, topic = INPUTS[p.image_transport]
                 camera.subscribe(kind, topic, partial(self._on_image, camera))
+                camera.take(p.lazy == 'false' or camera.has_listener(p))
             else:
                 camera.unsubscribe()
         if not running:
@@ -196,6 +197,7 @@ class SegmentationNode(LifecycleNode):
 
     def _on_image(self, camera: CameraOutputs, msg: Image | CompressedImage) -> None:
         p = self._settings
+        # Some executors, such as EventsExecutor, take images that nobody wants.
         if not self._worker or p.lazy != 'false' and not camera.has_listener(p):
             return
         if not camera.rate.is_due(p.max_rate, monotonic()):
@@ -324,23 +326,35 @@ class SegmentationNode(LifecycleNode):
         network = self._live.segmenter
         # 'model' is the former name of 'network'; dashboards may read it.
         more = {'model': network.card.network, **network.identity(), **network.resources()}
-        for camera in self._cameras:
-            others = camera.points.values() if camera.points else {}
-            if self._settings.max_rate:
-                others['left out by max_rate'] = str(camera.rate.left_out)
-            status = camera.health.status(self._worker.dropped(camera), others | more)
-            if not self._active:
-                status = replace(status, level=OK, summary='inactive: the network is loaded')
-            elif not self._settings.enabled:
-                status = replace(status, level=OK, summary="at rest: parameter 'enabled' is false")
-            elif self._worker.preparing:
-                status = replace(status, level=OK, summary=f'preparing {self._worker.preparing}')
-            elif self._settings.lazy != 'false' and not camera.has_listener(self._settings):
-                status = replace(status, level=OK, summary='idle: no output has a subscriber')
+        statuses = without_stale([self._camera_status(camera, more) for camera in self._cameras])
+        for camera, status in zip(self._cameras, statuses):
             if self._loading:
                 status = replace(status, summary=f'{status.summary}; loading {self._loading}')
             msg.status.append(self._status(camera.name, status, str(network.device)))
         self._diagnostics.publish(msg)
+
+    def _camera_status(self, camera: CameraOutputs, more: dict[str, str]) -> Status:
+        """Return the status of one camera; `more`: values that all cameras share."""
+        assert self._worker
+        p, sim_time = self._settings, self.get_parameter('use_sim_time').value
+        others = camera.points.values() if camera.points else {}
+        if p.max_rate:
+            others['left out by max_rate'] = str(camera.rate.left_out)
+        status = camera.health.status(self._worker.dropped(camera), others | more,
+                                      max_age_s=p.max_age_warning, sim_time=sim_time)
+        if not self._active:
+            return replace(status, level=OK, summary='inactive: the network is loaded')
+        if not p.enabled:
+            return replace(status, level=OK, summary="at rest: parameter 'enabled' is false")
+        if self._worker.preparing:
+            return replace(status, level=OK, summary=f'preparing {self._worker.preparing}')
+        if p.lazy != 'false' and not camera.has_listener(p):
+            return replace(status, level=OK, summary='idle: no output has a subscriber')
+        if sim_time and not self.get_clock().now().nanoseconds and status.level in (OK, WARN):
+            return replace(status, level=WARN, summary=(
+                'use_sim_time is true, but nothing publishes /clock: play the recording with --clock, or set '
+                f'use_sim_time to false; {status.summary}'))
+        return status
 
     def _unconfigured(self) -> Status:
         if self._error:

@@ -41,13 +41,16 @@ class SegmentationParameters:
     image_transport: str = parameter(
         'raw', 'raw: subscribe to image; compressed: subscribe to image/compressed.',
         choices=('raw', 'compressed'), read_only=True)
+    max_pixels: int = parameter(
+        1 << 26, 'Largest compressed image to decode, in pixels; a larger one is a failed frame. A few bytes '
+        'can ask for gigabytes.', limits=(1, 1 << 30))
     autostart: bool = parameter(
         True, 'Configure and activate at the start. false: wait for a lifecycle manager.', read_only=True)
     enabled: bool = parameter(
         True, 'Segment the images. false: unsubscribe from them. The service ~/enable sets it too.')
     lazy: str = parameter(
-        'true', 'true: do not decode and segment images while no output has a subscriber; subscription: also '
-        'unsubscribe from the images; false: segment every image.',
+        'true', 'true: leave the images in the middleware while no output has a subscriber; subscription: '
+        'unsubscribe from them instead; false: segment every image.',
         choices=('true', 'false', 'subscription'))
     image_size: str = parameter(
         '', 'Sizes of the camera images to prepare for at the start, such as "1280x720 640x480". Without it, '
@@ -84,6 +87,13 @@ class SegmentationParameters:
     depth_tolerance: float = parameter(
         0.02, 'Largest difference between the stamps of an image and its depth, in seconds.',
         limits=(0.0, 10.0), read_only=True)
+    undistort_points: bool = parameter(
+        False, 'Image and depth are not rectified: undo the distortion of the lens, as camera_info describes '
+        'it, in ~/points.',
+        read_only=True)
+    max_age_warning: float = parameter(
+        0.5, 'Age of the labels, from the stamp of the image to their publication, above which the '
+        'diagnostics warn, in seconds. 0: never.', limits=(0.0, 3600.0))
     diagnostics_rate: float = parameter(
         1.0, 'Rate of /diagnostics, in Hz.', limits=(0.1, 100.0), read_only=True)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 
-from .norms import norm_act
+from .cpu_kernels import depthwise_weight_gradient, norm_act
 
 
 class GradientError(ValueError):
@@ -129,12 +129,15 @@ class _DilatedDepthwise(torch.autograd.Function):
         (py, px), (dy, dx) = ctx.padding, ctx.dilation
         of_input = F.conv2d(g, weight.flip(2, 3), None, 1, (dy * (rows - 1) - py, dx * (columns - 1) - px),
                             ctx.dilation, len(weight))
-        h, w = g.shape[2:]
-        wide = F.pad(x, (px, px, py, py))
-        wider = torch.promote_types(x.dtype, torch.float32)
-        of_taps = [(g * wide[:, :, dy * i:dy * i + h, dx * j:dx * j + w]).sum((0, 2, 3), dtype=wider)
-                   for i in range(rows) for j in range(columns)]
-        return of_input, torch.stack(of_taps, 1).view_as(weight).to(weight.dtype), None, None
+        of_weight = depthwise_weight_gradient(x, g, (rows, columns), ctx.padding, ctx.dilation)
+        if of_weight is None:
+            h, w = g.shape[2:]
+            wide = F.pad(x, (px, px, py, py))
+            wider = torch.promote_types(x.dtype, torch.float32)
+            of_weight = torch.stack(
+                [(g * wide[:, :, dy * i:dy * i + h, dx * j:dx * j + w]).sum((0, 2, 3), dtype=wider)
+                 for i in range(rows) for j in range(columns)], 1).view_as(weight)
+        return of_input, of_weight.to(weight.dtype), None, None
 
 
 class _Conv2d(nn.Conv2d):

@@ -1,13 +1,13 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Batch norm with its activation on a CPU: all results are those of torch in float64."""
+"""The kernels for training on a CPU compute what torch computes in float64."""
 import copy
 
 import pytest
 import torch
 from torch import nn
 
-from lightseg_ros.training import gradients, norms
+from lightseg_ros.training import cpu_kernels, gradients
 
 pytest.importorskip('numba')
 LAST = torch.channels_last
@@ -34,7 +34,7 @@ def outcome(layer: nn.Module, x: torch.Tensor, upper: torch.Tensor) -> list[torc
 @pytest.mark.parametrize('activation', ACTIVATIONS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('shape', [(3, 5, 7, 9), (2, 64, 33, 20), (4, 8, 32, 32)])
-def test_it_computes_what_torch_computes_in_float64(shape, dtype, activation, threads):
+def test_a_norm_and_its_activation(shape, dtype, activation, threads):
     plain = module(activation, shape[1])
     ours, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
     gradients.use_fast_cpu_gradients(ours)
@@ -61,7 +61,7 @@ def test_it_computes_what_torch_computes_in_float64(shape, dtype, activation, th
     torch.randn(2, 4, 1, 1)])
 def test_torch_runs_where_it_must(x):
     norm = nn.BatchNorm2d(4).to(x.dtype).train()
-    assert norms.norm_act(norm, torch.ones(4), x) is None
+    assert cpu_kernels.norm_act(norm, torch.ones(4), x) is None
     plain, ours = copy.deepcopy(norm), copy.deepcopy(norm)
     gradients.use_fast_cpu_gradients(ours)
     assert torch.equal(plain(x), ours(x))
@@ -84,3 +84,23 @@ def test_a_gradient_that_arrives_in_another_layout_is_the_same():
     upper = torch.ones(2, 4, 1, 1).expand(2, 4, 8, 8)  # of a sum
     for a, b in zip(outcome(layer, x, upper), outcome(layer, x, upper.contiguous())):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('kernel, padding, dilation', [
+    ((3, 1), (5, 0), (5, 1)), ((1, 3), (0, 17), (1, 17)), ((3, 3), (2, 4), (2, 4)), ((3, 3), (0, 3), (1, 2))])
+def test_the_weight_gradient_of_a_depthwise_convolution(kernel, padding, dilation, dtype, threads):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(6, 6, kernel, padding=padding, dilation=dilation, groups=6, bias=False).double()
+    x = torch.randn(3, 6, 70, 20).to(dtype).contiguous(memory_format=LAST)
+    y = convolution(x.double())
+    upper = torch.randn(y.shape).to(dtype).contiguous(memory_format=LAST)
+    expected = torch.autograd.grad(y, convolution.weight, upper.double())[0]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = cpu_kernels.depthwise_weight_gradient(x, upper, kernel, padding, dilation)
+    finally:
+        torch.set_num_threads(before)
+    assert found is not None and torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-3)

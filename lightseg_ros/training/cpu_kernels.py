@@ -1,13 +1,14 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Batch norm with its activation for training on a CPU: two passes forward and two backward, by Numba.
+Numba kernels for training on a CPU: batch norm with its activation, and gradients of depthwise kernels.
 
-torch runs the norm, the activation and their gradients as a dozen operations, each of which reads and writes
-the whole feature map. That is 40 % of a training step of FBSNet.
+torch runs a norm, its activation and their gradients as a dozen operations, each of which reads and writes
+the whole feature map. That was 40 % of a training step of FBSNet; here it is two passes each way.
 """
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,63 @@ if numba:
 
 
 @cache
+def _accessors(bfloat16: bool) -> tuple[Any, Any]:
+    """Return functions that make a float32 of an element of a feature map, and the reverse."""
+    if not bfloat16:
+        return numba.njit(inline='always')(lambda v: v), numba.njit(inline='always')(lambda v: np.float32(v))
+
+    @numba.njit(inline='always')
+    def load(v):
+        return _as_float(np.uint32(np.uint16(v)) << np.uint32(16))  # type: ignore[call-arg]
+
+    @numba.njit(inline='always')
+    def store(v):  # rounds to the nearest, and half to even, as torch does
+        bits: Any = _as_bits(np.float32(v))  # type: ignore[call-arg]
+        return np.int16((bits + np.uint32(0x7fff) + ((bits >> np.uint32(16)) & np.uint32(1)))
+                        >> np.uint32(16))
+
+    return load, store
+
+
+@cache
+def _depthwise(bfloat16: bool) -> Any:
+    load, _ = _accessors(bfloat16)
+
+    @numba.njit(nogil=True, error_model='numpy', fastmath={'contract'})
+    def taps(x, g, height, padding, dilation, kernel, first, last, total):
+        """
+        Sums of the gradient times the input that each tap of the kernel sees.
+
+        x (N, H, W, C) and g (N * height, w, C); `first` and `last` are rows of g. total (taps, C).
+        """
+        channels = x.shape[3]
+        part = np.empty((len(total), g.shape[1] * channels), np.float32)
+        for start in range(first, last, BLOCK):
+            part[:] = 0
+            for row in range(start, min(start + BLOCK, last)):
+                upper = g[row].reshape(-1)
+                for i in range(kernel[0]):
+                    y = row % height + dilation[0] * i - padding[0]
+                    if y < 0 or y >= x.shape[1]:
+                        continue
+                    seen = x[row // height, y].reshape(-1)
+                    for j in range(kernel[1]):
+                        shift = dilation[1] * j - padding[1]
+                        left, right = max(0, -shift), min(g.shape[1], x.shape[2] - shift)
+                        # Slices that start at 0 need no check for negative indices in the inner loop.
+                        a = upper[left * channels:right * channels]
+                        b = seen[(left + shift) * channels:(right + shift) * channels]
+                        sums = part[i * kernel[1] + j, left * channels:right * channels]
+                        for k in range(len(sums)):
+                            sums[k] += load(a[k]) * load(b[k])
+            for t in range(len(total)):
+                for k in range(part.shape[1]):
+                    total[t, k % channels] += part[t, k]
+
+    return taps
+
+
+@cache
 def _kernels(bfloat16: bool) -> dict[str, Any]:
     """
     Compile the passes over a feature map, and what lies between them, for one data type.
@@ -51,24 +109,7 @@ def _kernels(bfloat16: bool) -> dict[str, Any]:
     `total` gets the sums of a pass, in float64.
     """
     jit = numba.njit(nogil=True, error_model='numpy', fastmath={'contract'})
-    if bfloat16:
-        @numba.njit(inline='always')
-        def load(v):
-            return _as_float(np.uint32(np.uint16(v)) << np.uint32(16))  # type: ignore[call-arg]
-
-        @numba.njit(inline='always')
-        def store(v):  # rounds to the nearest, and half to even, as torch does
-            bits: Any = _as_bits(np.float32(v))  # type: ignore[call-arg]
-            return np.int16((bits + np.uint32(0x7fff) + ((bits >> np.uint32(16)) & np.uint32(1)))
-                            >> np.uint32(16))
-    else:
-        @numba.njit(inline='always')
-        def load(v):
-            return v
-
-        @numba.njit(inline='always')
-        def store(v):
-            return np.float32(v)
+    load, store = _accessors(bfloat16)
 
     @jit
     def moments(x, first, last, total):
@@ -103,7 +144,7 @@ def _kernels(bfloat16: bool) -> dict[str, Any]:
         return statistics, vectors
 
     @jit
-    def forward(x, out, first, last, vectors):
+    def forward(x, out, vectors, first, last, total):
         scale, shift, slope = vectors[0], vectors[1], vectors[2]
         for i in range(first, last):
             for j in range(x.shape[1]):
@@ -111,7 +152,7 @@ def _kernels(bfloat16: bool) -> dict[str, Any]:
                 out[i, j] = store(y if y > 0 else y * slope[j])
 
     @jit
-    def gradients(x, g, first, last, vectors, total):
+    def gradients(x, g, vectors, first, last, total):
         """Sums of the norm's gradient, of that times x, and of the slope's gradient."""
         scale, shift, slope = vectors[0], vectors[1], vectors[2]
         width = x.shape[1]
@@ -146,7 +187,7 @@ def _kernels(bfloat16: bool) -> dict[str, Any]:
         return parameters.astype(np.float32), lines
 
     @jit
-    def backward(x, g, out, first, last, vectors, lines):
+    def backward(x, g, out, vectors, lines, first, last, total):
         scale, shift, slope, of_x, constant = vectors[0], vectors[1], vectors[2], lines[0], lines[1]
         for i in range(first, last):
             for j in range(x.shape[1]):
@@ -160,22 +201,22 @@ def _kernels(bfloat16: bool) -> dict[str, Any]:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, 'norms')
+    return ThreadPoolExecutor(threads, 'train')
 
 
-def _run(kernel: Any, arrays: tuple[np.ndarray, ...], *rest: Any, sums: int = 0) -> Any:
-    """Run a pass over all rows on torch's number of threads; return its sums, (sums, width)."""
-    rows, width = arrays[0].shape
+def _split(rows: int, shape: tuple[int, ...], call: Callable[[int, int, np.ndarray], Any]) -> np.ndarray:
+    """
+    Call `call(first, last, total)` for all rows, on torch's number of threads.
+
+    Returns the sum of the `total`s, float64 arrays of a shape that start at 0.
+    """
     threads = max(1, min(torch.get_num_threads(), rows // BLOCK))
+    totals = np.zeros((threads, *shape))
     if threads == 1:
-        total = np.zeros((sums, width))
-        kernel(*arrays, 0, rows, *rest, *([total] if sums else []))
-        return total
-    totals = np.zeros((threads, sums, width))
+        call(0, rows, totals[0])
+        return totals[0]
     edges = [rows * i // threads for i in range(threads + 1)]
-    parts = [(*arrays, a, b, *rest, *([total] if sums else []))
-             for a, b, total in zip(edges, edges[1:], totals)]
-    list(_pool(threads).map(lambda part: kernel(*part), parts))
+    list(_pool(threads).map(call, edges, edges[1:], totals))
     return totals.sum(0)
 
 
@@ -190,6 +231,11 @@ def _wide(x: Tensor) -> np.ndarray:
     return (rows.view(torch.int16) if x.dtype == torch.bfloat16 else rows).numpy()
 
 
+def _suits(x: Tensor) -> bool:
+    return bool(numba) and x.dtype in (torch.float32, torch.bfloat16) and x.device.type == 'cpu' \
+        and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 class _NormAct(torch.autograd.Function):
     """Batch norm in training mode, then y if y > 0 else slope * y; returns also the mean and the variance."""
 
@@ -197,10 +243,10 @@ class _NormAct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, eps: float) -> Any:
         kernels, rows, y = _kernels(x.dtype == torch.bfloat16), _wide(x), torch.empty_like(x)
         count = x.numel() // x.shape[1]
-        total = _run(kernels['moments'], (rows,), sums=2)
+        total = _split(len(rows), (2, rows.shape[1]), partial(kernels['moments'], rows))
         statistics, vectors = kernels['normalisation'](
             total, count, weight.numpy(), bias.numpy(), slope.numpy(), eps)
-        _run(kernels['forward'], (rows, _wide(y)), vectors)
+        _split(len(rows), (), partial(kernels['forward'], rows, _wide(y), vectors))
         ctx.save_for_backward(x)
         ctx.numbers = count, statistics, vectors
         found = torch.from_numpy(statistics)
@@ -214,9 +260,9 @@ class _NormAct(torch.autograd.Function):
         g = upper[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
         kernels, rows, above = _kernels(x.dtype == torch.bfloat16), _wide(x), _wide(g)
         out = torch.empty_like(x)
-        total = _run(kernels['gradients'], (rows, above), vectors, sums=3)
+        total = _split(len(rows), (3, rows.shape[1]), partial(kernels['gradients'], rows, above, vectors))
         parameters, lines = kernels['coefficients'](total, count, statistics, vectors)
-        _run(kernels['backward'], (rows, above, _wide(out)), vectors, lines)
+        _split(len(rows), (), partial(kernels['backward'], rows, above, _wide(out), vectors, lines))
         return out, *torch.from_numpy(parameters), None
 
 
@@ -228,10 +274,8 @@ def norm_act(norm: Any, slope: Tensor, x: Tensor) -> Tensor | None:
     channels-last, on a CPU. Returns the same shape and data type, or None where torch must run instead: for
     another layout or type, or without Numba.
     """
-    last = torch.channels_last
-    if not numba or x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != 'cpu' \
-            or not x.is_contiguous(memory_format=last) or x.is_contiguous() \
-            or norm.momentum is None or norm.running_mean is None or norm.weight.dtype != torch.float32:
+    if not _suits(x) or norm.momentum is None or norm.running_mean is None \
+            or norm.weight.dtype != torch.float32:
         return None
     y, statistics = _NormAct.apply(x, norm.weight, norm.bias, slope, norm.eps)
     count = x.numel() // x.shape[1]
@@ -240,3 +284,24 @@ def norm_act(norm: Any, slope: Tensor, x: Tensor) -> Tensor | None:
         norm.running_var.lerp_(statistics[1].float() * (count / (count - 1)), norm.momentum)
         norm.num_batches_tracked.add_(1)
     return y
+
+
+def depthwise_weight_gradient(x: Tensor, g: Tensor, kernel: tuple[int, int], padding: tuple[int, int],
+                              dilation: tuple[int, int]) -> Tensor | None:
+    """
+    Return the gradient of the weight of a depthwise convolution of stride 1.
+
+    x: the input (N, C, H, W); g: the gradient of the output (N, C, h, w), of the same data type. Returns
+    (C, 1, *kernel) float32, or None where torch must run instead, as in `norm_act`.
+    """
+    if not _suits(x) or g.dtype != x.dtype:
+        return None
+    n, c, h, w = g.shape
+    last = torch.channels_last
+    image, upper = (t.detach().contiguous(memory_format=last).permute(0, 2, 3, 1) for t in (x, g))
+    if x.dtype == torch.bfloat16:
+        image, upper = image.view(torch.int16), upper.view(torch.int16)
+    total = _split(n * h, (kernel[0] * kernel[1], c), partial(
+        _depthwise(x.dtype == torch.bfloat16), image.numpy(), upper.numpy().reshape(n * h, w, c), h, padding,
+        dilation, kernel))
+    return torch.from_numpy(total.T.reshape(c, 1, *kernel)).float()
