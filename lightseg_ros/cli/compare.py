@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
         results[name if name not in results else str(path)] = result
     first, *others = results
     paired = {name: scores.paired_difference(results[first]['frames'], results[name]['frames'])
-              for name in others}
+              for name in others if any(results[n]['miou'] is not None for n in (first, name))}
     print(text_report.compare_text(results, paired))
     files = dict(zip(results, args.results))
     classes = [c['name'] for c in results[first]['labels']['classes']]

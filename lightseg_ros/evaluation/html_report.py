@@ -156,7 +156,8 @@ def _disagreement(first: str, name: str, d: dict[str, Any], pictures: Sequence[P
             f'<p>{number(d["share"])} % of the pixels of {d["frames"]} frames have different labels. '
             'Agreement: of the pixels that either calls so, the share that both do.</p>'
             '<div class="wide"><table><tr><th>class</th><th class="bars"></th><th>agreement %</th>'
-            f'<th>share in {escape(first)} %</th><th>in {escape(name)} %</th></tr>{rows}</table></div><ul>{swaps}</ul>',
+            f'<th>share in {escape(first)} %</th><th>in {escape(name)} %</th></tr>{rows}</table></div>'
+            f'<ul>{swaps}</ul>',
             *(_picture(p, 'different labels', starts, captions) for p in pictures)]
 
 
