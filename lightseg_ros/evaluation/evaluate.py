@@ -411,7 +411,9 @@ def _until_stopped() -> Iterator[threading.Event]:
         stopped.set()
         print('\nstopping after the frames in progress; once more: at once', file=sys.stderr, flush=True)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A background job of a script ignores SIGINT, and does so here too.
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)
+              if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield stopped
     finally:
