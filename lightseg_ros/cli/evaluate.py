@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--data-root', help='folder of the data set; default for CamVid: LIGHTSEG_CAMVID, '
                        'or ../shared/data/camvid')
     group.add_argument('--split', default='test', help='split of the data set')
+    group.add_argument('--corrupt', action='store_true', help='score the split also in darkness, fog, '
+                       'noise, motion blur and JPEG, in three strengths each, and print a table')
     group.add_argument('--record', action='store_true',
                        help="write mIoU and IoU into the weights file's card")
     scoring.add_output_arguments(parser)
@@ -40,11 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .. import datasets, images
-    from ..evaluation import evaluate
+    from ..evaluation import corruptions, evaluate
     if bool(args.bags) == bool(args.data):
         raise evaluate.EvaluationError('name bags, or a data set with --data; one of the two')
     if args.record and not args.data:
         raise evaluate.EvaluationError('--record writes the scores of a data set: name one with --data')
+    if args.corrupt and not args.data:
+        raise evaluate.EvaluationError('--corrupt scores a data set: name one with --data')
     for name in ('batch', 'workers', 'frames_per_task'):
         if getattr(args, name) < 1:
             raise evaluate.EvaluationError(f'{name} is {getattr(args, name)}; expected 1 or more')
@@ -52,13 +56,16 @@ def run(args: argparse.Namespace) -> int:
     model = scoring.model_from(args)
     if args.data:
         dataset = datasets.load(args.data, args.split, args.data_root)
-        found = evaluate.evaluate_dataset(dataset, model.load(), batch=args.batch)
+        segment = model.load()
+        found = evaluate.evaluate_dataset(dataset, segment, batch=args.batch)
     else:
         found = evaluate.evaluate_bags(
             args.bags, model, image_topic=args.image_topic, truth=scoring.truth_from(args),
             value_range=images.parse_range(args.value_range), batch=args.batch, workers=args.workers,
             dask=args.dask, frames_per_task=args.frames_per_task, out=args.out)
     code = scoring.write(found, args)
+    if args.corrupt:
+        print(corruptions.robustness(dataset, segment, found, batch=args.batch).table())
     if args.record:
         print(evaluate.record(model, dataset, found.scores.result()))
     return code

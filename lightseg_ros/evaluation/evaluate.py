@@ -152,12 +152,17 @@ def score(frames: Iterable[RecordedFrame | Skip], segment: Segmenter, scores: Sc
     return scores
 
 
+def check_classes(dataset: DataSet, segment: Segmenter) -> None:
+    """Raise `EvaluationError` if the weights know other classes than the data set has."""
+    if segment.labels.names != dataset.labels.names:
+        raise EvaluationError(f'the weights know {", ".join(segment.labels.names)}; {dataset.name} has '
+                              f'{", ".join(dataset.labels.names)}')
+
+
 def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1,
                      quiet: bool = False) -> Evaluation:
     """Score a data set's split; `EvaluationError` if the weights know other classes."""
-    if segment.labels.names != dataset.labels.names:
-        raise EvaluationError(f'the weights know {", ".join(segment.labels.names)}; {dataset.name} has '
-                          f'{", ".join(dataset.labels.names)}')
+    check_classes(dataset, segment)
     scores = Scores(segment.labels, truth=True)
     scores.counts['read'] = len(dataset)
     title = f'{dataset.name} {dataset.split}'
