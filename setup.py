@@ -38,12 +38,13 @@ INSTALLED_BY_ROS = not {'install', 'develop'}.isdisjoint(sys.argv)
 
 
 def data_files() -> list[tuple[str, list[str]]]:
-    """Everything under launch, config and weights goes to share/lightseg_ros, in the same folders."""
+    """What launch, config, weights, rviz and foxglove hold goes to the same folders of share/lightseg_ros."""
     folders: dict[str, list[str]] = {
         'share/ament_index/resource_index/packages': [f'resource/{NAME}'],
         f'share/{NAME}': ['package.xml'],
     }
-    for pattern in ('launch/*.py', 'config/**/*.yaml', 'config/*.xml', 'weights/*.safetensors'):
+    for pattern in ('launch/*.py', 'config/**/*.yaml', 'config/*.xml', 'weights/*.safetensors',
+                    'rviz/*.rviz', 'foxglove/*.json'):
         for path in sorted(Path().glob(pattern)):
             folders.setdefault(f'share/{NAME}/{path.parent}', []).append(str(path))
     return sorted(folders.items())

@@ -11,7 +11,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from ament_index_python.packages import get_package_share_directory
+from ament_index_python.packages import get_package_share_directory, PackageNotFoundError
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import EnvironmentVariable
@@ -48,8 +48,8 @@ OTHERS = {
                          'image_topic', None),
     'depth_topic': ('', 'topic of depth that is registered to the image, with {camera} as above. If given, '
                     'labelled points are published', None),
-    'camera_info_topic': ('', 'camera_info topic of the depth. Empty: camera_info in the namespace of '
-                          'the depth topic', None),
+    'camera_info_topic': ('', 'camera_info topic of the camera. Empty: camera_info in the namespace of the '
+                          'depth topic or, without one, of the image topic', None),
     'params_file': (str(SHARE / 'config' / 'segmentation.yaml'), 'YAML file with parameters', None),
     'namespace': ('', 'namespace of the nodes', None),
     'use_sim_time': ('false', 'true: take the time from /clock', None),
@@ -58,7 +58,13 @@ OTHERS = {
     'camera': ('none', "source of an additional camera node: 'synthetic', a folder of images, a video, a "
                "bag, or a device such as /dev/video0. 'none': do not start a camera node", None),
     'camera_topic': ('', 'image topic that the camera node plays, if a bag has several', None),
+    'rviz': ('false', 'true: start RViz with overlay, class colours and points; needs the package rviz2',
+             None),
+    'rviz_frame': ('world', 'fixed frame of RViz, for the points; the depth of camera:=synthetic comes with '
+                   'a transform to world', None),
 }
+# What rviz/segmentation.rviz shows.
+SHOWN = ('overlay', 'label_color', 'points')
 
 
 def topic_of(camera: str, topic: str, kind: str = 'image') -> str:
@@ -72,12 +78,45 @@ def topic_of(camera: str, topic: str, kind: str = 'image') -> str:
 
 
 def depth_topics(camera: str, value: dict[str, str]) -> list[tuple[str, str]]:
-    """Return the remappings of the depth and camera_info of one camera, if they were given."""
+    """Return the remappings of the depth, if it was given, and of the camera_info of one camera."""
     depth, info = value['depth_topic'], value['camera_info_topic']
-    if depth and not info:
-        info = '/'.join([*depth.split('/')[:-1], 'camera_info'])
+    if not info:
+        beside = depth or (value['compressed_topic'] or value['image_topic']).removesuffix('/compressed')
+        info = '/'.join([*beside.split('/')[:-1], 'camera_info'])
     return [(kind, topic_of(camera, topic, kind)) for kind, topic in (('depth', depth), ('camera_info', info))
             if topic]
+
+
+def is_installed(package: str) -> bool:
+    """Return whether ROS knows a package."""
+    try:
+        return bool(get_package_share_directory(package))
+    except PackageNotFoundError:
+        return False
+
+
+def rviz(value: dict[str, str], cameras: list[str], parameters: dict[str, Any]) -> Node:
+    """Create RViz; it shows the first camera."""
+    if not is_installed('rviz2'):
+        raise ValueError('rviz is true, but the package rviz2 is not installed: sudo apt install '
+                         'ros-$ROS_DISTRO-rviz2')
+    node = f'/{value["namespace"].strip("/")}/segmentation'.replace('//', '/')
+    prefix = f'{cameras[0]}/' if cameras[0] else ''
+    return Node(
+        package='rviz2', executable='rviz2', name='rviz', output='screen',
+        arguments=['-d', str(SHARE / 'rviz' / 'segmentation.rviz'), '-f', value['rviz_frame']],
+        parameters=[parameters], remappings=[(f'/segmentation/{output}', f'{node}/{prefix}{output}')
+                                      for output in SHOWN])
+
+
+def level(value: dict[str, str], parameters: dict[str, Any]) -> list[Node]:
+    """Return what publishes the pose of the built-in street's camera: 1.5 m above the ground, level."""
+    if not is_installed('tf2_ros'):  # PyPI does not have it
+        return []
+    return [Node(package='tf2_ros', executable='static_transform_publisher', name='camera_pose',
+                 namespace=value['namespace'], parameters=[parameters], arguments=[
+                     '--frame-id', 'world', '--child-frame-id', 'camera', '--z', '1.5',
+                     '--roll', '-1.5707963', '--yaw', '-1.5707963'])]
 
 
 def boolean(name: str, text: str) -> bool:
@@ -166,9 +205,12 @@ def nodes(context: LaunchContext) -> list[Node]:
             parameters=[{**source, **transport, **use_sim_time}],
             remappings=[*((name.removeprefix(f'{camera}/'), topic)
                           for name, topic in image_remappings(value, camera)),
-                        *(depths[camera] if own_depth else
-                          [('camera_info', f'{camera}/camera_info')] if camera else [])],
+                        *depth_topics(camera, value if own_depth else {**value, 'depth_topic': ''})],
             **common) for camera in cameras]
+        if own_depth:
+            started += level(value, use_sim_time)
+    if boolean('rviz', value['rviz']):
+        started.append(rviz(value, cameras, use_sim_time))
     return started
 
 

@@ -384,6 +384,7 @@ def test_a_disk_that_is_too_small(tmp_path, model, monkeypatch):
     try:
         path = write_bag(tmp_path / 'bag', 60, height=240, width=320, topics=False)
         monkeypatch.setattr(replays, 'FIRST_PART_S', 0.0)
+        monkeypatch.setattr(replays, 'PART_S', 0.0)
         run = Run(out=disk / 'out.mcap', quiet=True)
         with pytest.raises(ValueError, match=r'has [\d.e-]+ GB free, and this evaluation needs about'):
             replays.evaluate_bags([path], model, run=run)

@@ -92,12 +92,14 @@ def changed(tester, **parameters):
 
 def test_what_is_made_of_labels(tester):
     got = collect(tester, groups=Image, class_fractions=Float32MultiArray, label__compressed=CompressedImage,
-                  overlay=Image, overlay__compressed=CompressedImage)
+                  overlay=Image, overlay__compressed=CompressedImage, label_color=Image)
     label = images.decode(got['label'])[..., 0]
     assert len(np.unique(label)) > 1
     groups = got['groups']
     assert groups.header == got['label'].header and (groups.encoding, groups.step) == ('mono8', 160)
     assert (images.decode(groups)[..., 0] == TABLE[label]).all()
+    assert got['label_color'].encoding == 'rgb8'
+    assert (images.decode(got['label_color']) == CAMVID.palette()[label]).all()
     fractions = got['class_fractions']
     assert np.allclose(fractions.data, np.bincount(label.ravel(), minlength=11)[:11] / label.size)
     assert fractions.layout.dim[0].label.split(',') == list(CAMVID.names)

@@ -4,6 +4,7 @@
 import ast
 import dataclasses
 import importlib.metadata
+import json
 import os
 from pathlib import Path
 import re
@@ -38,7 +39,8 @@ def installed(tmp_path_factory) -> Path:
 def test_installed_tree(installed):
     share = installed / 'share' / 'lightseg_ros'
     for path in [ROOT / 'package.xml', *(ROOT / 'launch').glob('*.py'), *(ROOT / 'config').rglob('*.yaml'),
-                 *(ROOT / 'config').glob('*.xml'), *(ROOT / 'weights').glob('*.safetensors')]:
+                 *(ROOT / 'config').glob('*.xml'), *(ROOT / 'weights').glob('*.safetensors'),
+                 *(ROOT / 'rviz').iterdir(), *(ROOT / 'foxglove').iterdir()]:
         assert (share / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path
     assert (installed / 'share/ament_index/resource_index/packages/lightseg_ros').is_file()
     site, = installed.glob('lib/python*/site-packages/lightseg_ros')
@@ -132,7 +134,8 @@ def test_pip_installs_what_the_code_imports():
     text = (ROOT / 'setup.py').read_text()
     names = {'cv2': 'opencv-python-headless', 'yaml': 'pyyaml', 'distributed': None, 'triton': None,
              'cv_bridge': None, 'vision_msgs': None, 'rcl_interfaces': None, 'std_srvs': None,
-             'lifecycle_msgs': None, 'compression': None}  # the last is Python 3.14's own
+             'lifecycle_msgs': None, 'llvmlite': None,  # which Numba brings
+             'compression': None}  # Python 3.14's own
     checked = 0
     for path in (ROOT / 'lightseg_ros').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -177,6 +180,66 @@ def test_nav2_layer_knows_every_class():
         name: types[name] for name in ('traversable', 'static', 'dynamic')}
 
 
+def published() -> set[str]:
+    """Topics of a node named segmentation."""
+    pytest.importorskip('rclpy', reason='rclpy is not installed')
+    from lightseg_ros.nodes.outputs import OUTPUTS
+    return {f'/segmentation/{output}' for output in (*OUTPUTS, 'points')} | {'/diagnostics'}
+
+
+def test_rviz_layout():
+    """Displays of rviz_default_plugins, whose topics the node publishes and the launch file remaps."""
+    manager = yaml.safe_load((ROOT / 'rviz' / 'segmentation.rviz').read_text())['Visualization Manager']
+    classes = [display['Class'].removeprefix('rviz_default_plugins/') for display in manager['Displays']]
+    assert classes == ['Image', 'Image', 'PointCloud2', 'Grid', 'TF']
+    topics = [d['Topic']['Value'] for d in manager['Displays'] if 'Topic' in d]
+    assert set(topics) <= published() and len(set(topics)) == 3
+    text = (ROOT / 'launch' / 'segment.launch.py').read_text()
+    shown = re.search(r'SHOWN = \((.*)\)', text)[1]
+    assert [f"'{topic.removeprefix('/segmentation/')}'" for topic in topics] == shown.split(', ')
+    assert manager['Global Options']['Fixed Frame'] == 'world'
+
+
+def test_foxglove_layout():
+    """Every panel is placed once, and shows topics that the node publishes."""
+    layout = json.loads((ROOT / 'foxglove' / 'segmentation.json').read_text())
+    panels = layout['configById']
+    placed = []
+
+    def walk(part):
+        if isinstance(part, str):
+            placed.append(part)
+        else:
+            assert part['direction'] in ('row', 'column') and 0 < part['splitPercentage'] < 100
+            walk(part['first'])
+            walk(part['second'])
+
+    walk(layout['layout'])
+    assert sorted(placed) == sorted(panels)
+    assert {name.split('!')[0] for name in panels} == {
+        'Image', '3D', 'DiagnosticSummary', 'DiagnosticStatusPanel', 'Plot'}
+    used = set(re.findall(r'"(/[a-z_/]+)[."]', json.dumps(panels)))
+    assert used == {'/segmentation/overlay/compressed', '/segmentation/label_color', '/segmentation/points',
+                    '/diagnostics'} <= published()
+
+
+def test_docker_files():
+    """What the image copies exists, and setup.py finds all that it installs; host network and memory."""
+    ignored = (ROOT / 'docker' / 'Dockerfile.dockerignore').read_text().split()
+    assert ignored[0] == '*'
+    copied = {line[1:] for line in ignored if line.startswith('!')}
+    assert all((ROOT / name).exists() for name in copied)
+    setup = (ROOT / 'setup.py').read_text()
+    assert {pattern.split('/')[0] for pattern in re.findall(r"'([a-z*]+/[^']*\*[^']*)'", setup)} <= copied
+    compose = yaml.safe_load((ROOT / 'docker' / 'compose.yaml').read_text())
+    for service in compose['services'].values():
+        assert (service['network_mode'], service['ipc'], service['stop_signal']) == ('host', 'host', 'SIGINT')
+    build = compose['services']['segmentation']['build']
+    assert (ROOT / 'docker' / build['context'] / build['dockerfile']).is_file()
+    profile = compose['x-ros']['environment']['FASTDDS_DEFAULT_PROFILES_FILE']
+    assert (ROOT / 'config' / Path(profile).name).is_file()
+
+
 def test_launch_file(installed, monkeypatch, tmp_path):
     """The arguments and nodes of the launch file, where launch and launch_ros are installed."""
     pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution, not from PyPI')
@@ -194,7 +257,7 @@ def test_launch_file(installed, monkeypatch, tmp_path):
     assert {'model', 'resolution', 'weights', 'device', 'backend', 'precision', 'cameras', 'image_topic',
             'image_transport', 'params_file', 'namespace', 'use_sim_time', 'log_level', 'use_respawn',
             'camera', 'depth_topic', 'camera_info_topic', 'compressed_topic', 'autostart', 'lazy',
-            'image_size'} <= set(arguments)
+            'image_size', 'rviz', 'rviz_frame'} <= set(arguments)
     assert all(a.description for a in arguments.values())
     params = tmp_path / 'p.yaml'
     params.write_text('/**: {ros__parameters: {model: affnet}}')
@@ -242,18 +305,41 @@ def test_launch_file(installed, monkeypatch, tmp_path):
                  '/*: {ros__parameters: {}}', 'x: {ros__parameters: {}}\n/**: {ros__parameters: {}}'):
         params.write_text(text)
         assert executables() == ['segmentation_node']
+    # RViz and the camera's pose, where their packages are installed; here they are empty ones.
+    with pytest.raises(ValueError, match='the package rviz2 is not installed: sudo apt install'):
+        started(rviz='true')
+    for package in ('rviz2', 'tf2_ros'):
+        mark = tmp_path / 'share/ament_index/resource_index/packages' / package
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        (tmp_path / 'share' / package).mkdir()
+    monkeypatch.setenv('AMENT_PREFIX_PATH', f'{tmp_path}{os.pathsep}{os.environ["AMENT_PREFIX_PATH"]}')
+    assert executables(camera='synthetic', depth_topic='depth', rviz='True') == [
+        'segmentation_node', 'camera_node', 'static_transform_publisher', 'rviz2']
+    assert executables(camera='synthetic') == ['segmentation_node', 'camera_node']
+
     params.write_text('robot: {segmentation: {ros__parameters: {}}}')
     assert executables(namespace='robot') == ['segmentation_node']
     with pytest.raises(ValueError, match='none.yaml.* cannot be read: No such file'):
         started(params_file=str(tmp_path / 'none.yaml'))
     assert module.topic_of('', '/a') == '/a' and module.topic_of('left', 'image') == 'left/image'
     assert module.topic_of('left', '/{camera}/image_raw') == '/left/image_raw'
-    assert module.depth_topics('', {'depth_topic': '', 'camera_info_topic': ''}) == []
-    assert module.depth_topics('', {'depth_topic': '/cam/depth/image_raw', 'camera_info_topic': ''}) == [
+
+    def depth_topics(camera='', **given):
+        return module.depth_topics(camera, {'image_topic': 'image', 'compressed_topic': '', 'depth_topic': '',
+                                            'camera_info_topic': '', **given})
+
+    assert depth_topics() == [('camera_info', 'camera_info')]
+    for given in ({'image_topic': '/cam/image_raw'}, {'image_topic': '/cam/image_raw/compressed'},
+                  {'compressed_topic': '/cam/jpeg'}):
+        assert depth_topics(**given) == [('camera_info', '/cam/camera_info')]
+    assert depth_topics('left', image_topic='/{camera}/image_raw') == [('camera_info', '/left/camera_info')]
+    assert depth_topics('left') == [('camera_info', 'left/camera_info')]
+    assert depth_topics(depth_topic='/cam/depth/image_raw') == [
         ('depth', '/cam/depth/image_raw'), ('camera_info', '/cam/depth/camera_info')]
-    of_each = {'depth_topic': '/{camera}/d', 'camera_info_topic': '/{camera}/i'}
-    assert module.depth_topics('left', of_each) == [('depth', '/left/d'), ('camera_info', '/left/i')]
-    assert module.depth_topics('left', {'depth_topic': 'depth', 'camera_info_topic': ''}) == [
+    assert depth_topics('left', depth_topic='/{camera}/d', camera_info_topic='/{camera}/i') == [
+        ('depth', '/left/d'), ('camera_info', '/left/i')]
+    assert depth_topics('left', depth_topic='depth') == [
         ('depth', 'left/depth'), ('camera_info', 'left/camera_info')]
     with pytest.raises(ValueError, match="image_topic is '/a'; expected {camera} in it"):
         module.topic_of('left', '/a')

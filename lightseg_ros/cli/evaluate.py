@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--data-root', help='folder of the data set; default for CamVid: LIGHTSEG_CAMVID, '
                        'or ../shared/data/camvid')
     group.add_argument('--split', default='test', help='split of the data set')
+    group.add_argument('--corrupt', action='store_true', help='score the split also in darkness, fog, '
+                       'noise, motion blur and JPEG, in three strengths each, and print a table')
     group.add_argument('--record', action='store_true',
                        help="write mIoU and IoU into the weights file's card")
     parser.add_argument('--apart', type=float, default=2.0, metavar='SECONDS',
@@ -49,11 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .. import datasets, images, weights
-    from ..evaluation import evaluate
+    from ..evaluation import corruptions, evaluate
     if bool(args.bags) == bool(args.data):
         raise evaluate.EvaluationError('name bags, or a data set with --data; one of the two')
     if args.record and not args.data:
         raise evaluate.EvaluationError('--record writes the scores of a data set: name one with --data')
+    if args.corrupt and not args.data:
+        raise evaluate.EvaluationError('--corrupt scores a data set: name one with --data')
     if args.resume and args.data:
         raise evaluate.EvaluationError('--resume is for bags; a data set is scored from the start')
     # All that can be wrong with the arguments is said before anything is read.
@@ -66,13 +70,16 @@ def run(args: argparse.Namespace) -> int:
     scoring.check_outputs(args)
     if args.data:
         dataset = datasets.load(args.data, args.split, args.data_root)
-        found = evaluate.evaluate_dataset(dataset, model.load(), batch=args.batch, apart_ns=run.apart_ns)
+        segment = model.load()
+        found = evaluate.evaluate_dataset(dataset, segment, batch=args.batch, apart_ns=run.apart_ns)
     else:
         found = evaluate.evaluate_bags(args.bags, model, image_topic=args.image_topic, truth=truth,
                                        value_range=value_range, selection=selection, run=run)
     code = scoring.write(found, args, required)
     if found.parts and code != 130:
         found.parts.remove()
+    if args.corrupt and code != 130:
+        print(corruptions.robustness(dataset, segment, found, batch=args.batch).table())
     if args.record and code != 130:
         print(evaluate.record(model, dataset, found.scores.result()))
     return code

@@ -1,7 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of bags and data sets: every frame, in order, without ROS, on one machine or on many."""
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
@@ -214,21 +214,27 @@ class Scorer:
 
 
 def score(frames: Iterable[RecordedFrame | Skip], segment: Segmenter, scores: Scores, *, batch: int = 1,
-          recorder: Recorder | None = None) -> Scores:
+          recorder: Recorder | None = None, progress: Callable[[int], Any] = lambda n: None) -> Scores:
     """Segment frames in order and add them to the scores, which are returned; see `Scorer`."""
     scorer = Scorer(segment, scores, batch, recorder)
     for frame in frames:
         scorer.add(frame)
+        progress(frame.counted)
     scorer.flush()
     return scores
+
+
+def check_classes(dataset: DataSet, segment: Segmenter) -> None:
+    """Raise `EvaluationError` if the weights know other classes than the data set has."""
+    if segment.labels.names != dataset.labels.names:
+        raise EvaluationError(f'the weights know {", ".join(segment.labels.names)}; {dataset.name} has '
+                              f'{", ".join(dataset.labels.names)}')
 
 
 def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1, apart_ns: int = APART_NS,
                      quiet: bool = False) -> Evaluation:
     """Score a data set's split; `EvaluationError` if the weights know other classes."""
-    if segment.labels.names != dataset.labels.names:
-        raise EvaluationError(f'the weights know {", ".join(segment.labels.names)}; {dataset.name} has '
-                          f'{", ".join(dataset.labels.names)}')
+    check_classes(dataset, segment)
     scores = Scores(segment.labels, truth=True, apart_ns=apart_ns)
     scores.counts['read'] = len(dataset)
     title = f'{dataset.name} {dataset.split}'

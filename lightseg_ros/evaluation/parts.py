@@ -26,6 +26,8 @@ from .scores import Scores
 log = logging.getLogger(__name__)
 IDENTITY = 'evaluation.json'
 PREFIX = '/segmentation'
+# What the scores of a frame take in parts, JSON and report; after how many frames the room is estimated.
+FRAME_BYTES, ROOM_AFTER = 2000, 10
 
 
 class PartsError(ValueError):
@@ -156,10 +158,12 @@ class Parts:
         return [Part(*map(int, m.groups())) for m in found if m]
 
     def _check_room(self) -> None:
-        written = sum(p.stat().st_size for p in self.folder.iterdir() if p.is_file())
-        each = written / max(1, self.frames())
+        if self.frames() < ROOM_AFTER:
+            return
+        results = sum(p.stat().st_size for p in self.folder.glob('*.mcap')) / self.frames()
+        left = self.total - self.frames()
         # The results are copied from the parts into the bag before the parts are removed.
-        needed = each * ((self.total - self.frames()) + (self.total if self.out else 0))
+        needed = left * FRAME_BYTES + results * (left + self.total)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise PartsError(f'the disk of {self.folder} has {free / 1e9:.3g} GB free, and this evaluation '

@@ -29,9 +29,11 @@ from .segmentation_parameters import SegmentationParameters
 MATCHED_EVENTS = 'matched' in inspect.signature(PublisherEventCallbacks).parameters
 RESULT_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 OUTPUTS = {
-    'label': Image, 'groups': Image, 'overlay': Image, 'confidence': Image,
+    'label': Image, 'label_color': Image, 'groups': Image, 'overlay': Image, 'confidence': Image,
     'label/compressed': CompressedImage, 'overlay/compressed': CompressedImage,
     'class_fractions': Float32MultiArray, 'camera_info': CameraInfo}
+# What is made of the labels alone.
+OF_LABELS = ('groups', 'camera_info', 'class_fractions', 'label_color', 'label/compressed')
 
 
 class RateLimit:
@@ -133,7 +135,7 @@ class CameraOutputs:
     def has_listener(self, parameters: SegmentationParameters) -> bool:
         """Return whether anything that the node makes of the camera's images has a subscriber."""
         return (any(self._has_subscriber(output) for output in (
-                    'label', 'groups', 'label/compressed', 'class_fractions', 'camera_info'))
+                    'label', *OF_LABELS))
                 or self.wants_overlay(parameters) or self.wants_confidence(parameters) or self.wants_points())
 
     def wants_overlay(self, parameters: SegmentationParameters) -> bool:
@@ -152,14 +154,17 @@ class CameraOutputs:
 
     def publish_more(self, header: Header, ids: np.ndarray, plan: Plan) -> bool:
         """Publish what has a subscriber of all that is made of labels; returns whether anything had."""
-        wanted = [output for output in ('groups', 'camera_info', 'class_fractions', 'label/compressed')
-                  if self._has_subscriber(output)]
+        wanted = [output for output in OF_LABELS if self._has_subscriber(output)]
         if 'groups' in wanted and plan.groups is not None:
             self._publish_image('groups', header, plan.group_ids(ids), 'mono8')
         if 'camera_info' in wanted and (info := self._info) is not None:
             self._publishers['camera_info'].publish(with_header(info, header))
         if 'class_fractions' in wanted:
             self._publishers['class_fractions'].publish(fractions(plan.label(ids), plan.labels.names))
+        if 'label_color' in wanted:
+            # OpenCV maps to three channels in the palette's order, whatever it calls them.
+            color = cv2.applyColorMap(plan.label(ids), plan.labels.palette()[:, None])
+            self._publish_image('label_color', header, color, 'rgb8')
         if 'label/compressed' in wanted:
             self._publish_image('label/compressed', header, plan.label(ids), 'png')
         return bool(wanted)
