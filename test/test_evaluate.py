@@ -4,9 +4,10 @@
 from dataclasses import replace
 import json
 import os
+from pathlib import Path
 import re
-import signal
 import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -308,8 +309,25 @@ def test_exit_codes(two_bags, model, tmp_path, capsys):
         assert error.startswith('ERROR: ') and text in error and error.count('\n') == 1
 
 
+# A process that gets a real SIGINT once 4 frames are done. It must not be pytest's own: faulthandler, which
+# pytest enables, gives signal handlers a stack that is too small on CPUs with AMX, and memory is overwritten.
+STOPPED = """
+import os, signal, sys
+from lightseg_ros import cli
+from lightseg_ros.evaluation import evaluate
+def interrupt(self, count):
+    update(self, count)
+    if self._done == 4:
+        os.kill(os.getpid(), signal.SIGINT)
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    update, evaluate.Progress.update = evaluate.Progress.update, interrupt
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize('workers', [1, 2])
-def test_stopped_and_resumed(two_bags, model, tmp_path, serial, monkeypatch, capsys, workers):
+def test_stopped_and_resumed(two_bags, model, tmp_path, serial, capsys, workers):
     """Ctrl-C in the middle leaves the result so far; --resume goes on to the numbers of one go."""
     def result(folder):
         found = json.loads((folder / 'result.json').read_text())
@@ -320,21 +338,17 @@ def test_stopped_and_resumed(two_bags, model, tmp_path, serial, monkeypatch, cap
     common = (*two_bags, '--model', model.name, '--device', 'cpu', '--resolution', '96x64', '--label-topic',
               LABEL, '--frames-per-task', '2', '--report', tmp_path / 'a')
     command = (*common, '--out', tmp_path / 'a.mcap')
-    update = replays.Progress.update
-
-    def interrupt(self, count):
-        update(self, count)
-        if self._done == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(replays.Progress, 'update', interrupt)
-        assert run(*command, '--workers', workers) == 130
-    so_far, said = result(tmp_path / 'a'), capsys.readouterr()
+    (tmp_path / 'stopped.py').write_text(STOPPED)
+    said = subprocess.run([sys.executable, tmp_path / 'stopped.py', 'evaluate',
+                           *map(str, (*command, '--workers', workers))], capture_output=True, text=True,
+                          timeout=200, check=False,
+                          env=os.environ | {'PYTHONPATH': str(Path(replays.__file__).parents[2])})
+    assert said.returncode == 130, said.stderr
+    so_far = result(tmp_path / 'a')
     done = 18 - so_far['counts']['not_reached']
     assert done == 4 if workers == 1 else 4 <= done < 18
-    assert f'stopped after {done} of 18 frames; the same command with --resume' in said.out
-    assert 'stopping after the frames in progress' in said.err
+    assert f'stopped after {done} of 18 frames; the same command with --resume' in said.stdout
+    assert 'stopping after the frames in progress' in said.stderr
     with Bag(tmp_path / 'a.mcap') as bag:
         assert bag.topics['/segmentation/label'].count == so_far['counts']['segmented'] and not bag.notes
     assert (tmp_path / 'a' / 'report.html').is_file()
