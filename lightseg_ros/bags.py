@@ -12,6 +12,7 @@ import re
 import shutil
 import struct
 import tempfile
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -20,10 +21,10 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Writer2
 from rosbags.rosbag2.enums import CompressionFormat
-from rosbags.typesys import get_typestore, Stores
+from rosbags.typesys import get_types_from_msg, get_typestore, Stores
 import yaml
 
-from . import bag_files, images, pictures
+from . import bag_files, foxglove, images, pictures, video
 from .bag_files import BagFile, NS
 from .files import read_small
 from .labels import LabelSet
@@ -33,8 +34,23 @@ from .texts import one_line
 # The message definitions that we need are the same in every ROS 2 distribution. A bag's own definitions are
 # not used, so a bag without them, or with broken ones, can be read.
 ROS1, ROS2 = get_typestore(Stores.ROS1_NOETIC), get_typestore(Stores.ROS2_HUMBLE)
+# Definitions of images and video that ROS itself does not have; fields as in their packages.
+STAMP = 'builtin_interfaces/Time timestamp\nstring frame_id\n'
+FOREIGN = {
+    'foxglove_msgs/msg/RawImage': STAMP + 'uint32 width\nuint32 height\nstring encoding\nuint32 step\n'
+                                  'uint8[] data\n',
+    'foxglove_msgs/msg/CompressedImage': STAMP + 'uint8[] data\nstring format\n',
+    'foxglove_msgs/msg/CompressedVideo': STAMP + 'uint8[] data\nstring format\n',
+    'ffmpeg_image_transport_msgs/msg/FFMPEGPacket':
+        'std_msgs/Header header\nint32 width\nint32 height\nstring encoding\nuint64 pts\nuint8 flags\n'
+        'bool is_bigendian\nuint8[] data\n'}
+for name, definition in FOREIGN.items():
+    ROS2.register(get_types_from_msg(definition, name))
 TYPES = ROS2.types
-IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
+IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
+# What a message can be encoded in -> the types that hold images.
+IMAGE_TYPES = {'cdr': (IMAGE, COMPRESSED, *FOREIGN), 'ros1': (IMAGE, COMPRESSED),
+               'protobuf': foxglove.TYPES, 'json': foxglove.TYPES}
 # A folder's files with these names are parts of a bag, whatever they hold.
 SUFFIXES = ('.mcap', '.db3', '.zstd')
 MAX_METADATA = 1 << 24  # bytes of a metadata.yaml
@@ -56,7 +72,12 @@ class Topic:
     @property
     def is_image(self) -> bool:
         """Whether its messages can be decoded to images."""
-        return self.encoding in ('cdr', 'ros1') and self.type in IMAGE_TYPES
+        return self.type in IMAGE_TYPES.get(self.encoding, ())
+
+    @property
+    def is_video(self) -> bool:
+        """Whether its messages are packets of a video, by its type; a CompressedImage may be one too."""
+        return self.is_image and self.type.endswith(('CompressedVideo', 'FFMPEGPacket'))
 
     def __str__(self) -> str:
         kind = self.type.replace('/msg/', '/').removeprefix('sensor_msgs/') or 'of no type'
@@ -69,7 +90,7 @@ class Recorded:
     """
     A message as the bag stores it. `time_ns`: when it was recorded.
 
-    `encoding`: of `raw`, 'cdr' or 'ros1'.
+    `encoding`: of `raw`, one of `IMAGE_TYPES`; 'ros1' is ROS 1's own.
     """
 
     topic: str
@@ -79,32 +100,51 @@ class Recorded:
     encoding: str = 'cdr'
 
     def read(self) -> Any:
-        """Deserialize it; `BagError` where the bytes are not that type's."""
+        """
+        Deserialize it; `BagError` where the bytes are not that type's.
+
+        What holds an image or a packet of video in another type becomes an Image or CompressedImage.
+        """
         try:
+            if self.encoding in ('protobuf', 'json'):
+                fields = foxglove.parse(self.type, self.encoding, self.raw)
+                head = header(fields['stamp_ns'], fields['frame_id'])
+                fields['data'] = np.frombuffer(fields['data'], np.uint8)
+                return _image(head, SimpleNamespace(**fields))
             if self.encoding == 'ros1':
                 return ROS1.deserialize_ros1(self.raw, self.type)
-            return ROS2.deserialize_cdr(self.raw, self.type)
+            msg: Any = ROS2.deserialize_cdr(self.raw, self.type)
+            if self.type.startswith('foxglove_msgs/'):
+                return _image(TYPES['std_msgs/msg/Header'](msg.timestamp, msg.frame_id), msg)
+            if self.type in FOREIGN:
+                return TYPES[COMPRESSED](msg.header, msg.encoding, msg.data)
+            return msg
         except Exception as e:  # broken bytes raise all sorts of errors in there
             raise self._broken(e) from e
 
     def cdr(self) -> bytes:
         """Return the message as a ROS 2 publisher sends it; `BagError` as for `read`."""
-        if self.encoding == 'cdr':
+        if self.encoding == 'cdr' and self.type not in FOREIGN:
             return self.raw
         try:
-            # With the definitions of ROS 2 this leaves out the sequence number of a ROS 1 header.
-            return bytes(ROS2.ros1_to_cdr(self.raw, self.type))
+            if self.encoding == 'ros1':
+                # With the definitions of ROS 2 this leaves out the sequence number of a ROS 1 header.
+                return bytes(ROS2.ros1_to_cdr(self.raw, self.type))
+            msg = self.read()
+            return bytes(ROS2.serialize_cdr(msg, msg.__msgtype__))
         except Exception as e:  # broken bytes raise all sorts of errors in there
             raise self._broken(e) from e
 
     def stamp_ns(self) -> int:
         """Return the stamp of the message's header in ns, or `time_ns` where it is 0, that is, not set."""
         try:
+            if self.encoding in ('protobuf', 'json'):
+                return foxglove.parse(self.type, self.encoding, self.raw)['stamp_ns'] or self.time_ns
             if self.encoding == 'ros1':
                 sec, nanosec = struct.unpack_from('<II', self.raw, 4)
             else:
                 sec, nanosec = struct.unpack_from('<iI' if self.raw[1] & 1 else '>iI', self.raw, 4)
-        except (struct.error, IndexError):
+        except (struct.error, IndexError, ValueError, KeyError):
             return self.time_ns
         return sec * NS + nanosec or self.time_ns
 
@@ -116,7 +156,7 @@ class Bag:
     """
     A bag, open for reading: a folder or file of rosbag2 (sqlite3, mcap), or a ROS 1 `.bag`.
 
-    Files are recognised by what they hold, not by their names. What a recorder did not finish, what is
+    Images may be in Foxglove's schemas too, and be packets of video. Files are recognised by what they hold, not by their names. What a recorder did not finish, what is
     damaged and what is missing is left out: `notes` says so, and gains notes while messages are read.
     `BagError` for what can't be read at all. Use it in a `with` statement.
     """
@@ -157,11 +197,16 @@ class Bag:
         found = [t for t in self.topics.values() if t.is_image and t.name not in exclude]
         if wanted is not None:
             found = [t for t in found if t.name == wanted]
-        else:
+        elif not video.available():
+            found = [t for t in found if not t.is_video] or found
+        if wanted is None:
             # Depth is compressed under the same type. A topic without messages is no choice beside another.
             found = [t for t in found if not t.name.endswith('/compressedDepth')] or found
             found = [t for t in found if t.count] or found
         if len(found) == 1:
+            if found[0].is_video and not video.available():
+                raise BagError(f'{self.path} has no image topic that can be decoded here; it has {found[0]}, '
+                               'which needs `pip install av`')
             return found[0]
         known = [t for t in self.topics.values() if t.is_image]
         if found:
@@ -300,6 +345,13 @@ class Bag:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+def _image(head: Any, msg: Any) -> Any:
+    """Make the message of sensor_msgs from one of Foxglove's."""
+    if hasattr(msg, 'format'):
+        return TYPES[COMPRESSED](head, msg.format, msg.data)
+    return TYPES[IMAGE](head, msg.height, msg.width, msg.encoding, 0, msg.step, msg.data)
 
 
 def _topic(channel: bag_files.Channel) -> Topic:
