@@ -1,11 +1,14 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Read and write bags without ROS, one message at a time: ROS 2 sqlite3 and mcap, and ROS 1."""
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 import hashlib
+from itertools import islice
 import os
 from pathlib import Path
 import re
@@ -27,6 +30,7 @@ import yaml
 from . import bag_files, foxglove, images, pictures, video
 from .bag_files import BagFile, NS
 from .files import read_small
+from .images import ImageError
 from .labels import LabelSet
 from .pictures import PictureError
 from .texts import one_line
@@ -152,19 +156,39 @@ class Recorded:
         return BagError(f'{self.topic}: a message of {len(self.raw)} bytes is no {self.type} ({e})')
 
 
+@dataclass(frozen=True)
+class Picture(Recorded):
+    """A packet of video, which is read as an rgb8 Image. `load` decodes it, (H, W, 3) uint8 RGB."""
+
+    load: Callable[[], np.ndarray] = lambda: np.zeros((0, 0, 3), np.uint8)
+
+    def read(self) -> Any:
+        head = super().read().header
+        try:
+            return image(self.load(), 'rgb8', head)
+        except ImageError as e:
+            raise BagError(f'{self.topic}: {e}') from e
+
+    def cdr(self) -> bytes:
+        return bytes(ROS2.serialize_cdr(self.read(), IMAGE))
+
+
 class Bag:
     """
     A bag, open for reading: a folder or file of rosbag2 (sqlite3, mcap), or a ROS 1 `.bag`.
 
-    Images may be in Foxglove's schemas too, and be packets of video. Files are recognised by what they hold, not by their names. What a recorder did not finish, what is
-    damaged and what is missing is left out: `notes` says so, and gains notes while messages are read.
-    `BagError` for what can't be read at all. Use it in a `with` statement.
+    Images may be in Foxglove's schemas too, and be packets of video. Files are recognised by what they hold,
+    not by their names. What a recorder did not finish, what is damaged and what is missing is left out:
+    `notes` says so, and gains notes while messages are read. `BagError` for what can't be read at all. Use
+    it in a `with` statement.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.notes: list[str] = []
         self._files: list[tuple[str, BagFile]] = []
+        self._videos: dict[str, bool] = {}
+        self._fingerprint: tuple[int, ...] = ()
         self._stack = ExitStack()
         try:
             if self.path.is_dir():
@@ -193,7 +217,11 @@ class Bag:
         self._stack.close()
 
     def image_topic(self, wanted: str | None = None, exclude: Sequence[str] = ()) -> Topic:
-        """Find the image topic: `wanted`, or the bag's only one; `BagError` says which topics there are."""
+        """
+        Find the image topic: `wanted`, or the bag's only one; `BagError` says which topics there are.
+
+        Its type is what its messages are read as, Image or CompressedImage.
+        """
         found = [t for t in self.topics.values() if t.is_image and t.name not in exclude]
         if wanted is not None:
             found = [t for t in found if t.name == wanted]
@@ -204,10 +232,12 @@ class Bag:
             found = [t for t in found if not t.name.endswith('/compressedDepth')] or found
             found = [t for t in found if t.count] or found
         if len(found) == 1:
-            if found[0].is_video and not video.available():
+            is_video = self._is_video(found[0].name)
+            if is_video and not video.available():
                 raise BagError(f'{self.path} has no image topic that can be decoded here; it has {found[0]}, '
                                'which needs `pip install av`')
-            return found[0]
+            kind = COMPRESSED if found[0].type.endswith('CompressedImage') and not is_video else IMAGE
+            return replace(found[0], type=kind, encoding='cdr')
         known = [t for t in self.topics.values() if t.is_image]
         if found:
             raise BagError(f'{self.path} has several image topics: {_listed(found)}. Name one with '
@@ -220,7 +250,23 @@ class Bag:
                        + _listed(self.topics.values()))
 
     def messages(self, *topics: str, start_ns: int | None = None) -> Iterator[Recorded]:
-        """Yield messages by recording time, from `start_ns` on; `BagError` where the bag breaks off."""
+        """
+        Yield messages by recording time, from `start_ns` on; `BagError` where the bag breaks off.
+
+        Packets of video are read as Images (`Recorded.read`): each before the next message is taken.
+        """
+        videos = [t for t in topics if self._is_video(t)]
+        if not videos:
+            yield from self._stored(*topics, start_ns=start_ns)
+            return
+        begin = start_ns
+        if start_ns is not None:
+            # Each video is decoded from its last key frame before that.
+            keys = [_key_times(self.path, t, self._fingerprint) for t in videos]
+            begin = min([start_ns, *(k[i - 1] for k in keys if (i := bisect_right(k, start_ns)))])
+        yield from _pictures(self._stored(*topics, start_ns=begin), videos, start_ns)
+
+    def _stored(self, *topics: str, start_ns: int | None = None) -> Iterator[Recorded]:
         found: Counter[str] = Counter()
         try:
             for _, file in self._files:
@@ -245,9 +291,20 @@ class Bag:
                     self._note(f'{self.path.name}: states {self.topics[name].count} messages on {name}; '
                                f'{found[name]} can be read')
 
+    def _is_video(self, name: str) -> bool:
+        """Whether a topic's messages are packets of video; a CompressedImage's format says so."""
+        if name not in self._videos:
+            topic = self.topics.get(name)
+            self._videos[name] = topic is not None and topic.is_video
+            if topic and topic.is_image and topic.type.endswith('CompressedImage'):
+                with suppress(BagError):
+                    self._videos[name] = any(video.codec(m.read()) for m in islice(self._stored(name), 1))
+        return self._videos[name]
+
     def _open_file(self, path: Path) -> None:
         try:
             found = path.stat()
+            self._fingerprint += (found.st_size, found.st_mtime_ns)
             if not found.st_size:
                 raise bag_files.DamagedError('it is empty')
             with open(path, 'rb') as f:
@@ -345,6 +402,44 @@ class Bag:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+def _pictures(messages: Iterator[Recorded], videos: Sequence[str],
+              start_ns: int | None) -> Iterator[Recorded]:
+    """Yield messages from `start_ns` on, those of videos as pictures; the ones before are only decoded."""
+    if not videos:
+        yield from (m for m in messages if start_ns is None or m.time_ns >= start_ns)
+        return
+    name, *others = videos
+
+    def packet(message: Recorded) -> Any:
+        if message.topic != name:
+            return None
+        try:
+            return message.read()
+        except BagError as e:
+            return ImageError(str(e))
+
+    stream = video.Stream(_pictures(messages, others, None), packet)
+    for message, number in stream:
+        if start_ns is not None and message.time_ns < start_ns:
+            continue
+        yield message if number is None else Picture(
+            message.topic, message.type, message.time_ns, message.raw, message.encoding,
+            partial(stream.picture, number))
+
+
+@lru_cache(maxsize=8)
+def _key_times(path: Path, topic: str, fingerprint: tuple[int, ...]) -> list[int]:
+    """When a video's key frames were recorded, in ns, ascending. `fingerprint`: of the files as they are."""
+    times = []
+    with Bag(path) as bag, suppress(BagError):
+        for message in bag._stored(topic):
+            with suppress(BagError):
+                msg = message.read()
+                if (name := video.codec(msg)) and video.is_key(bytes(msg.data), name):
+                    times.append(message.time_ns)
+    return sorted(times)
 
 
 def _image(head: Any, msg: Any) -> Any:

@@ -43,8 +43,8 @@ def parse(kind: str, encoding: str, raw: bytes) -> dict[str, Any]:
         sec = nanosec = 0
         for number, value in _fields(found['timestamp'] or b''):
             sec, nanosec = (value, nanosec) if number == 1 else (sec, value)
-        found = {name: bytes(value).decode() if name in ('encoding', 'format', 'frame_id') and value else value
-                 for name, value in found.items()}
+        for name in {'encoding', 'format', 'frame_id'} & found.keys():
+            found[name] = bytes(found[name] or b'').decode()
     del found['timestamp']
     for name in ('width', 'height', 'step'):
         if name in found:

@@ -6,10 +6,10 @@ H.264 and H.265 in messages, a packet in each, decoded in order from a key frame
 Decoders paint over what is missing. Here a packet that is damaged, or that refers to a lost one, gives no
 picture, and nor do the ones after it up to the next key frame.
 """
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 import importlib.util
-from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ Item = TypeVar('Item')
 # The units of a packet (NAL types) that decoding can begin with: a picture that refers to no other, or the
 # parameters that come before one.
 KEYS = {'h264': (5, 7), 'hevc': (*range(16, 22), 33)}
-# Packets that may wait for their picture. Streams for robots have none; others send pictures out of order.
+# How many packets later a picture may come: none in streams for robots, some where B-frames are used.
 MAX_DELAY = 32
 
 
@@ -42,98 +42,136 @@ def is_key(packet: bytes, name: str) -> bool:
     return any(kind in KEYS[name] for kind, _, _ in _units(packet, name))
 
 
-def decoded(packets: Iterable[tuple[Item, Any]]) -> Iterator[tuple[Item, np.ndarray | ImageError, float]]:
+class Stream(Generic[Item]):
     """
-    Decode CompressedImage messages of a video in their order.
+    Iterates over items, of which some are packets of a video, and decodes when a picture is asked for.
 
-    packets: anything, and the message, or the `ImageError` that stands in for a broken one. Yields the same
-    thing; its picture (H, W, 3) uint8 RGB, or why there is none; and milliseconds.
+    `packet`: returns an item's CompressedImage, or the `ImageError` of a broken one, or None for other items.
+    Yields each item with its number among the packets, or None.
     """
-    decoder: _Decoder[Item] = _Decoder()
-    for item, msg in packets:
-        yield from decoder.feed(item, msg)
-    yield from decoder.finish()
+
+    def __init__(self, items: Iterator[Item], packet: Callable[[Item], Any]):
+        self._items, self._packet = items, packet
+        self._ahead: deque[tuple[Item, int | None]] = deque()  # read, and not yielded yet
+        self._pending: deque[tuple[int, Any]] = deque()  # packets that are not decoded yet
+        self._count = 0
+        self._decoder = _Decoder()
+
+    def __iter__(self) -> Iterator[tuple[Item, int | None]]:
+        while self._ahead or self._read():
+            item, number = self._ahead.popleft()
+            if number is not None and self._pending and self._pending[0][0] < number \
+                    and _begins(next((m for n, m in reversed(self._pending) if n == number), None)):
+                # Nobody asked for the pictures since the last key frame.
+                while self._pending[0][0] < number:
+                    self._pending.popleft()
+                self._decoder.lose('')
+            yield item, number
+
+    def picture(self, number: int) -> np.ndarray:
+        """
+        Return the picture (H, W, 3) uint8 RGB of the packet that was yielded last.
+
+        `ImageError` where it can't be decoded.
+        """
+        done = self._decoder.done
+        while self._pending and self._pending[0][0] <= number:
+            self._decoder.feed(*self._pending.popleft())
+        # Streams that send pictures out of order need the packets after it.
+        while number not in done and number > self._count - MAX_DELAY and self._read():
+            while self._pending:
+                self._decoder.feed(*self._pending.popleft())
+        if number not in done:
+            self._decoder.lose('the video ends')
+        frame = done.get(number)
+        for old in [n for n in done if n < number]:
+            del done[old]
+        if frame is None:
+            raise ImageError('a packet of video without a picture')
+        if isinstance(frame, ImageError):
+            raise frame
+        rgb: np.ndarray = frame.to_ndarray(format='rgb24')
+        return rgb
+
+    def _read(self) -> bool:
+        for item in self._items:
+            number = None
+            if (msg := self._packet(item)) is not None:
+                number, self._count = self._count, self._count + 1
+                self._pending.append((number, msg))
+            self._ahead.append((item, number))
+            return True
+        return False
 
 
-class _Decoder(Generic[Item]):
+def _begins(msg: Any) -> bool:
+    name = codec(msg)
+    return bool(name) and is_key(bytes(msg.data), name)
+
+
+class _Decoder:
+    """Decodes packets in their order. `done`: what became of them: a frame of PyAV's, or an `ImageError`."""
+
     def __init__(self) -> None:
-        self.context: Any = None
-        self.lost = 'it comes before the first key frame'  # why there is no context
-        self.codec = ''
-        self.gaps = _Gaps()
-        self.count = 0
-        self.waiting: dict[int, Item] = {}  # packets whose picture has not come yet, in their order
-        self.done: dict[int, np.ndarray | ImageError] = {}
+        self.done: dict[int, Any] = {}
+        self._context: Any = None
+        self._lost = 'the recording starts after it'  # why there is no context
+        self._codec = ''
+        self._gaps = _Gaps()
+        self._waiting: set[int] = set()  # packets in the decoder
 
-    def feed(self, item: Item, msg: Any) -> Iterator[tuple[Item, np.ndarray | ImageError, float]]:
-        began = perf_counter()
-        number, self.count = self.count, self.count + 1
-        self.waiting[number] = item
+    def feed(self, number: int, msg: Any) -> None:
         if isinstance(msg, ImageError):
-            self._lose('a packet before it is broken')
+            self.lose('a packet before it is broken')
             self.done[number] = msg
-        elif not codec(msg):
+        elif not (name := codec(msg)):
             self.done[number] = ImageError(f'{msg.format!r} in a video; expected h264 or h265')
+        elif not available():
+            self.done[number] = ImageError(f'{msg.format!r}, which needs `pip install av`')
         else:
-            self._decode(number, bytes(msg.data), codec(msg))
-        while len(self.waiting) - len(self.done) > MAX_DELAY:
-            oldest = next(n for n in self.waiting if n not in self.done)
-            self.done[oldest] = ImageError('this packet of a video gives no picture')
-        yield from self._ready(began)
-
-    def finish(self) -> Iterator[tuple[Item, np.ndarray | ImageError, float]]:
-        began = perf_counter()
-        self._lose('the video ends')
-        yield from self._ready(began)
+            self._decode(number, bytes(msg.data), name)
 
     def _decode(self, number: int, packet: bytes, name: str) -> None:
         import av
-        key = is_key(packet, name)
-        if name != self.codec:
-            self._lose('it comes before the first key frame')
-        if key and not self.context:
-            self.codec, self.gaps = name, _Gaps()
-            self.context = av.CodecContext.create(name, 'r')
+        if name != self._codec:
+            self.lose('the recording starts after it')
+        if not self._context and is_key(packet, name):
+            self._codec, self._gaps = name, _Gaps()
+            self._context = av.CodecContext.create(name, 'r')
             # Stop at damage instead of painting over it. Threads of whole frames would delay each picture.
-            self.context.options = {'err_detect': 'explode', 'ec': '0'}
-            self.context.thread_type = 'SLICE'
-        if not self.context:
-            self.done[number] = ImageError(f'a packet of {name} without its key frame: {self.lost}')
-            return
-        if name == 'h264' and (gap := self.gaps.found(packet)):
-            self._lose(gap)
-            self.done[number] = ImageError(f'a packet of {name} without its key frame: {gap}')
+            self._context.options = {'err_detect': 'explode', 'ec': '0'}
+            self._context.thread_type = 'SLICE'
+        if self._context and name == 'h264' and (gap := self._gaps.found(packet)):
+            self.lose(gap)
+        if not self._context:
+            self.done[number] = ImageError(f'a packet of {name} without a key frame: {self._lost}')
             return
         data = av.Packet(packet)
         data.pts = data.dts = number
+        self._waiting.add(number)
         try:
-            self._take(self.context.decode(data))
+            self._take(self._context.decode(data))
         except av.error.FFmpegError as e:
+            self._waiting.discard(number)
             self.done[number] = ImageError(f'a packet of {name}, {len(packet)} bytes, does not decode: '
                                            f'{e.strerror}')
-            self._lose('a packet before it is damaged')
+            self.lose('a packet before it is damaged')
 
     def _take(self, frames: list[Any]) -> None:
         for frame in frames:
-            if frame.pts in self.waiting:
-                self.done[frame.pts] = ImageError('a damaged picture of a video') if frame.is_corrupt \
-                    else frame.to_ndarray(format='rgb24')
+            if frame.pts in self._waiting:
+                self._waiting.discard(frame.pts)
+                self.done[frame.pts] = frame if not frame.is_corrupt else ImageError(
+                    'a damaged picture of a video')
 
-    def _lose(self, why: str) -> None:
+    def lose(self, why: str) -> None:
         """Take what is still in the decoder, and wait for a key frame."""
-        if self.context:
+        if self._context:
             import av
             with suppress(av.error.FFmpegError):
-                self._take(self.context.decode(None))
-        self.context, self.lost = None, why
-        for number in self.waiting:
-            self.done.setdefault(number, ImageError('this packet of a video gives no picture'))
-
-    def _ready(self, began: float) -> Iterator[tuple[Item, np.ndarray | ImageError, float]]:
-        ms = 1e3 * (perf_counter() - began)
-        while self.waiting and (number := next(iter(self.waiting))) in self.done:
-            yield self.waiting.pop(number), self.done.pop(number), ms
-            ms = 0.0
+                self._take(self._context.decode(None))
+        self._context, self._lost = None, why
+        self._waiting.clear()
 
 
 class _Gaps:
