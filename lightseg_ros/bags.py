@@ -1,17 +1,21 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Read and write bags without ROS, one message at a time: ROS 2 sqlite3 and mcap, and ROS 1."""
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 import hashlib
+from itertools import islice
 import os
 from pathlib import Path
 import re
 import shutil
 import struct
 import tempfile
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -20,12 +24,13 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Writer2
 from rosbags.rosbag2.enums import CompressionFormat
-from rosbags.typesys import get_typestore, Stores
+from rosbags.typesys import get_types_from_msg, get_typestore, Stores
 import yaml
 
-from . import bag_files, images, pictures
+from . import bag_files, foxglove, images, pictures, video
 from .bag_files import BagFile, NS
 from .files import read_small
+from .images import ImageError
 from .labels import LabelSet
 from .pictures import PictureError
 from .texts import one_line
@@ -33,8 +38,23 @@ from .texts import one_line
 # The message definitions that we need are the same in every ROS 2 distribution. A bag's own definitions are
 # not used, so a bag without them, or with broken ones, can be read.
 ROS1, ROS2 = get_typestore(Stores.ROS1_NOETIC), get_typestore(Stores.ROS2_HUMBLE)
+# Definitions of images and video that ROS itself does not have; fields as in their packages.
+STAMP = 'builtin_interfaces/Time timestamp\nstring frame_id\n'
+FOREIGN = {
+    'foxglove_msgs/msg/RawImage': STAMP + 'uint32 width\nuint32 height\nstring encoding\nuint32 step\n'
+                                  'uint8[] data\n',
+    'foxglove_msgs/msg/CompressedImage': STAMP + 'uint8[] data\nstring format\n',
+    'foxglove_msgs/msg/CompressedVideo': STAMP + 'uint8[] data\nstring format\n',
+    'ffmpeg_image_transport_msgs/msg/FFMPEGPacket':
+        'std_msgs/Header header\nint32 width\nint32 height\nstring encoding\nuint64 pts\nuint8 flags\n'
+        'bool is_bigendian\nuint8[] data\n'}
+for name, definition in FOREIGN.items():
+    ROS2.register(get_types_from_msg(definition, name))
 TYPES = ROS2.types
-IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
+IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
+# What a message can be encoded in -> the types that hold images.
+IMAGE_TYPES = {'cdr': (IMAGE, COMPRESSED, *FOREIGN), 'ros1': (IMAGE, COMPRESSED),
+               'protobuf': foxglove.TYPES, 'json': foxglove.TYPES}
 # A folder's files with these names are parts of a bag, whatever they hold.
 SUFFIXES = ('.mcap', '.db3', '.zstd')
 MAX_METADATA = 1 << 24  # bytes of a metadata.yaml
@@ -56,7 +76,12 @@ class Topic:
     @property
     def is_image(self) -> bool:
         """Whether its messages can be decoded to images."""
-        return self.encoding in ('cdr', 'ros1') and self.type in IMAGE_TYPES
+        return self.type in IMAGE_TYPES.get(self.encoding, ())
+
+    @property
+    def is_video(self) -> bool:
+        """Whether its messages are packets of a video, by its type; a CompressedImage may be one too."""
+        return self.is_image and self.type.endswith(('CompressedVideo', 'FFMPEGPacket'))
 
     def __str__(self) -> str:
         kind = self.type.replace('/msg/', '/').removeprefix('sensor_msgs/') or 'of no type'
@@ -69,7 +94,7 @@ class Recorded:
     """
     A message as the bag stores it. `time_ns`: when it was recorded.
 
-    `encoding`: of `raw`, 'cdr' or 'ros1'.
+    `encoding`: of `raw`, one of `IMAGE_TYPES`; 'ros1' is ROS 1's own.
     """
 
     topic: str
@@ -79,32 +104,51 @@ class Recorded:
     encoding: str = 'cdr'
 
     def read(self) -> Any:
-        """Deserialize it; `BagError` where the bytes are not that type's."""
+        """
+        Deserialize it; `BagError` where the bytes are not that type's.
+
+        What holds an image or a packet of video in another type becomes an Image or CompressedImage.
+        """
         try:
+            if self.encoding in ('protobuf', 'json'):
+                fields = foxglove.parse(self.type, self.encoding, self.raw)
+                head = header(fields['stamp_ns'], fields['frame_id'])
+                fields['data'] = np.frombuffer(fields['data'], np.uint8)
+                return _image(head, SimpleNamespace(**fields))
             if self.encoding == 'ros1':
                 return ROS1.deserialize_ros1(self.raw, self.type)
-            return ROS2.deserialize_cdr(self.raw, self.type)
+            msg: Any = ROS2.deserialize_cdr(self.raw, self.type)
+            if self.type.startswith('foxglove_msgs/'):
+                return _image(TYPES['std_msgs/msg/Header'](msg.timestamp, msg.frame_id), msg)
+            if self.type in FOREIGN:
+                return TYPES[COMPRESSED](msg.header, msg.encoding, msg.data)
+            return msg
         except Exception as e:  # broken bytes raise all sorts of errors in there
             raise self._broken(e) from e
 
     def cdr(self) -> bytes:
         """Return the message as a ROS 2 publisher sends it; `BagError` as for `read`."""
-        if self.encoding == 'cdr':
+        if self.encoding == 'cdr' and self.type not in FOREIGN:
             return self.raw
         try:
-            # With the definitions of ROS 2 this leaves out the sequence number of a ROS 1 header.
-            return bytes(ROS2.ros1_to_cdr(self.raw, self.type))
+            if self.encoding == 'ros1':
+                # With the definitions of ROS 2 this leaves out the sequence number of a ROS 1 header.
+                return bytes(ROS2.ros1_to_cdr(self.raw, self.type))
+            msg = self.read()
+            return bytes(ROS2.serialize_cdr(msg, msg.__msgtype__))
         except Exception as e:  # broken bytes raise all sorts of errors in there
             raise self._broken(e) from e
 
     def stamp_ns(self) -> int:
         """Return the stamp of the message's header in ns, or `time_ns` where it is 0, that is, not set."""
         try:
+            if self.encoding in ('protobuf', 'json'):
+                return foxglove.parse(self.type, self.encoding, self.raw)['stamp_ns'] or self.time_ns
             if self.encoding == 'ros1':
                 sec, nanosec = struct.unpack_from('<II', self.raw, 4)
             else:
                 sec, nanosec = struct.unpack_from('<iI' if self.raw[1] & 1 else '>iI', self.raw, 4)
-        except (struct.error, IndexError):
+        except (struct.error, IndexError, ValueError, KeyError):
             return self.time_ns
         return sec * NS + nanosec or self.time_ns
 
@@ -112,19 +156,39 @@ class Recorded:
         return BagError(f'{self.topic}: a message of {len(self.raw)} bytes is no {self.type} ({e})')
 
 
+@dataclass(frozen=True)
+class Picture(Recorded):
+    """A packet of video, which is read as an rgb8 Image. `load` decodes it, (H, W, 3) uint8 RGB."""
+
+    load: Callable[[], np.ndarray] = lambda: np.zeros((0, 0, 3), np.uint8)
+
+    def read(self) -> Any:
+        head = super().read().header
+        try:
+            return image(self.load(), 'rgb8', head)
+        except ImageError as e:
+            raise BagError(f'{self.topic}: {e}') from e
+
+    def cdr(self) -> bytes:
+        return bytes(ROS2.serialize_cdr(self.read(), IMAGE))
+
+
 class Bag:
     """
     A bag, open for reading: a folder or file of rosbag2 (sqlite3, mcap), or a ROS 1 `.bag`.
 
-    Files are recognised by what they hold, not by their names. What a recorder did not finish, what is
-    damaged and what is missing is left out: `notes` says so, and gains notes while messages are read.
-    `BagError` for what can't be read at all. Use it in a `with` statement.
+    Images may be in Foxglove's schemas too, and be packets of video. Files are recognised by what they hold,
+    not by their names. What a recorder did not finish, what is damaged and what is missing is left out:
+    `notes` says so, and gains notes while messages are read. `BagError` for what can't be read at all. Use
+    it in a `with` statement.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.notes: list[str] = []
         self._files: list[tuple[str, BagFile]] = []
+        self._videos: dict[str, bool] = {}
+        self._fingerprint: tuple[int, ...] = ()
         self._stack = ExitStack()
         try:
             if self.path.is_dir():
@@ -153,16 +217,27 @@ class Bag:
         self._stack.close()
 
     def image_topic(self, wanted: str | None = None, exclude: Sequence[str] = ()) -> Topic:
-        """Find the image topic: `wanted`, or the bag's only one; `BagError` says which topics there are."""
+        """
+        Find the image topic: `wanted`, or the bag's only one; `BagError` says which topics there are.
+
+        Its type is what its messages are read as, Image or CompressedImage.
+        """
         found = [t for t in self.topics.values() if t.is_image and t.name not in exclude]
         if wanted is not None:
             found = [t for t in found if t.name == wanted]
-        else:
+        elif not video.available():
+            found = [t for t in found if not t.is_video] or found
+        if wanted is None:
             # Depth is compressed under the same type. A topic without messages is no choice beside another.
             found = [t for t in found if not t.name.endswith('/compressedDepth')] or found
             found = [t for t in found if t.count] or found
         if len(found) == 1:
-            return found[0]
+            is_video = self._is_video(found[0].name)
+            if is_video and not video.available():
+                raise BagError(f'{self.path} has no image topic that can be decoded here; it has {found[0]}, '
+                               'which needs `pip install av`')
+            kind = COMPRESSED if found[0].type.endswith('CompressedImage') and not is_video else IMAGE
+            return replace(found[0], type=kind, encoding='cdr')
         known = [t for t in self.topics.values() if t.is_image]
         if found:
             raise BagError(f'{self.path} has several image topics: {_listed(found)}. Name one with '
@@ -175,7 +250,23 @@ class Bag:
                        + _listed(self.topics.values()))
 
     def messages(self, *topics: str, start_ns: int | None = None) -> Iterator[Recorded]:
-        """Yield messages by recording time, from `start_ns` on; `BagError` where the bag breaks off."""
+        """
+        Yield messages by recording time, from `start_ns` on; `BagError` where the bag breaks off.
+
+        Packets of video are read as Images (`Recorded.read`): each before the next message is taken.
+        """
+        videos = [t for t in topics if self._is_video(t)]
+        if not videos:
+            yield from self._stored(*topics, start_ns=start_ns)
+            return
+        begin = start_ns
+        if start_ns is not None:
+            # Each video is decoded from its last key frame before that.
+            keys = [_key_times(self.path, t, self._fingerprint) for t in videos]
+            begin = min([start_ns, *(k[i - 1] for k in keys if (i := bisect_right(k, start_ns)))])
+        yield from _pictures(self._stored(*topics, start_ns=begin), videos, start_ns)
+
+    def _stored(self, *topics: str, start_ns: int | None = None) -> Iterator[Recorded]:
         found: Counter[str] = Counter()
         try:
             for _, file in self._files:
@@ -200,9 +291,20 @@ class Bag:
                     self._note(f'{self.path.name}: states {self.topics[name].count} messages on {name}; '
                                f'{found[name]} can be read')
 
+    def _is_video(self, name: str) -> bool:
+        """Whether a topic's messages are packets of video; a CompressedImage's format says so."""
+        if name not in self._videos:
+            topic = self.topics.get(name)
+            self._videos[name] = topic is not None and topic.is_video
+            if topic and topic.is_image and topic.type.endswith('CompressedImage'):
+                with suppress(BagError):
+                    self._videos[name] = any(video.codec(m.read()) for m in islice(self._stored(name), 1))
+        return self._videos[name]
+
     def _open_file(self, path: Path) -> None:
         try:
             found = path.stat()
+            self._fingerprint += (found.st_size, found.st_mtime_ns)
             if not found.st_size:
                 raise bag_files.DamagedError('it is empty')
             with open(path, 'rb') as f:
@@ -300,6 +402,51 @@ class Bag:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+def _pictures(messages: Iterator[Recorded], videos: Sequence[str],
+              start_ns: int | None) -> Iterator[Recorded]:
+    """Yield messages from `start_ns` on, those of videos as pictures; the ones before are only decoded."""
+    if not videos:
+        yield from (m for m in messages if start_ns is None or m.time_ns >= start_ns)
+        return
+    name, *others = videos
+
+    def packet(message: Recorded) -> Any:
+        if message.topic != name:
+            return None
+        try:
+            return message.read()
+        except BagError as e:
+            return ImageError(str(e))
+
+    stream = video.Stream(_pictures(messages, others, None), packet)
+    for message, number in stream:
+        if start_ns is not None and message.time_ns < start_ns:
+            continue
+        yield message if number is None else Picture(
+            message.topic, message.type, message.time_ns, message.raw, message.encoding,
+            partial(stream.picture, number))
+
+
+@lru_cache(maxsize=8)
+def _key_times(path: Path, topic: str, fingerprint: tuple[int, ...]) -> list[int]:
+    """When a video's key frames were recorded, in ns, ascending. `fingerprint`: of the files as they are."""
+    times = []
+    with Bag(path) as bag, suppress(BagError):
+        for message in bag._stored(topic):
+            with suppress(BagError):
+                msg = message.read()
+                if (name := video.codec(msg)) and video.is_key(bytes(msg.data), name):
+                    times.append(message.time_ns)
+    return sorted(times)
+
+
+def _image(head: Any, msg: Any) -> Any:
+    """Make the message of sensor_msgs from one of Foxglove's."""
+    if hasattr(msg, 'format'):
+        return TYPES[COMPRESSED](head, msg.format, msg.data)
+    return TYPES[IMAGE](head, msg.height, msg.width, msg.encoding, 0, msg.step, msg.data)
 
 
 def _topic(channel: bag_files.Channel) -> Topic:

@@ -17,16 +17,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     The data is on the disk before the file gets its name, so that after a crash `path` holds the old file or
     the new one, never a part of it. If the block raises, the temporary file is removed and `path` stays as it
-    was. Missing parent folders are made. A path that exists and is not a regular file (a FIFO, /dev/stdout)
-    is yielded itself, and a symbolic link is followed, so that neither is replaced by a file.
+    was. Missing parent folders are made. What exists and is no regular file (a FIFO, a symbolic link, and
+    with it /dev/stdout) is yielded itself: it is written straight to and never replaced.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
+    if path.is_symlink() or path.exists() and not path.is_file():
         yield path
         return
-    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name[:100]}.', suffix=path.suffix[:20])
     os.close(fd)
     try:
         yield Path(name)
@@ -63,6 +62,29 @@ def read_small(path: str | Path, limit: int) -> bytes:
     if len(data) > limit:
         raise OSError(errno.EFBIG, f'longer than {limit} bytes', str(path))
     return data
+
+
+def cache_dir() -> Path:
+    """Where this package keeps files: $XDG_CACHE_HOME/lightseg_ros, by default ~/.cache/lightseg_ros."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')) / 'lightseg_ros'
+
+
+def own_dir() -> Path:
+    """
+    Return `cache_dir`, made where it is missing; only this user may enter it.
+
+    OSError where it can't be, or where others could have put something into it: compiled models are code.
+    """
+    root = cache_dir()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = root.stat()
+    if found.st_uid != os.getuid():
+        raise OSError(f'{root} belongs to another user, number {found.st_uid}')
+    if found.st_mode & 0o022:
+        raise OSError(f'others may write to {root}: remove it')
+    if found.st_mode & 0o077:
+        root.chmod(0o700)
+    return root
 
 
 def _umask() -> int:

@@ -7,6 +7,7 @@ No other module knows these. Messages are duck-typed: those of rclpy and of rosb
 needed; where cv_bridge is installed, it decodes the encodings that are not in the tables below.
 """
 from array import array as byte_array
+import struct
 from typing import Any, Literal, TypeAlias
 
 import cv2
@@ -38,13 +39,15 @@ BAYER = {
     'bayer_rggb8': cv2.COLOR_BayerRGGB2RGB, 'bayer_bggr8': cv2.COLOR_BayerBGGR2RGB,
     'bayer_gbrg8': cv2.COLOR_BayerGBRG2RGB, 'bayer_grbg8': cv2.COLOR_BayerGRBG2RGB,
 }
+BAYER |= {name[:-1] + '16': code for name, code in BAYER.items()}
 # BT.601, limited range, as OpenCV and cv_bridge have it. sensor_msgs has two names for each of the first two.
 YUV422 = {
     'yuv422': cv2.COLOR_YUV2RGB_UYVY, 'uyvy': cv2.COLOR_YUV2RGB_UYVY,
     'yuv422_yuy2': cv2.COLOR_YUV2RGB_YUY2, 'yuyv': cv2.COLOR_YUV2RGB_YUY2,
 }
 YUV420 = {'nv12': cv2.COLOR_YUV2RGB_NV12, 'nv21': cv2.COLOR_YUV2RGB_NV21}
-SUPPORTED = (*PACKED, *BAYER, *YUV422, *YUV420)
+PLANAR = {'i420': cv2.COLOR_YUV2RGB_I420, 'yv12': cv2.COLOR_YUV2RGB_YV12}
+SUPPORTED = (*PACKED, *BAYER, *YUV422, *YUV420, *PLANAR, 'nv24')
 # Depth (REP 118): encoding -> kind of number, its bytes, metres of one.
 DEPTH = {'16UC1': ('u', 2, 1e-3), 'mono16': ('u', 2, 1e-3), '32FC1': ('f', 4, 1.0)}
 
@@ -74,11 +77,20 @@ def decode(msg: Any, value_range: Range = 'full', max_pixels: int = pictures.MAX
     if msg.encoding in BAYER:
         if msg.height < 3 or msg.width < 3:
             raise ImageError(f'{msg.encoding} of {msg.width}x{msg.height}; expected at least 3x3 pixels')
-        return cv2.cvtColor(_rows(msg, msg.height, msg.width, 1)[..., 0], BAYER[msg.encoding])
+        size = _size(msg.encoding)
+        pixels = _rows(msg, msg.height, msg.width, 1, size)[..., 0]
+        if size == 1:
+            return cv2.cvtColor(pixels, BAYER[msg.encoding])
+        pixels = np.ascontiguousarray(pixels, np.uint16)
+        return to_8_bits(cv2.cvtColor(pixels, BAYER[msg.encoding]), value_range)
     if msg.encoding in YUV422:
         return _yuv422(msg)
     if msg.encoding in YUV420:
         return _yuv420(msg)
+    if msg.encoding in PLANAR:
+        return _planar(msg)
+    if msg.encoding == 'nv24':
+        return _nv24(msg)
     return _cv_bridge(msg)
 
 
@@ -112,14 +124,21 @@ def to_8_bits(pixels: np.ndarray, value_range: Range = 'full') -> np.ndarray:
 
 
 def narrow_range(msg: Any) -> str:
-    """Say which values a 16-bit Image holds if 'full' leaves them under 16 grey levels; else return ''."""
-    size, channels, _ = PACKED.get(getattr(msg, 'encoding', ''), (0, 0, None))
-    if size != 2:
+    """Say which values a 16-bit Image holds if 'full' leaves them 16 grey levels or fewer; else return ''."""
+    encoding = getattr(msg, 'encoding', '')
+    if _size(encoding) != 2:
         return ''
-    pixels = _rows(msg, msg.height, msg.width, channels, 2)
+    pixels = _rows(msg, msg.height, msg.width, PACKED.get(encoding, (2, 1))[1], 2)
     low, high = int(pixels.min()), int(pixels.max())
     levels = (high - low) // 257 + 1
-    return f'{msg.encoding} values span {low} to {high}: {levels} of 256 grey levels' if levels < 16 else ''
+    return f'{msg.encoding} values span {low} to {high}: {levels} of 256 grey levels' if levels <= 16 else ''
+
+
+def _size(encoding: str) -> int:
+    """Return the bytes of a channel in an encoding of whole channels; 0 for others."""
+    if encoding in BAYER:
+        return 2 if encoding.endswith('16') else 1
+    return PACKED[encoding][0] if encoding in PACKED else 0
 
 
 def decode_labels(msg: Any) -> np.ndarray:
@@ -144,21 +163,89 @@ def decode_labels(msg: Any) -> np.ndarray:
 
 def decode_depth(msg: Any) -> np.ndarray:
     """
-    Decode a depth Image message (REP 118) to (H, W) float32 metres along the optical axis.
+    Decode depth (REP 118), an Image or compressedDepth, to (H, W) float32 metres along the optical axis.
 
     NaN where nothing was measured (0, negative or not finite). 16UC1 and mono16 hold millimetres, 32FC1
-    metres.
-    `ImageError` as in `decode`.
+    metres. `ImageError` as in `decode`.
     """
+    if not hasattr(msg, 'encoding'):
+        return _compressed_depth(msg)
     if msg.encoding not in DEPTH:
         raise ImageError(f'depth in {_short(msg.encoding)}; expected {", ".join(DEPTH)}')
     if msg.height < 1 or msg.width < 1:
         raise ImageError(f'depth of {msg.width}x{msg.height}; expected at least one pixel each way')
     kind, size, metres = DEPTH[msg.encoding]
-    depth = _rows(msg, msg.height, msg.width, 1, size, kind=kind)[..., 0].astype(np.float32)
-    depth *= metres
+    return _metres(_rows(msg, msg.height, msg.width, 1, size, kind=kind)[..., 0].astype(np.float32) * metres)
+
+
+def _metres(depth: np.ndarray) -> np.ndarray:
     depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
     return depth
+
+
+def _compressed_depth(msg: Any) -> np.ndarray:
+    """
+    Decode what compressed_depth_image_transport writes, format '16UC1; compressedDepth png' or 'rvl'.
+
+    12 bytes come first: the kind (4 bytes), and two floats, a and b, with which 32FC1 was quantised: the
+    depth of a number n is a / (n - b).
+    """
+    encoding, _, rest = msg.format.partition(';')
+    data = np.ndarray(len(msg.data), np.uint8, msg.data).tobytes()
+    if 'compressedDepth' not in rest or encoding not in DEPTH or len(data) < 12:
+        raise ImageError(f'{len(data)} bytes of format {_short(msg.format)}; expected compressedDepth of '
+                         f'{", ".join(DEPTH)}')
+    if rest.split()[-1] == 'rvl':
+        numbers = _rvl(data[12:])
+    else:
+        try:
+            numbers = pictures.decode_labels(data[12:])  # numbers as they are stored
+        except PictureError as e:
+            raise ImageError(f'depth of format {_short(msg.format)}: {e}') from e
+    depth = numbers.astype(np.float32)
+    if encoding != '32FC1':
+        return _metres(depth * 1e-3)
+    a, b = struct.unpack_from('<ff', data, 4)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return _metres(np.where(numbers == 0, np.float32(np.nan), a / (depth - b)).astype(np.float32))
+
+
+def _rvl(data: bytes) -> np.ndarray:
+    """
+    Decode RVL (Wilson, Fast lossless depth image compression, 2017) to (H, W) uint16.
+
+    Width and height (4 bytes each), then numbers of 3 bits a nibble, the highest bit saying that more follow,
+    eight nibbles to a little-endian word, the first one highest: a count of zeros, a count of other values,
+    their differences from the one before, and so on.
+    """
+    if len(data) < 8:
+        raise ImageError(f'RVL of {len(data)} bytes; expected at least 8')
+    width, height = struct.unpack_from('<II', data)
+    if not 0 < width * height <= pictures.MAX_PIXELS:
+        raise ImageError(f'RVL of {width}x{height} pixels')
+    words = np.frombuffer(data, '<u4', (len(data) - 8) // 4, 8)
+    nibbles = (words[:, None] >> np.arange(28, -1, -4, dtype=np.uint32) & 15).ravel().astype(np.int64)
+    ends = np.flatnonzero(nibbles < 8)
+    nibbles = nibbles[:ends[-1] + 1] if ends.size else nibbles[:0]
+    starts = np.concatenate(([0], ends[:-1] + 1)) if ends.size else ends
+    places = np.arange(nibbles.size) - starts.repeat(np.diff(np.append(starts, nibbles.size)))
+    numbers = np.add.reduceat((nibbles & 7) << np.minimum(3 * places, 40), starts) if ends.size else nibbles
+    values, size, at, i = numbers.tolist(), width * height, 0, 0
+    spans = []  # pixel, place in `numbers`, and length of each run of values that are not zero
+    while at < size:
+        if i + 1 >= len(values):
+            raise ImageError(f'RVL of {width}x{height} is cut short after {at} pixels')
+        at, count = at + values[i], values[i + 1]
+        if at + count > size or i + 2 + count > len(values):
+            raise ImageError(f'RVL of {width}x{height} is damaged at pixel {at}')
+        spans.append((at, i + 2, count))
+        at, i = at + count, i + 2 + count
+    pixels, places, counts = np.array(spans, np.int64).T
+    within = np.arange(counts.sum()) - (np.cumsum(counts) - counts).repeat(counts)
+    changes = numbers[places.repeat(counts) + within]
+    out = np.zeros(size, np.int64)
+    out[pixels.repeat(counts) + within] = np.cumsum((changes >> 1) ^ -(changes & 1))  # zigzag
+    return out.reshape(height, width).astype(np.uint16)
 
 
 def encode(array: np.ndarray, encoding: str, header: Any, msg: Any) -> Any:
@@ -232,6 +319,28 @@ def _yuv420(msg: Any) -> np.ndarray:
     luma = cv2.copyMakeBorder(luma, 0, msg.height % 2, 0, msg.width % 2, cv2.BORDER_REPLICATE) \
         if msg.height % 2 or msg.width % 2 else luma
     return cv2.cvtColorTwoPlane(luma, chroma, YUV420[msg.encoding])[:msg.height, :msg.width]
+
+
+def _planar(msg: Any) -> np.ndarray:
+    """A plane of luma, then two of chroma, half the size rounded up; chroma has rows of half of `step`."""
+    height, width = (msg.height + 1) // 2, (msg.width + 1) // 2
+    step, start = max((msg.step + 1) // 2, width), msg.height * msg.step
+    luma = _rows(msg, msg.height, msg.width, 1)[..., 0]
+    planes = [cv2.copyMakeBorder(luma, 0, msg.height % 2, 0, msg.width % 2, cv2.BORDER_REPLICATE)]
+    planes += [_rows(msg, height, width, 1, 1, start + i * height * step, step) for i in range(2)]
+    joined = np.concatenate([p.ravel() for p in planes]).reshape(3 * height, 2 * width)
+    return cv2.cvtColor(joined, PLANAR[msg.encoding])[:msg.height, :msg.width]
+
+
+def _nv24(msg: Any) -> np.ndarray:
+    """A plane of luma, then one of chroma pairs of the same size, in rows of twice `step`."""
+    luma = _rows(msg, msg.height, msg.width, 1)[..., 0]
+    chroma = _rows(msg, msg.height, msg.width, 2, 1, msg.height * msg.step, 2 * msg.step)
+    # As YUY2 of twice the width, in which each pixel stands twice: OpenCV has no code for this one.
+    twice = np.empty((msg.height, 2 * msg.width, 2), np.uint8)
+    twice[..., 0] = luma.repeat(2, 1)
+    twice[..., 1] = chroma.reshape(msg.height, -1)
+    return cv2.cvtColor(twice, cv2.COLOR_YUV2RGB_YUY2)[:, ::2]
 
 
 def _decompress(msg: Any, value_range: Range, max_pixels: int) -> np.ndarray:

@@ -7,15 +7,14 @@ import json
 import os
 from pathlib import Path
 import stat
-import tempfile
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 import torch
 from torch import nn
 
-from . import networks, share_dir
+from . import files, networks, share_dir
 from .labels import LabelError, LabelSet
 from .sizes import LARGEST, SMALLEST
 from .texts import one_line
@@ -114,17 +113,9 @@ def save(path: str | Path, network: nn.Module, card: Card) -> None:
     state = {k: v.detach().to('cpu', torch.float32 if v.is_floating_point() else v.dtype)
              .contiguous().clone() for k, v in network.state_dict().items()}
     _check_state(state, _built(card).state_dict())
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    os.close(fd)
-    try:
-        save_file(state, temporary, metadata={'format': FORMAT, 'card': card.to_json()})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    text = card.to_json()
+    Card.from_json(text)  # nobody could load what does not pass
+    files.write_whole(path, serialized(state, metadata={'format': FORMAT, 'card': text}))
 
 
 def load(path: str | Path) -> tuple[nn.Module, Card]:
@@ -227,3 +218,5 @@ def _check_state(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
                 f'{tensor.dtype} {tuple(tensor.shape)}')
         if found[key].is_floating_point() and not torch.isfinite(found[key]).all():
             raise WeightsError(f'{key} holds values that are not finite')
+        if key.endswith('running_var') and (found[key] < 0).any():
+            raise WeightsError(f'{key} holds negative variances')

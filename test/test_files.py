@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from lightseg_ros.files import replacing, write_whole
+from lightseg_ros.files import read_small, replacing, write_whole
 from lightseg_ros.sizes import parse_size, SizeError
 
 
@@ -40,8 +40,10 @@ def test_permissions_follow_the_umask(tmp_path):
 def test_links_and_pipes_are_not_replaced(tmp_path):
     write_whole(tmp_path / 'target', 'old')
     (tmp_path / 'link').symlink_to(tmp_path / 'target')
+    before = (tmp_path / 'target').stat().st_ino
     write_whole(tmp_path / 'link', 'new')
     assert (tmp_path / 'link').is_symlink() and (tmp_path / 'target').read_text() == 'new'
+    assert (tmp_path / 'target').stat().st_ino == before, 'whoever has it open would not see it'
     os.mkfifo(tmp_path / 'pipe')
     read = []
     reader = threading.Thread(target=lambda: read.append((tmp_path / 'pipe').read_text()))
@@ -56,3 +58,20 @@ def test_sizes():
     for text in ('', '12x', '63x64', '64x8193', '1x2x3', '-64x64', '64.0x64', '9' * 400 + 'x64', '٦٤x٦٤٠'):
         with pytest.raises(SizeError, match='expected WIDTHxHEIGHT in pixels, each 64 to 8192'):
             parse_size(text)
+
+
+def test_names_as_long_as_they_may_be(tmp_path):
+    write_whole(tmp_path / ('x' * 251 + '.txt'), 'a')
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path):
+    (tmp_path / 'a').write_bytes(b'12345')
+    os.mkfifo(tmp_path / 'pipe')
+    assert read_small(tmp_path / 'a', 5) == b'12345'
+    for path, text in ((tmp_path / 'pipe', 'not a regular file'), ('/dev/zero', 'not a regular file'),
+                       (tmp_path, 'Is a directory|not a regular file')):
+        with pytest.raises(OSError, match=text):
+            read_small(path, 5)
+    with pytest.raises(OSError, match='longer than 4 bytes'):
+        read_small(tmp_path / 'a', 4)

@@ -96,6 +96,20 @@ def test_bayer(pattern, height, width, padding):
     assert np.abs(decoded - demosaic(mosaic, pattern)).max() <= 1
 
 
+@pytest.mark.parametrize('big', [0, 1])
+@pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
+def test_bayer_16_bit(pattern, big):
+    """12 bits, as many cameras have them; `value_range` spreads them."""
+    mosaic = RNG.integers(0, 4096, (5, 7), dtype=np.uint16)
+    mosaic[0, :2] = 0, 4095
+    rows = mosaic.astype('>u2' if big else '<u2').view(np.uint8).reshape(5, -1)
+    msg = message(f'bayer_{pattern}16', rows, 7, 3, big)
+    expected = demosaic(mosaic, pattern)
+    assert np.abs(images.decode(msg, (0, 4095)) - expected / 4095 * 255).max() <= 1
+    assert np.abs(images.decode(msg) - expected / 257).max() <= 1
+    assert images.narrow_range(msg).startswith(f'bayer_{pattern}16 values span ')
+
+
 def yuv_to_rgb(y, u, v):
     """BT.601, limited range."""
     y, u, v = 255 / 219 * (y - 16.0), u - 128.0, v - 128.0
@@ -146,6 +160,99 @@ def test_yuv420(encoding, height, width, padding):
     decoded = images.decode(msg)
     assert decoded.shape == (height, width, 3)
     assert np.abs(decoded - expected).max() <= 2
+
+
+@pytest.mark.parametrize('padding', [0, 2, 6])
+@pytest.mark.parametrize('height, width', [*SIZES, (6, 7), (5, 8), (1, 1)])
+@pytest.mark.parametrize('encoding', ['i420', 'yv12'])
+def test_planar(encoding, height, width, padding):
+    luma, chroma, expected = random_yuv(height, width, 2)
+    step = width + padding
+    data = b''.join(row.tobytes().ljust(step, b'\xab') for row in luma)
+    for i in (0, 1) if encoding == 'i420' else (1, 0):
+        data += b''.join(row.tobytes().ljust((step + 1) // 2, b'\xab') for row in chroma[..., i])
+    msg = SimpleNamespace(height=height, width=width, encoding=encoding, is_bigendian=0, step=step,
+                          data=array('B', data))
+    assert images.decode(msg).shape == (height, width, 3)
+    assert np.abs(images.decode(msg) - expected).max() <= 2
+    msg.data = msg.data[:-(padding // 2 + 1)]
+    with pytest.raises(ImageError, match='expected at least'):
+        images.decode(msg)
+
+
+@pytest.mark.parametrize('padding', [0, 3])
+@pytest.mark.parametrize('height, width', [*SIZES, (1, 1)])
+def test_nv24(height, width, padding):
+    luma = RNG.integers(16, 236, (height, width), dtype=np.uint8)
+    chroma = RNG.integers(90, 166, (height, width, 2), dtype=np.uint8)
+    step = width + padding
+    data = b''.join(row.tobytes().ljust(step, b'\xab') for row in luma)
+    data += b''.join(row.tobytes().ljust(2 * step, b'\xab') for row in chroma)
+    msg = SimpleNamespace(height=height, width=width, encoding='nv24', is_bigendian=0, step=step,
+                          data=array('B', data))
+    assert np.abs(images.decode(msg) - yuv_to_rgb(luma, chroma[..., 0], chroma[..., 1])).max() <= 2
+
+
+def rvl(depth):
+    """RVL, a number at a time: the counts of zeros and of others, then these' differences, zigzag."""
+    numbers, pixels, previous, at = [], depth.ravel().astype(int).tolist(), 0, 0
+    while at < len(pixels):
+        begin = at
+        while at < len(pixels) and not pixels[at]:
+            at += 1
+        numbers.append(at - begin)
+        begin = at
+        while at < len(pixels) and pixels[at]:
+            at += 1
+        numbers.append(at - begin)
+        for value in pixels[begin:at]:
+            delta, previous = value - previous, value
+            numbers.append(2 * delta if delta >= 0 else -2 * delta - 1)
+    nibbles = []
+    for number in numbers:
+        while number > 7:
+            nibbles.append(number & 7 | 8)
+            number >>= 3
+        nibbles.append(number)
+    nibbles += [0] * (-len(nibbles) % 8)
+    words = [int(''.join(f'{n:x}' for n in nibbles[i:i + 8]), 16) for i in range(0, len(nibbles), 8)]
+    return struct.pack(f'<II{len(words)}I', depth.shape[1], depth.shape[0], *words)
+
+
+@pytest.mark.parametrize('kind', ['png', 'rvl', ''])
+def test_compressed_depth(kind):
+    millimetres = RNG.integers(0, 65536, (24, 31), dtype=np.uint16)
+    millimetres[RNG.random((24, 31)) < 0.3] = 0
+    millimetres[3:5] = 1500
+    data = rvl(millimetres) if kind == 'rvl' else png(millimetres)
+    msg = compressed(struct.pack('<iff', 0, 0, 0) + data, f'16UC1; compressedDepth {kind}'.rstrip())
+    expected = np.where(millimetres == 0, np.nan, millimetres / 1000)
+    np.testing.assert_allclose(images.decode_depth(msg), expected, rtol=1e-6)
+    # Metres, quantised by their inverse: n = a / depth + b.
+    msg = compressed(struct.pack('<iff', 0, 4000.0, -80.0) + data, f'32FC1; compressedDepth {kind}'.rstrip())
+    expected = np.where(millimetres == 0, np.nan, 4000 / (millimetres + 80.0))
+    np.testing.assert_allclose(images.decode_depth(msg), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('data, format, text', [
+    (b'', '16UC1; compressedDepth png', '0 bytes of format'),
+    (bytes(40), 'rgb8; jpeg compressed bgr8', 'expected compressedDepth of 16UC1'),
+    (bytes(40), '16UC1; compressedDepth png', 'expected a PNG'),
+    (bytes(12) + rvl(np.full((9, 9), 7, np.uint16))[:-8], '16UC1; compressedDepth rvl', 'RVL of 9x9 is'),
+    (bytes(12) + rvl(np.zeros((9, 9), np.uint16))[:8], '16UC1; compressedDepth rvl', 'cut short after 0'),
+    (bytes(12) + b'\xff' * 80, '16UC1; compressedDepth rvl', 'RVL of 4294967295x'),
+    (bytes(14), '16UC1; compressedDepth rvl', 'RVL of 2 bytes')])
+def test_broken_compressed_depth(data, format, text):
+    with pytest.raises(ImageError, match=text):
+        images.decode_depth(compressed(data, format))
+
+
+@pytest.mark.parametrize('suffix', ['.tiff', '.webp', '.bmp'])
+def test_other_pictures_in_a_compressed_image(suffix):
+    rgb = smooth()
+    parameters = [cv2.IMWRITE_WEBP_QUALITY, 101] if suffix == '.webp' else []
+    data = cv2.imencode(suffix, rgb[..., ::-1], parameters)[1].tobytes()
+    np.testing.assert_array_equal(images.decode(compressed(data, suffix[1:])), rgb)
 
 
 def png(pixels):
@@ -307,11 +414,12 @@ def test_like_cv_bridge():
         pytest.skip(f'cv_bridge is not installed ({e}); it comes with a ROS distribution')
     compared = []
     for encoding in images.SUPPORTED:
-        size = {'nv': 1.5, 'yu': 2, 'uy': 2, 'ba': 1}.get(encoding[:2])
-        size = size or np.prod(images.PACKED[encoding][:2])
+        size = {'nv1': 1.5, 'nv2': 1.5, 'i42': 1.5, 'yv1': 1.5, 'yuv': 2, 'yuy': 2, 'uyv': 2,
+                'bay': 2 if encoding.endswith('16') else 1}.get(encoding[:3])
+        size = 3 if encoding == 'nv24' else size or np.prod(images.PACKED[encoding][:2])
         data = RNG.integers(16, 236, int(6 * 8 * size), dtype=np.uint8).tobytes()
-        msg = Image(height=6, width=8, encoding=encoding, step=int(8 * (1 if size == 1.5 else size)),
-                    data=array('B', data))
+        step = int(8 * (1 if size == 1.5 or encoding == 'nv24' else size))
+        msg = Image(height=6, width=8, encoding=encoding, step=step, data=array('B', data))
         try:
             theirs = CvBridge().imgmsg_to_cv2(msg, 'rgb8')
         except (CvBridgeError, ValueError, TypeError):

@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The node under a lifecycle manager, driven by the services that Nav2's manager calls."""
+import signal
 import time
 
 import numpy as np
@@ -160,6 +161,50 @@ def test_what_cannot_be_configured_has_a_reason_and_can_be_mended(start, random_
     assert m.change(Transition.TRANSITION_CONFIGURE) and m.change(Transition.TRANSITION_ACTIVATE)
     m.spin(lambda: m.camera.get_subscription_count() == 1)
     assert m.play() > 5 and m.latest().level == b'\0'
+
+
+def loading(m):
+    """Wait until the node is loading its first network, which is not in the cache on disk."""
+    m.spin(lambda: any('loading' in s.message for s in m.status), 120)
+
+
+@pytest.fixture
+def cold(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+
+
+@pytest.mark.parametrize('autostart', [True, False])
+def test_services_answer_while_the_first_network_is_loaded(start, cold, autostart):
+    m = start('loads', autostart=autostart)
+    change = None
+    if not autostart:
+        client = m.node.create_client(ChangeState, '/loads/change_state')
+        assert client.wait_for_service(60)
+        change = client.call_async(ChangeState.Request(
+            transition=Transition(id=Transition.TRANSITION_CONFIGURE)))
+    loading(m)
+    assert m.state() == State.PRIMARY_STATE_UNCONFIGURED
+    assert m.status[-1].level == b'\0' and m.status[-1].message.startswith('unconfigured: loading ')
+    assert not m.change(Transition.TRANSITION_CONFIGURE)  # it is under way
+    log = m.process.log.read_text()
+    assert 'cannot configure: ' in log and 'is being loaded' in log and 'configured: laanet' not in log
+    # Parameters that are set meanwhile are those that count.
+    assert m.set_parameter('resolution', type=ParameterType.PARAMETER_STRING, string_value='96x64').successful
+    if change:
+        m.spin(change.done, 120)
+        assert change.result().success and m.change(Transition.TRANSITION_ACTIVATE)
+    m.spin(lambda: m.camera.get_subscription_count() == 1, 120)
+    assert m.play() > 5 and m.state() == State.PRIMARY_STATE_ACTIVE
+    log = m.process.log.read_text()
+    assert log.count('configured: laanet') == 1 and '96x64' in log.split('configured: laanet')[1]
+
+
+def test_an_interrupt_while_the_first_network_is_loaded(start, cold):
+    m = start('stopped', autostart=True)
+    loading(m)
+    assert 'configured: laanet' not in m.process.log.read_text()
+    m.process.process.send_signal(signal.SIGINT)  # the fixture looks for exit code 0 and tracebacks
+    m.process.process.wait(15)
 
 
 def test_200_cycles_do_not_grow(start):

@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The segmenter: frames of any size and layout to labels of that size, the same on every device."""
+import copy
 import logging
 
 import cv2
@@ -203,6 +204,23 @@ def test_trained_weights_agree_across_backends_and_precisions():
     if 'BF16' in pytest.importorskip('openvino').Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
         near = Segmenter(*model, 'cpu', backend='openvino', precision='bfloat16')([frame])[0].labels
         assert (near == labels).mean() >= 0.99
+
+
+@pytest.mark.parametrize('backend', ['torch', 'openvino'])
+@pytest.mark.parametrize('value', [3e38, float('nan')])
+def test_labels_of_what_is_not_finite_are_not_given(model, backend, value):
+    """NaN is larger than nothing: all pixels would be class 0."""
+    if backend == 'openvino':
+        pytest.importorskip('openvino')
+    network, card = copy.deepcopy(model[0]), model[1]
+    with torch.no_grad():
+        # Up to the last one: OpenVINO's ReLU makes 0 of NaN.
+        for name, parameter in network.named_parameters():
+            if name.startswith('classifier'):
+                parameter.fill_(value)
+    segment = Segmenter(network, card, 'cpu', '64x64', backend=backend)
+    with pytest.raises(SegmenterError, match='not finite'):
+        segment(picture(64, 64))
 
 
 def test_describe_names_backend_and_reason(model):

@@ -89,6 +89,7 @@ def test_foreign_files(tmp_path):
     (lambda s: s | {'classifier.bias': torch.zeros(19)}, r'classifier.bias is torch.float32 \(19,\)'),
     (lambda s: s | {'classifier.bias': torch.zeros(11).half()}, 'torch.float16'),
     (lambda s: s | {'classifier.bias': torch.full((11,), torch.nan)}, 'not finite'),
+    (lambda s: {k: -v if k.endswith('running_var') else v for k, v in s.items()}, 'negative variances'),
 ])
 def test_wrong_tensors(path, change, message):
     rewrite(path, change_state=change)

@@ -25,6 +25,7 @@ import warnings
 import torch
 from torch import nn, Tensor
 
+from ..files import own_dir
 from . import cache
 from .kernels import normalise
 
@@ -259,7 +260,7 @@ def compiled(spec: CompileSpec, batch: int, height: int, width: int) -> Compiled
 def compile_network(model: DeployModel, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
     """Compile `model.logits` for inputs of a shape, by torch's compiler, and run it once."""
     try:
-        kept = cache.own_dir() / 'inductor'
+        kept = own_dir() / 'inductor'
         kept.mkdir(exist_ok=True)
         os.utime(kept)  # when it was used last
         os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(kept))

@@ -15,6 +15,7 @@ import time
 from typing import TypeVar
 
 from .. import files
+from ..files import own_dir
 
 log = logging.getLogger(__name__)
 T = TypeVar('T')
@@ -23,29 +24,6 @@ SUMS = 'sha256.json'  # in each entry: name of a file -> its SHA-256
 LIMIT_BYTES = 512 * 2 ** 20  # of all entries; a converted model takes 6 MB or so
 NEEDED_BYTES = 32 * 2 ** 20  # free space that converting a model is begun with
 ABANDONED_S = 3600.0  # an unfinished entry of that age is a dead process's
-
-
-def cache_dir() -> Path:
-    """Where converted models are kept: $XDG_CACHE_HOME/lightseg_ros, by default ~/.cache/lightseg_ros."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')) / 'lightseg_ros'
-
-
-def own_dir() -> Path:
-    """
-    Return the cache's folder, made where it is missing; only this user may enter it.
-
-    OSError where it can't be, or where others could have put something into it: compiled models are code.
-    """
-    root = cache_dir()
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = root.stat()
-    if found.st_uid != os.getuid():
-        raise OSError(f'{root} belongs to another user, number {found.st_uid}')
-    if found.st_mode & 0o022:
-        raise OSError(f'others may write to {root}: remove it')
-    if found.st_mode & 0o077:
-        root.chmod(0o700)
-    return root
 
 
 def load(name: str, make: Callable[[Path], None], read: Callable[[Path], T]) -> T:

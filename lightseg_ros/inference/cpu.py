@@ -67,6 +67,12 @@ class CpuEngine:
         small = (small.flip(3) if key.reversed_channels else small).contiguous()
         marks.append(perf_counter())
         logits = model(small)
+        # The sum of what is not finite is not finite either. By NumPy: 0.1 to 0.5 ms, no threads to wait for.
+        with np.errstate(over='ignore', invalid='ignore'):
+            finite = np.isfinite(logits.numpy().sum())
+        if not finite:
+            raise backends.BackendError('the network computes values that are not finite: its weights do not '
+                                        'fit its precision, or are not those of a trained network')
         marks.append(perf_counter())
         stage_ms = {'preprocess': 1e3 * (marks[1] - marks[0]), 'network': 1e3 * (marks[2] - marks[1]),
                     'postprocess': 0.0}

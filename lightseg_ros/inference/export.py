@@ -4,9 +4,7 @@
 import copy
 from dataclasses import dataclass
 import logging
-import os
 from pathlib import Path
-import tempfile
 from typing import Any
 import warnings
 
@@ -14,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 
-from .. import __version__, labels, networks
+from .. import __version__, files, labels, networks
 from ..weights import Card, FORMAT
 
 TOLERANCE = 1e-4
@@ -169,13 +167,4 @@ def _write(path: Path, model: Any, metadata: dict[str, str]) -> None:
     import onnx
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-        with os.fdopen(fd, 'wb') as f:
-            f.write(model.SerializeToString())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    files.write_whole(path, model.SerializeToString())

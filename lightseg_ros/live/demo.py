@@ -14,7 +14,7 @@ import numpy as np
 import rclpy
 from tqdm import tqdm
 
-from .. import weights
+from .. import files, weights
 from ..labels import LabelSet
 from ..metrics import ConfusionMatrix, LatencyStats
 from .probe import isolate, NodeProcess, nodes, Probe, Seen
@@ -114,7 +114,7 @@ def demo(source: str, model: str, out: Path, *, image_topic: str = '', resolutio
             'frames': scored, 'miou': round(matrix.miou(), 2), 'pixel_accuracy': round(matrix.accuracy(), 2),
             'iou': {n: None if np.isnan(v) else round(v, 2)
                     for n, v in zip(card.labels.names, matrix.iou().tolist())}}
-    (out / 'summary.json').write_text(json.dumps(result, indent=1) + '\n')
+    files.write_whole(out / 'summary.json', json.dumps(result, indent=1) + '\n')
     if album.pages:
         _write_video(out / 'demo.webm', album)
         _write_sheet(out / 'contact_sheet.png', album, card.labels)

@@ -97,10 +97,10 @@ class FrameWorker:
             pass
 
     def stop(self) -> None:
-        """Let the thread finish its frame, then end it."""
+        """Let the thread finish its frame, then end it; it may outlive this if it is compiling a network."""
         self._mailbox.close()
         if self._thread.is_alive():
-            self._thread.join(timeout=10.0)
+            self._thread.join(timeout=2.0)  # ros2 launch kills what has not ended after 5 s
 
     def put_image(self, camera: CameraOutputs, msg: Image | CompressedImage) -> None:
         """Leave an image for the thread; never blocks."""

@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main function that the nodes share: init, spin, shut down."""
 from collections.abc import Callable
+import os
 import signal
 import sys
+import threading
 import time
+from typing import TypeVar
 
 import rclpy
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
@@ -12,8 +15,9 @@ from rclpy.node import Node
 
 from ..texts import error_line, one_line
 
+N = TypeVar('N', bound=Node)
 
-def run(make_node: Callable[[], Node], done: Callable[[Node], bool] = lambda node: False,
+def run(make_node: Callable[[], N], done: Callable[[N], bool] = lambda node: False,
         args: list[str] | None = None) -> int:
     """
     Create a node, spin it until SIGINT, SIGTERM or `done`, and clean up; returns the exit code.
@@ -29,7 +33,7 @@ def run(make_node: Callable[[], Node], done: Callable[[Node], bool] = lambda nod
     # Not rclpy.spin_once(node), which adds and removes the node for every message and wakes up each time.
     # Created before the node: a signal that shuts the context down during creation would break the executor.
     executor = SingleThreadedExecutor()
-    node = None
+    node, failed = None, False
     try:
         node = make_node()
         executor.add_node(node)
@@ -42,14 +46,27 @@ def run(make_node: Callable[[], Node], done: Callable[[Node], bool] = lambda nod
         # SIGTERM shuts the context down at once, possibly while a timer publishes: not an error.
         if rclpy.ok():
             print(f'ERROR: {error_line(e)}', file=sys.stderr)
-            return 1
+            failed = True
     finally:
         # Under ros2 launch, Ctrl-C arrives twice: from the terminal and from launch. Clean up only once.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+    _leave_threads(int(failed))
+    return int(failed)
+
+
+def _leave_threads(code: int) -> None:
+    """
+    End the process if a thread is still at work in a library, such as one that compiles a network.
+
+    It cannot be stopped, and Python would crash when it returns to an interpreter that is being shut down.
+    """
+    if any(thread.is_alive() for thread in threading.enumerate() if thread is not threading.main_thread()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _spin(executor: Executor, node: Node) -> None:

@@ -11,9 +11,10 @@ import json
 import sys
 from threading import Thread
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, cast
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from lifecycle_msgs.msg import Transition
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -59,11 +60,14 @@ class SegmentationNode(LifecycleNode):
     unsubscribes and keeps the network, cleanup frees it. With the parameter `autostart` the constructor does
     the first two steps, and raises the error that prevents them (a ValueError). Without it, a lifecycle
     manager does; a step that fails leaves the node unconfigured, with the reason in the log and in the
-    diagnostics. The keyword arguments of rclpy's Node, such as `namespace`, `context` and
-    `parameter_overrides`, are passed on.
+    diagnostics. With `start_in_executor` the constructor returns at once, and the first executor that spins
+    the node starts it while services are answered and diagnostics published; `check` then raises the error.
+    The keyword arguments of rclpy's Node, such as `namespace`, `context` and `parameter_overrides`, are
+    passed on.
     """
 
-    def __init__(self, name: str = 'segmentation', **options: Any) -> None:
+    def __init__(self, name: str = 'segmentation', *, start_in_executor: bool = False,
+                 **options: Any) -> None:
         # First: at the shutdown, rclpy calls destroy_node even if the constructor has failed.
         self._live: LiveSegmenter | None = None
         self._worker: FrameWorker | None = None
@@ -71,7 +75,10 @@ class SegmentationNode(LifecycleNode):
         self._label_info: dict[str, Publisher] = {}
         self._active = False
         self._error: Exception | None = None
-        self._loading = ''  # the network that is being loaded beside the one in force
+        self._loading = ''  # the network that a thread is loading
+        # What a thread has loaded for on_configure, or why it could not, and the parameters of then.
+        self._loaded: tuple[SegmentationParameters, LiveSegmenter | Exception] | None = None
+        self._start_failed = False
         super().__init__(name, **options)
         self._settings = p = declare(self, SegmentationParameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
@@ -83,13 +90,26 @@ class SegmentationNode(LifecycleNode):
         self._answer_while_loading()
         if not MATCHED_EVENTS:
             self.create_timer(0.2, self._update_subscriptions, clock=Clock(clock_type=ClockType.STEADY_TIME))
-        if p.autostart and not self._start():
+        if p.autostart and start_in_executor:
+            self._starter = self.create_timer(
+                0.0, cast(Any, self._start_beside), clock=Clock(clock_type=ClockType.STEADY_TIME),
+                callback_group=ReentrantCallbackGroup())
+        elif p.autostart and not self._start():
             self.destroy_node()
             assert self._error is not None
             raise self._error
 
+    def check(self) -> None:
+        """Raise the error that prevented the start in an executor."""
+        if self._start_failed and self._error:
+            raise self._error
+
     def destroy_node(self) -> None:
-        """Let the worker finish its frame, then destroy publishers and subscriptions."""
+        """
+        Let the worker finish its frame, then destroy publishers and subscriptions.
+
+        A thread that is compiling a network cannot be stopped; what it makes is thrown away.
+        """
         self._free()
         super().destroy_node()
 
@@ -99,13 +119,11 @@ class SegmentationNode(LifecycleNode):
         """Load and warm up the network, and create the publishers."""
         p = self._settings
         try:
-            names = p.camera_names()
-            self._live = LiveSegmenter(p.network(), cameras=len(names), overlay_alpha=p.overlay_alpha,
-                                       sizes=p.seen_sizes())
+            self._live = self._take_loaded() or _load(p)
             plan = Plan.make(p, self._live.segmenter.labels)
             self._worker = FrameWorker(self, self._live, plan)
             self._cameras = [CameraOutputs(self, name, p, self._worker.put_depth, self._update_subscriptions)
-                             for name in names]
+                             for name in p.camera_names()]
             kind, suffix = (String, '_json') if LabelInfo is None else (LabelInfo, '')
             self._label_info = {of: self.create_publisher(kind, f'~/{of}_info{suffix}', LATCHED_QOS)
                                 for of in ('label', 'groups')}
@@ -159,12 +177,76 @@ class SegmentationNode(LifecycleNode):
         return (self.trigger_configure() == TransitionCallbackReturn.SUCCESS
                 and self.trigger_activate() == TransitionCallbackReturn.SUCCESS)
 
+    async def _start_beside(self) -> None:
+        """Do `_start` in the executor, which goes on while a thread loads the network."""
+        self._starter.cancel()
+        await self._load_first()
+        self._start_failed = not self._start()
+
+    async def _load_first(self) -> None:
+        """Load the network of the parameters in a thread; errors are raised by on_configure."""
+        self._loaded = None
+        while not self._loaded or self._loaded[0] != self._settings:  # they may be set meanwhile
+            p = self._settings
+
+            def load(p: SegmentationParameters = p) -> None:
+                try:
+                    self._loaded = p, _load(p)
+                except Exception as e:
+                    self._loaded = p, e
+
+            self.get_logger().info(f'loading {one_line(p.network().model)}')
+            await self._in_thread(load, p.network().model)
+
+    def _take_loaded(self) -> LiveSegmenter | None:
+        """Return what `_load_first` has loaded, if it is what the parameters ask for, or raise its error."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is None or loaded[0] != self._settings:
+            return None
+        if isinstance(loaded[1], Exception):
+            raise loaded[1]
+        return loaded[1]
+
+    async def _in_thread(self, work: Callable[[], None], model: str) -> None:
+        """Wait until a thread has done some work, while the executor goes on; `work` must not raise."""
+        assert self.executor
+        executor = self.executor
+        done: Future = Future(executor=executor)
+
+        def run_work() -> None:
+            try:
+                work()
+            finally:
+                with suppress(Exception):  # the executor was shut down meanwhile
+                    done.set_result(None)
+                    executor.wake()
+
+        self._loading = model
+        Thread(target=run_work, name='loading', daemon=True).start()
+        await done
+        self._loading = ''
+
+    async def _change_state(self, answer: Callable, request: Any, response: Any) -> Any:
+        """Load the network before the transition, during which nothing else would be answered."""
+        wanted = request.transition
+        if wanted.label == 'configure' or wanted.id == Transition.TRANSITION_CONFIGURE:
+            if self._loading:
+                self.get_logger().error(f'cannot configure: {one_line(self._loading)} is being loaded')
+                response.success = False
+                return response
+            if self._live is None:
+                await self._load_first()
+        response = answer(request, response)
+        self._loaded = None  # another transition, such as shutdown, may have come before it
+        return response
+
     def _free(self) -> None:
         """Undo configure and activate, as far as they came."""
         self._active = False
         if self._worker:
-            self._update_subscriptions()
             self._worker.stop()
+            for camera in self._cameras:
+                camera.unsubscribe()
         for camera in self._cameras:
             camera.destroy()
         for publisher in self._label_info.values():
@@ -241,7 +323,7 @@ class SegmentationNode(LifecycleNode):
         self._worker.plan = plan
 
     def _answer_while_loading(self) -> None:
-        """Let the services that set parameters load a network in a thread, so that all others go on."""
+        """Let the services that load a network do so in a thread, so that all others go on."""
         # In a group of its own: while such a service waits, the default group would be blocked.
         group = ReentrantCallbackGroup()
         for service in self.services:
@@ -249,6 +331,8 @@ class SegmentationNode(LifecycleNode):
                 service.callback = partial_coroutine(self._set_one_by_one, service.callback)
             elif service.srv_name.endswith('/set_parameters_atomically'):
                 service.callback = partial_coroutine(self._set_together, service.callback)
+            elif service.srv_name.endswith('/change_state'):
+                service.callback = partial_coroutine(self._change_state, service.callback)
             else:
                 continue
             service.callback_group = group
@@ -274,8 +358,8 @@ class SegmentationNode(LifecycleNode):
 
     async def _load_beside(self, parameters: list[Any]) -> None:
         """Load the network that a request asks for while the one in force goes on; errors are `_apply`'s."""
-        live, executor = self._live, self.executor
-        if live is None or executor is None:
+        live = self._live
+        if live is None or self.executor is None:
             return
         try:
             network = self._preview([Parameter.from_parameter_msg(p) for p in parameters]).network()
@@ -285,20 +369,7 @@ class SegmentationNode(LifecycleNode):
             return
         self.get_logger().info(f'loading {one_line(network.model)}; {live.segmenter.card.network} goes on '
                                'meanwhile')
-        loaded: Future = Future(executor=executor)
-
-        def load() -> None:
-            try:
-                live.prepare(network)
-            finally:
-                with suppress(Exception):  # the executor was shut down meanwhile
-                    loaded.set_result(None)
-                    executor.wake()
-
-        self._loading = network.model
-        Thread(target=load, name='loading', daemon=True).start()
-        await loaded
-        self._loading = ''
+        await self._in_thread(partial(live.prepare, network), network.model)
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         """Set the parameter `enabled`."""
@@ -359,7 +430,8 @@ class SegmentationNode(LifecycleNode):
     def _unconfigured(self) -> Status:
         if self._error:
             return Status(ERROR, f'unconfigured: {self._error}', {})
-        return Status(OK, 'unconfigured: no network is loaded', {})
+        what = f'loading {self._loading}' if self._loading else 'no network is loaded'
+        return Status(OK, f'unconfigured: {what}', {})
 
     def _status(self, camera: str, status: Status, device: str) -> DiagnosticStatus:
         return DiagnosticStatus(
@@ -382,6 +454,12 @@ class SegmentationNode(LifecycleNode):
             self._label_info[of].publish(msg)
 
 
+def _load(p: SegmentationParameters) -> LiveSegmenter:
+    """Load and warm up the network that the parameters ask for."""
+    return LiveSegmenter(p.network(), cameras=len(p.camera_names()), overlay_alpha=p.overlay_alpha,
+                         sizes=p.seen_sizes())
+
+
 def partial_coroutine(function: Callable[..., Coroutine], answer: Callable) -> Callable:
     """Return a service callback that rclpy recognises as a coroutine, unlike functools.partial."""
     async def callback(request: Any, response: Any) -> Any:
@@ -398,7 +476,11 @@ def _return_memory() -> None:
 
 def main() -> None:
     """Console script `segmentation_node`."""
-    sys.exit(run(SegmentationNode))
+    def check(node: SegmentationNode) -> bool:
+        node.check()
+        return False
+
+    sys.exit(run(partial(SegmentationNode, start_in_executor=True), check))
 
 
 if __name__ == '__main__':

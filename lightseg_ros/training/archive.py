@@ -1,17 +1,21 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Runs as an archive in parts, so that they can be copied between machines and continued there."""
+from collections.abc import Callable
 import hashlib
 import io
 import logging
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+import shutil
 import tarfile
 import tempfile
+from typing import BinaryIO
 
 import torch
 
 from .. import files
+from ..texts import one_line
 from . import checkpoint
 from .processes import finished_weights
 
@@ -86,8 +90,8 @@ def read_parts(source: Path, runs: Path) -> None:
         raise ArchiveError(f'the parts in {source}, {len(archive)} bytes, are damaged (SHA-256 differs): '
                            'copy them again')
     with tempfile.TemporaryDirectory(dir=runs, prefix='.unpack') as scratch:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(scratch, filter='data')
+        unpack(io.BytesIO(archive), Path(scratch), lambda path: len(path.parts) == 2 and (
+            path.suffix in KEPT or path.name == 'last.pt'))
         for folder in sorted(Path(scratch).iterdir()):
             here = runs / folder.name
             if _progress(here) > _progress(folder):
@@ -96,6 +100,38 @@ def read_parts(source: Path, runs: Path) -> None:
             here.mkdir(exist_ok=True)
             for path in folder.iterdir():
                 os.replace(path, here / path.name)
+
+
+def unpack(file: BinaryIO, folder: Path, wanted: Callable[[PurePosixPath], bool] = lambda path: True) -> None:
+    """
+    Copy the regular files of a tar archive that is not compressed into an empty folder.
+
+    `wanted` is asked about each name. `ArchiveError` for a name that leads out of the folder, for links,
+    devices, sparse files, a second file of the same name, and for what is no tar archive. tarfile's own
+    extraction is not used: a chain of links leads its filters out of the folder (CVE-2025-4517).
+    """
+    try:
+        with tarfile.open(fileobj=file, mode='r:') as tar:
+            for member in tar:
+                path = PurePosixPath(member.name)
+                if member.isdir():
+                    continue
+                if path.is_absolute() or '..' in path.parts or not path.name or not member.name.isprintable():
+                    raise ArchiveError(f'it holds a file {one_line(repr(member.name), 200)}, which leads '
+                                       'elsewhere')
+                source = tar.extractfile(member) if member.isreg() and not member.issparse() else None
+                if source is None or not wanted(path):
+                    raise ArchiveError(f'it holds {one_line(member.name, 200)}, which does not belong there')
+                to = folder / path
+                to.parent.mkdir(parents=True, exist_ok=True)
+                with open(to, 'xb') as f:
+                    shutil.copyfileobj(source, f)
+    except (tarfile.TarError, OSError, EOFError, RecursionError) as e:
+        raise ArchiveError(f'it can not be unpacked: {one_line(e)}') from e
+    except ValueError as e:
+        if isinstance(e, ArchiveError):
+            raise
+        raise ArchiveError(f'it can not be unpacked: {one_line(e)}') from e
 
 
 def _progress(folder: Path) -> float:

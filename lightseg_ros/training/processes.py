@@ -13,6 +13,8 @@ import sys
 import time
 from typing import Any
 
+from ..texts import one_line
+
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]  # holds the package, so that children find this copy of it
@@ -145,7 +147,7 @@ def _start(job: Job, is_retry: bool, threads: int, ends: float, core: int | None
 def last_line(path: Path) -> str:
     """Return the last line of a process's output; progress bars separate lines by carriage returns."""
     lines = path.read_text(errors='replace').replace('\r', '\n').strip().splitlines()
-    return lines[-1].strip() if lines else 'it printed nothing'
+    return one_line(lines[-1]) if lines else 'it printed nothing'
 
 
 def describe(jobs: Sequence[Job]) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import logging
 import os
 from pathlib import Path
-import tarfile
 import tempfile
 import time
 
@@ -80,8 +79,8 @@ def train_all(plan: Plan) -> Summary:
     with tempfile.TemporaryDirectory() as scratch:
         root = plan.data_root
         if root and Path(root).is_file():
-            with tarfile.open(root) as tar:
-                tar.extractall(scratch, filter='data')
+            with open(root, 'rb') as file:
+                archive.unpack(file, Path(scratch))
             root = scratch
         jobs = [_job(plan, name, root) for name in names]
         at_once = plan.parallel or len([j for j in jobs if not j.finished()]) or 1

@@ -1,13 +1,13 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """One training step: a network, its data on the device, loss, optimiser and learning rate."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 import copy
 import fcntl
 import logging
 import os
 from pathlib import Path
-import tempfile
 import time
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import distributed, nn, Tensor
 from tqdm import tqdm
 
-from .. import labels, machine, networks, weights
+from .. import files, labels, machine, networks, weights
 from ..datasets import DataSet
 from ..labels import LabelSet
 from ..networks.layers import upsample
@@ -77,6 +77,23 @@ class _Learner(nn.Module):
         logits, deepest = self.network.logits_and_features(x)
         full = logits if logits.shape[2:] == x.shape[2:] else upsample(logits, x)
         return full, None if self.head is None else self.head(deepest)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let one process of this user at a time run the block; all of them, where no lock file can be made."""
+    try:
+        # In a folder that others can't enter: in /tmp they could put a link there.
+        fd = os.open(files.own_dir() / 'measuring.lock', os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as e:
+        log.warning('parallel runs may disturb the choice of a memory format: %s', e)
+        yield
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 class Trainer:
@@ -150,8 +167,7 @@ class Trainer:
         self._place(layouts[0])
         if cuda and len(layouts) > 1 and self.world == 1:  # under torchrun all must use the same layout
             # The lock lets one process at a time measure, so that parallel runs do not disturb each other.
-            with open(Path(tempfile.gettempdir()) / f'lightseg-{os.getuid()}.lock', 'w') as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with _one_at_a_time():
                 self._place(min(layouts, key=self._seconds_in))
         if self.mode == 'compile':
             self.model = torch.compile(self.learner, dynamic=False)  # type: ignore[assignment]
