@@ -19,7 +19,7 @@ VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpe
 
 
 @dataclass(frozen=True)
-class Picture(Recorded):
+class Frame(Recorded):
     """A frame of a folder or video; `load` gives its pixels, (H, W, 3) uint8 RGB or (H, W) uint16."""
 
     load: Callable[[], np.ndarray] = lambda: np.zeros((0, 0, 3), np.uint8)
@@ -63,11 +63,11 @@ class Footage:
         """Return the frames as a topic of the name that is wanted."""
         return Topic(wanted or TOPIC, IMAGE, len(self.times))
 
-    def messages(self, *topics: str, start_ns: int | None = None) -> Iterator[Picture]:
+    def messages(self, *topics: str, start_ns: int | None = None) -> Iterator[Frame]:
         """Yield the frames in order, from `start_ns` on, for the first of the topics."""
         first = 0 if start_ns is None else bisect_left(self.times, start_ns)
         for number, load in self._frames(first):
-            yield Picture(topics[0], IMAGE, self.times[number], b'', load=load)
+            yield Frame(topics[0], IMAGE, self.times[number], b'', load=load)
 
     def _frames(self, first: int) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
         raise NotImplementedError
