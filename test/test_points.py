@@ -412,3 +412,47 @@ def test_bad_depth_is_counted_and_labels_go_on(scene, bad, text):
     scene.send_image()
     scene.send_depth()
     scene.spin(lambda: scene.clouds)
+
+
+@pytest.mark.parametrize('data', ['png', 'broken'])
+def test_compressed_depth_becomes_points(ros, random_weights, tmp_path, data):
+    """As compressed_depth_image_transport writes it: 12 bytes of settings, then the picture."""
+    import cv2
+    import rclpy
+    from rclpy.qos import QoSProfile
+    from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+    from std_msgs.msg import Header
+
+    from lightseg_ros.live.probe import NodeProcess, nodes
+    picture = cv2.imencode('.png', np.full((96, 128), 2000, np.uint16))[1].tobytes()
+    depth = CompressedImage(format='16UC1; compressedDepth png',
+                            data=bytes(12) + (picture if data == 'png' else picture[:40]))
+    image = images.encode(np.zeros((96, 128, 3), np.uint8), 'rgb8', Header(), Image())
+    info = CameraInfo(height=96, width=128, k=[100.0, 0, 64, 0, 100.0, 48, 0, 0, 1])
+    with nodes(NodeProcess('segmentation', tmp_path / 'node.log', {
+            'weights': str(random_weights), 'resolution': '64x64', 'publish_points': True,
+            'depth_transport': 'compressedDepth'}, {
+                '__node': 'packed_depth', 'image': '/packed/image', 'camera_info': '/packed/camera_info',
+                'depth/compressedDepth': '/packed/depth/compressedDepth'})) as (process,):
+        node = rclpy.create_node('camera')
+        clouds = []
+        node.create_subscription(PointCloud2, '/packed_depth/points', clouds.append, QoSProfile(depth=5))
+        publishers = [(node.create_publisher(type(msg), f'/packed/{topic}', QoSProfile(depth=5)), msg)
+                      for topic, msg in (('camera_info', info), ('image', image),
+                                         ('depth/compressedDepth', depth))]
+        end, sent = time.monotonic() + 60, 0
+        while not (clouds if data == 'png' else 'no points: ' in process.log.read_text()):
+            assert time.monotonic() < end, process.log.read_text()
+            sent += 1
+            for publisher, msg in publishers:
+                msg.header.stamp.sec = sent
+                publisher.publish(msg)
+            for _ in range(5):
+                rclpy.spin_once(node, timeout_sec=0.05)
+        node.destroy_node()
+        log = process.log.read_text()
+    if data == 'png':
+        z = np.frombuffer(clouds[0].data, points.POINT)['z']
+        assert z.size == 96 * 128 and np.allclose(z, 2.0)
+    else:
+        assert "depth of format '16UC1; compressedDepth png'" in log and not clouds

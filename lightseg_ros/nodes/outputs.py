@@ -82,8 +82,7 @@ class CameraOutputs:
                                           qos_overriding_options=overriding, event_callbacks=events)
             for output, kind in OUTPUTS.items()}
         self.points = Points(
-            node, self.prefix, parameters.depth_tolerance, parameters.undistort_points, self.health,
-            lambda: wake(self), events) if parameters.publish_points else None
+            node, self.prefix, parameters, self.health, lambda: wake(self), events) if parameters.publish_points else None
 
     @property
     def label(self) -> Publisher:

@@ -84,6 +84,9 @@ class SegmentationParameters:
     publish_points: bool = parameter(
         False, 'Subscribe to depth (registered to the rectified image) and camera_info, and publish ~/points '
         'while it has a subscriber.', read_only=True)
+    depth_transport: str = parameter(
+        'raw', 'raw: subscribe to depth; compressedDepth: subscribe to depth/compressedDepth, PNG or RVL.',
+        choices=('raw', 'compressedDepth'), read_only=True)
     depth_tolerance: float = parameter(
         0.02, 'Largest difference between the stamps of an image and its depth, in seconds.',
         limits=(0.0, 10.0), read_only=True)
