@@ -84,8 +84,8 @@ def depth_topics(camera: str, value: dict[str, str]) -> list[tuple[str, str]]:
     if not info:
         beside = depth or (value['compressed_topic'] or value['image_topic']).removesuffix('/compressed')
         info = '/'.join([*beside.split('/')[:-1], 'camera_info'])
-    pairs = [(kind, topic_of(camera, topic, kind)) for kind, topic in (('depth', depth), ('camera_info', info))
-             if topic]
+    pairs = [(kind, topic_of(camera, topic, kind))
+             for kind, topic in (('depth', depth), ('camera_info', info)) if topic]
     # A remapping of depth does not include depth/compressedDepth.
     return pairs + [(f'{kind}/compressedDepth', f'{topic}/compressedDepth') for kind, topic in pairs
                     if kind == 'depth']

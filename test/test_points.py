@@ -297,12 +297,13 @@ def test_camera_info_that_was_published_once_arrives_and_so_does_one_that_is_not
 
     from lightseg_ros.health import Health
     from lightseg_ros.nodes.points import Points
+    from lightseg_ros.nodes.segmentation_parameters import SegmentationParameters
     node = rclpy.create_node('once', namespace=f'latched_{latched}')
     durability = QoSDurabilityPolicy.TRANSIENT_LOCAL if latched else QoSDurabilityPolicy.VOLATILE
     publisher = node.create_publisher(CameraInfo, 'camera_info', QoSProfile(depth=1, durability=durability))
     if latched:
         publisher.publish(CameraInfo(width=7))
-    found = Points(node, '', 0.02, False, Health(), lambda: None, PublisherEventCallbacks())
+    found = Points(node, '', SegmentationParameters(), Health(), lambda: None, PublisherEventCallbacks())
     found.subscribe()
     end = time.monotonic() + 20
     while found._info is None:
