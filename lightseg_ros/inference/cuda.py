@@ -103,7 +103,15 @@ class FrameBuffers:
         self.run: Callable[[], None]
         self.began, self.uploaded, self.computed, self.downloaded = (
             torch.cuda.Event(enable_timing=True) for _ in range(4))
-        self.busy = False
+        self.serves: Started | None = None  # the batch that is in flight
+
+
+class Started:
+    """A batch in flight, or its result, where its buffers were needed before it was collected."""
+
+    def __init__(self, buffers: FrameBuffers):
+        self.buffers = buffers
+        self.result: Result | None = None
 
 
 def _triton_works(device: torch.device) -> bool:
@@ -126,19 +134,38 @@ def _triton_works(device: torch.device) -> bool:
     return True
 
 
+def _on_device(method: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    Let a method of the engine run with its GPU as the current one, which is a property of each thread.
+
+    Pinned memory, events and captures open a context on the current GPU; on one that is not in use it would
+    take hundreds of MB.
+    """
+    @functools.wraps(method)
+    def run(self: 'CudaEngine', *args: Any, **kwargs: Any) -> Any:
+        with torch.cuda.device(self.device):
+            return method(self, *args, **kwargs)
+    return run
+
+
 class CudaEngine:
     """
     Runs frames on a GPU; `graph` chooses between captured graphs and the same function called eagerly.
 
-    `submit` starts a batch and returns at once; `collect` waits for it. At most two batches of one key may be
-    in flight. Not thread-safe: one thread calls it.
+    `submit` starts a batch and returns at once; `collect` waits for it. Two batches of one key are in flight
+    at most: a third one waits for the first. Not thread-safe: one thread calls it.
     """
 
     def __init__(self, model: DeployModel, palette: Tensor, device: torch.device, *, graph: bool = True,
                  fused: bool = True, compiled: bool = False):
         self.device = device
-        self.device_name = torch.cuda.get_device_name(device)
         self.graph = graph
+        self._set_up(model, palette, fused, compiled)
+
+    @_on_device
+    def _set_up(self, model: DeployModel, palette: Tensor, fused: bool, compiled: bool) -> None:
+        device = self.device
+        self.device_name = torch.cuda.get_device_name(device)
         fused = fused and kernels.available and _triton_works(device)
         self.pipeline = FramePipeline(model, palette.to(device), fused=fused, compiled=compiled)
         self._upload, self._compute, self._download = (torch.cuda.Stream(device) for _ in range(3))
@@ -147,6 +174,7 @@ class CudaEngine:
         # Wait for what was made on the default stream before another stream uses it.
         torch.cuda.synchronize(device)
 
+    @_on_device
     def set_alpha(self, palette: Tensor, alpha: float) -> None:
         """Blend overlays with another share of the colours; captured graphs stay valid."""
         with torch.cuda.stream(self._compute):
@@ -158,14 +186,15 @@ class CudaEngine:
         return {'device memory (MB)': torch.cuda.memory_allocated(self.device) / 1e6,
                 'device memory reserved (MB)': torch.cuda.memory_reserved(self.device) / 1e6}
 
-    def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> FrameBuffers:
+    @_on_device
+    def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> Started:
         """Start frames (H, W, 3) uint8 as they lie in memory; `key` says what they are."""
         buffers = self._free(replace(key, reversed_channels=False))
         buffers.host_order.copy_(torch.tensor(kernels.channel_order(key.reversed_channels)))
         staged = buffers.host_in.numpy()
         for i, frame in enumerate(frames):
             np.copyto(staged[i], frame)
-        buffers.busy = True
+        started = buffers.serves = Started(buffers)
         try:
             with torch.cuda.stream(self._upload):
                 buffers.began.record()
@@ -184,28 +213,36 @@ class CudaEngine:
                 buffers.downloaded.record()
         except BaseException:
             # Nobody will collect it: without this, two failures would leave no free buffers.
-            buffers.busy = False
+            buffers.serves = None
             raise
-        return buffers
+        return started
 
-    def labels(self, started: FrameBuffers) -> np.ndarray:
+    def labels(self, started: Started) -> np.ndarray:
         """Wait for a batch that `submit` started; its images arrive together."""
-        started.downloaded.synchronize()
-        return started.host_out.labels.numpy().copy()
+        if started.result:
+            return started.result.labels
+        started.buffers.downloaded.synchronize()
+        return started.buffers.host_out.labels.numpy().copy()
 
-    def collect(self, started: FrameBuffers) -> Result:
+    def collect(self, started: Started) -> Result:
         """Wait for a batch that `submit` started."""
+        if started.result is None:
+            started.result = self._collected(started.buffers)
+        return started.result
+
+    def _collected(self, buffers: FrameBuffers) -> Result:
         try:
-            started.downloaded.synchronize()
+            buffers.downloaded.synchronize()
         finally:
-            started.busy = False
-        stage_ms = {'upload': started.began.elapsed_time(started.uploaded),
-                    'device': started.uploaded.elapsed_time(started.computed),
-                    'download': started.computed.elapsed_time(started.downloaded)}
-        labels, overlay, confidence = (None if t is None else t.numpy().copy() for t in started.host_out)
+            buffers.serves = None
+        stage_ms = {'upload': buffers.began.elapsed_time(buffers.uploaded),
+                    'device': buffers.uploaded.elapsed_time(buffers.computed),
+                    'download': buffers.computed.elapsed_time(buffers.downloaded)}
+        labels, overlay, confidence = (None if t is None else t.numpy().copy() for t in buffers.host_out)
         assert labels is not None
         return Result(labels, overlay, confidence, stage_ms)
 
+    @_on_device
     def network_alone(self, frames: Tensor) -> Callable[[], None]:
         """Return a call that runs only the network, on frames (N, h, w, 3) uint8 of its size, and waits."""
         model = self.pipeline.model
@@ -215,6 +252,7 @@ class CudaEngine:
         # A replay does not keep its input alive.
         return functools.partial(self._alone, run, x)
 
+    @_on_device
     def _alone(self, run: Callable[[], None], x: Tensor) -> None:
         with torch.cuda.stream(self._compute):
             run()
@@ -225,9 +263,14 @@ class CudaEngine:
         made = self._buffers.setdefault(key, [])
         self._buffers.move_to_end(key)
         for buffers in made:
-            if not buffers.busy:
+            if buffers.serves is None:
                 return buffers
-        assert len(made) < 2, 'collect a batch before submitting a third'
+        if len(made) == 2:
+            oldest = made.pop(0)
+            made.append(oldest)
+            assert oldest.serves
+            self.collect(oldest.serves)
+            return oldest
         began = perf_counter()
         buffers = FrameBuffers(key, self.device)
         buffers.device_in.zero_()
@@ -246,7 +289,7 @@ class CudaEngine:
             recent.setdefault((key.height, key.width))
         for height, width in list(recent)[MAX_SIZES:]:
             keys = [k for k in self._buffers if (k.height, k.width) == (height, width)]
-            if any(b.busy for k in keys for b in self._buffers[k]):
+            if any(b.serves for k in keys for b in self._buffers[k]):
                 continue
             # Their memory may only be reused when nothing on the GPU can touch it any more.
             torch.cuda.synchronize(self.device)

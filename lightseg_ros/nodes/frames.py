@@ -3,6 +3,7 @@
 """The way of a frame through the segmentation node: mailbox, decoding, segmentation, publishing."""
 from contextlib import suppress
 from dataclasses import dataclass, field
+import os
 import threading
 from time import perf_counter
 
@@ -12,7 +13,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from .. import images
-from ..inference.segmenter import Pending, Prediction, Segmenter
+from ..inference.segmenter import DeviceLost, OutOfMemory, Pending, Prediction, Segmenter
 from ..latest import Latest
 from ..texts import error_line
 from .live_segmenter import LiveSegmenter
@@ -98,6 +99,7 @@ class FrameWorker:
 
     def stop(self) -> None:
         """Let the thread finish its frame, then end it; it may outlive this if it is compiling a network."""
+        self._live.close()
         self._mailbox.close()
         if self._thread.is_alive():
             self._thread.join(timeout=2.0)  # ros2 launch kills what has not ended after 5 s
@@ -183,7 +185,12 @@ class FrameWorker:
             if len(frames) == 1:
                 self._failed(frames[0].camera, e)
                 return []
-            # Retry one by one to find the bad frame.
+            if isinstance(e, OutOfMemory):
+                self._live.lower_batch(len(frames))
+            pending = None
+        if pending is None:
+            # One by one, to find the bad frame. Not inside the `except`, whose error keeps what it has failed
+            # to compute alive.
             return [batch for frame in frames for batch in self._publish_labels(plan, segmenter, [frame])]
         for i, frame in enumerate(frames):
             began = perf_counter()
@@ -259,3 +266,7 @@ class FrameWorker:
             camera.health.frame_failed(error_line(error))
             self._node.get_logger().error(f'{camera.name} frame failed: {error_line(error)}'.lstrip(),
                                           throttle_duration_sec=5.0)
+            if isinstance(error, DeviceLost):
+                # Nothing can be freed on such a GPU, and only a new process can use it: see `use_respawn`.
+                self._node.get_logger().fatal('the node ends, so that it can be started again')
+                os._exit(1)
