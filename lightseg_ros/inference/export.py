@@ -147,7 +147,9 @@ def _append_argmax(model: Any) -> None:
     _, _, height, width = (d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim)
     model.graph.node.extend([
         onnx.helper.make_node('ArgMax', ['logits'], ['ids'], axis=1, keepdims=0),
-        onnx.helper.make_node('Cast', ['ids'], ['labels'], to=onnx.TensorProto.UINT8)])
+        # TensorRT makes bytes from floats only.
+        onnx.helper.make_node('Cast', ['ids'], ['exact'], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node('Cast', ['exact'], ['labels'], to=onnx.TensorProto.UINT8)])
     del model.graph.output[:]
     model.graph.output.append(
         onnx.helper.make_tensor_value_info('labels', onnx.TensorProto.UINT8, (1, height, width)))

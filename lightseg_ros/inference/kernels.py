@@ -264,7 +264,8 @@ def normalise(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype,
     `mean`, `std`: (1, 3, 1, 1) float32, RGB, 0-255 scale. With `reversed_channels` the frames are BGR.
     """
     x = frames.flip(3) if reversed_channels else frames
-    x = ((x.permute(0, 3, 1, 2).float() - mean) / std).to(dtype)
+    # First the cast: in an ONNX graph for TensorRT nothing else may touch bytes.
+    x = ((x.float().permute(0, 3, 1, 2) - mean) / std).to(dtype)
     return x.contiguous(memory_format=torch.channels_last)
 
 
