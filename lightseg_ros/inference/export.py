@@ -161,6 +161,7 @@ def _run(model: Any, image: Tensor) -> np.ndarray:
     except ImportError as e:
         raise ExportError('onnxruntime is not installed, and it checks the graph; pip install '
                           'onnxruntime') from e
+    onnxruntime.disable_telemetry_events()
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
     return session.run(None, {'image': image.numpy()})[0]
 
