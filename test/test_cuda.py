@@ -8,6 +8,10 @@ tests marked `gpu`.
 """
 import contextlib
 import logging
+from pathlib import Path
+import re
+import shlex
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +28,7 @@ from lightseg_ros.labels import load as load_labels
 from lightseg_ros.weights import Card
 
 SIZE = (96, 128)
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Event:
@@ -58,6 +63,8 @@ class Gpu:
         self.current = None
         self.current_device = None
         self.largest_batch = 99
+        self.integrated = False
+        self.pinned = self.blocking = 0
         self.lost = False
         self.on_capture = lambda: None
 
@@ -111,6 +118,7 @@ def gpu(monkeypatch):
     empty, tensor = torch.empty, torch.tensor
 
     def on_host(shape, *, pin_memory=False, **k):
+        gpu.pinned += pin_memory
         assert gpu.current_device or not pin_memory, 'pinned memory opens a context on the current GPU'
         if len(shape) > 2 and shape[0] > gpu.largest_batch:
             raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.\nmore lines')
@@ -119,12 +127,17 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch, 'empty', on_host)
     monkeypatch.setattr(torch, 'tensor', lambda *a, pin_memory=False, **k: tensor(*a, **k))
     monkeypatch.setattr(cuda.FramePipeline, '__call__', recorded)
+    def event(enable_timing, blocking):
+        gpu.blocking += blocking
+        return Event()
+
     for name, stand_in in {
-            'Stream': lambda *_, **__: Stream(), 'Event': lambda *_, **__: Event(), 'CUDAGraph': Graph,
+            'Stream': lambda *_, **__: Stream(), 'Event': event, 'CUDAGraph': Graph,
             'graph': graph, 'device': device,
             'stream': lambda _: contextlib.nullcontext(), 'synchronize': lambda *_: None,
             'graph_pool_handle': gpu.pool, 'get_device_name': lambda *_: 'stand-in',
             'memory_allocated': lambda *_: 5e6, 'memory_reserved': lambda *_: 7e6,
+            'get_device_properties': lambda _: SimpleNamespace(is_integrated=gpu.integrated),
             'empty_cache': lambda: None}.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(kernels, 'available', False)
@@ -303,6 +316,20 @@ def test_no_memory_for_the_network_is_one_line(model, monkeypatch):
     assert '\n' not in str(e.value)
 
 
+@pytest.mark.parametrize('integrated', [False, True])
+def test_a_jetson_waits_asleep_and_pins_nothing(model, gpu, integrated):
+    gpu.integrated = integrated
+    on_cpu = Segmenter(*model, 'cpu', backend='torch')
+    lowered = on_cpu._engine.spec.model.lowered(torch.float32)
+    rgb = picture(64, 96)
+    expected = [on_cpu(frame).labels for frame in (rgb, rgb[..., ::-1])]
+    on_cpu._engine = cuda.CudaEngine(lowered, on_cpu.palette, torch.device('cpu'))
+    rgb.flags.writeable = False  # as a message's memory
+    for frame, labels in zip((rgb, rgb[..., ::-1]), expected):
+        assert (on_cpu(frame).labels == labels).mean() > 0.999
+    assert (gpu.pinned > 0, gpu.blocking > 0) == (not integrated, integrated)
+
+
 def test_memory_in_the_diagnostics(segment):
     assert segment.resources()['device memory (MB)'] == '5'
     assert segment.resources()['device memory reserved (MB)'] == '7'
@@ -432,3 +459,18 @@ def test_a_shutdown_waits_for_the_capture_in_progress_and_begins_no_other(live, 
     thread.join(20)
     freeing.join(20)
     assert order == ['captured'] * 4 + ['freed']
+
+
+def test_the_first_commands_on_a_gpu():
+    """bench/first_gpu.sh: its steps end within 580 s, and the tests that it names are there."""
+    text = (ROOT / 'bench' / 'first_gpu.sh').read_text()
+    assert subprocess.run(['bash', '-n', str(ROOT / 'bench' / 'first_gpu.sh')]).returncode == 0
+    once = [int(limit) for limit in re.findall(r'^step (\d+) ', text, re.MULTILINE)]
+    in_loop = [int(limit) for limit in re.findall(r'^  step (\d+) ', text, re.MULTILINE)]
+    assert len(once) == 6 and len(in_loop) == 1 and sum(once) + 5 * in_loop[0] <= 580
+    for tests in re.findall(r'-m gpu (.*)', text):
+        arguments = shlex.split(tests)
+        collect = [sys.executable, '-m', 'pytest', '--collect-only', '-m', 'gpu', *arguments]
+        found = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+        for file in [a for a in arguments if a.endswith('.py')]:
+            assert re.search(rf'{file}\b', found), f'{tests}: nothing of {file} in {found}'

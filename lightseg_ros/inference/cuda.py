@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 
-from . import kernels
+from . import fusing, kernels
 from .backends import compile_network, DeployModel
 from .engine import GraphKey, Result
 from .kernels import blend, label, overlay_lookup, resize
@@ -50,12 +50,15 @@ class FramePipeline:
 
     `order`: (3,) int32, where red, green and blue lie in the frames.
 
-    `model`: in the network's precision, on the device. With `fused`, Triton kernels do what comes before and
-    after the network, else their twins in torch do. With `compiled`, torch's compiler makes the network.
+    `model`: in the network's precision, on the device; it is changed in place. With `fused`, Triton kernels
+    do what comes before and after the network, and in half precision its convolutions with all that
+    surrounds them; else their twins in torch do. With `compiled`, torch's compiler makes the network.
     `lookup` and `weight` are what the overlay is blended with: change them in place.
     """
 
     def __init__(self, model: DeployModel, palette: Tensor, *, fused: bool, compiled: bool = False):
+        if fused and not compiled and model.dtype != torch.float32 and _tensor_cores(palette.device):
+            model.network = fusing.fuse(model.network)
         self.model = model
         self.fused = fused
         self.compiled: dict[tuple[int, ...], Callable[[Tensor], Tensor]] | None = {} if compiled else None
@@ -90,19 +93,19 @@ class FramePipeline:
 class FrameBuffers:
     """The static memory of a batch on host and device, its graph, and the events that order its stages."""
 
-    def __init__(self, key: GraphKey, device: torch.device):
+    def __init__(self, key: GraphKey, device: torch.device, integrated: bool):
         self.key = key
         shape = (key.batch, key.height, key.width, 3)
-        self.host_in = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        self.host_in = None if integrated else torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         self.device_in = torch.empty(shape, dtype=torch.uint8, device=device)
         # Their channel order is data: one graph serves cameras of both orders.
         self.host_order = torch.tensor(kernels.channel_order(False), dtype=torch.int32, pin_memory=True)
         self.order = self.host_order.to(device)
         self.device_out = Images.empty(key, device)
-        self.host_out = Images.empty(key, 'cpu', pinned=True)
+        self.host_out = Images.empty(key, 'cpu', pinned=not integrated)
         self.run: Callable[[], None]
         self.began, self.uploaded, self.computed, self.downloaded = (
-            torch.cuda.Event(enable_timing=True) for _ in range(4))
+            torch.cuda.Event(enable_timing=True, blocking=integrated) for _ in range(4))
         self.serves: Started | None = None  # the batch that is in flight
 
 
@@ -114,8 +117,13 @@ class Started:
         self.result: Result | None = None
 
 
+def _tensor_cores(device: torch.device) -> bool:
+    """Whether Triton reaches the tensor cores: on GPUs before Ampere (8.0) its products spill registers."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _triton_works(device: torch.device) -> bool:
-    """Run both Triton kernels once: they are compiled here, which needs a C compiler and Python's headers."""
+    """Run the Triton kernels once: they are compiled here, which needs a C compiler and Python's headers."""
     try:
         frames = torch.zeros((1, 16, 16, 3), dtype=torch.uint8, device=device)
         order = torch.tensor(kernels.channel_order(False), dtype=torch.int32, device=device)
@@ -125,6 +133,9 @@ def _triton_works(device: torch.device) -> bool:
         labels, overlay, confidence = frames[..., 0].clone(), frames.clone(), frames[..., 0].clone()
         logits = torch.zeros((1, 2, 8, 8), dtype=torch.float16, device=device)
         kernels.fused_finish(logits, frames, *lookup, order, labels, overlay, confidence)
+        for groups in (1, 16) if _tensor_cores(device) else ():
+            conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups).to(device, torch.float16)
+            fusing.FusedConv(conv).run(torch.zeros((1, 16, 8, 8), dtype=torch.float16, device=device))
         torch.cuda.synchronize(device)
     except Exception as e:  # a compiler, a linker, a driver: each has errors of its own
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
@@ -166,6 +177,9 @@ class CudaEngine:
     def _set_up(self, model: DeployModel, palette: Tensor, fused: bool, compiled: bool) -> None:
         device = self.device
         self.device_name = torch.cuda.get_device_name(device)
+        # A Jetson's GPU shares the host's memory, where a pinned copy is one copy more, and its few cores are
+        # needed for other things than to wait in a loop.
+        self._integrated = bool(getattr(torch.cuda.get_device_properties(device), 'is_integrated', False))
         fused = fused and kernels.available and _triton_works(device)
         self.pipeline = FramePipeline(model, palette.to(device), fused=fused, compiled=compiled)
         self._upload, self._compute, self._download = (torch.cuda.Stream(device) for _ in range(3))
@@ -191,14 +205,19 @@ class CudaEngine:
         """Start frames (H, W, 3) uint8 as they lie in memory; `key` says what they are."""
         buffers = self._free(replace(key, reversed_channels=False))
         buffers.host_order.copy_(torch.tensor(kernels.channel_order(key.reversed_channels)))
-        staged = buffers.host_in.numpy()
-        for i, frame in enumerate(frames):
-            np.copyto(staged[i], frame)
+        if buffers.host_in is not None:
+            staged = buffers.host_in.numpy()
+            for i, frame in enumerate(frames):
+                np.copyto(staged[i], frame)
         started = buffers.serves = Started(buffers)
         try:
             with torch.cuda.stream(self._upload):
                 buffers.began.record()
-                buffers.device_in.copy_(buffers.host_in, non_blocking=True)
+                if buffers.host_in is not None:
+                    buffers.device_in.copy_(buffers.host_in, non_blocking=True)
+                else:
+                    for image, frame in zip(buffers.device_in, frames):
+                        image.copy_(torch.from_numpy(np.require(frame, requirements=['C', 'W'])))
                 buffers.order.copy_(buffers.host_order, non_blocking=True)
                 buffers.uploaded.record()
             self._compute.wait_event(buffers.uploaded)
@@ -272,7 +291,7 @@ class CudaEngine:
             self.collect(oldest.serves)
             return oldest
         began = perf_counter()
-        buffers = FrameBuffers(key, self.device)
+        buffers = FrameBuffers(key, self.device, self._integrated)
         buffers.device_in.zero_()
         buffers.run = self._captured(
             functools.partial(self.pipeline, buffers.device_in, buffers.order, key, buffers.device_out))
