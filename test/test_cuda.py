@@ -367,17 +367,20 @@ def worker(live, monkeypatch):
     def camera(name):
         return SimpleNamespace(
             name=name, wants_overlay=lambda _: False, wants_confidence=lambda _: False,
-            wants_points=lambda: False, publish_label=lambda header, ids: published.append(name),
+            wants_points=lambda: False, publish_label=lambda header, ids, plan: published.append(name),
             health=SimpleNamespace(frame_failed=said.append))
 
     def run(node_live, count=3):
-        made = frames.FrameWorker(node, node_live, None)
+        plan = SimpleNamespace(parameters=None, needs_confidence=False, class_ids=lambda name, ids, *_: ids)
+        made = frames.FrameWorker(node, node_live, plan)
         header = SimpleNamespace(stamp=SimpleNamespace(sec=0, nanosec=0))
-        batch = [frames.FrameInFlight(camera(f'c{i}'), header, picture(64, 96, i), 0.0) for i in range(count)]
+        pixels = [picture(64, 96, i) for i in range(count)]
+        batch = [frames.FrameInFlight(camera(f'c{i}'), header, p, p, 0.0) for i, p in enumerate(pixels)]
         published.clear()
         with node_live.use() as network:
             for i in range(0, count, node_live.batch_limit):
-                for started in made._publish_labels(network, batch[i:i + node_live.batch_limit]):
+                for started in made._publish_labels(
+                        plan, network, batch[i:i + node_live.batch_limit]):
                     started.pending.finish()
         return list(published)
     return SimpleNamespace(run=run, said=said, frames=frames)
