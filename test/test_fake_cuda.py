@@ -144,7 +144,8 @@ def deployed(name, widen):
     return DeployModel(folded, (100.0,) * 3, (70.0,) * 3)
 
 
-def run_frame(name, precision, *, frame=(512, 1024), size=(512, 1024), batch=1, all_images=False, fused=True):
+def run_frame(name, precision, *, frame=(512, 1024), size=(512, 1024), batch=1, all_images=False, fused=True,
+              warm=False):
     """Run what is captured for a frame of (height, width); returns what was watched."""
     dtype = getattr(torch, precision)
     model = deployed(name, dtype != torch.float32).lowered(dtype)
@@ -158,14 +159,15 @@ def run_frame(name, precision, *, frame=(512, 1024), size=(512, 1024), batch=1, 
         out = cuda.Images.empty(key, 'cuda')
         frames = torch.empty(batch, *frame, 3, dtype=torch.uint8, device='cuda')
         order = torch.empty(3, dtype=torch.int32, device='cuda')
-        for _ in range(2):  # captured after a warm-up, which makes what depends on the size alone
+        for _ in range(1 + warm):  # what is captured after a warm-up lacks what depends on the size alone
             with counted(fused) as watch:
                 pipeline(frames, order, key, out)
     return watch
 
 
+# The released layouts are of the same blocks.
 @pytest.mark.parametrize('precision, fused', [('float16', True), ('bfloat16', True), ('float32', False)])
-@pytest.mark.parametrize('name', networks.NETWORKS)
+@pytest.mark.parametrize('name', networks.PAPER_NETWORKS)
 def test_a_frame_can_be_captured(fake_cuda, name, precision, fused):
     """Nothing waits and nothing touches the CPU: another size than the network's, in a batch, all images."""
     watch = run_frame(name, precision, frame=(721, 1283), size=(353, 480), batch=2, all_images=True,
@@ -175,7 +177,7 @@ def test_a_frame_can_be_captured(fake_cuda, name, precision, fused):
 
 @pytest.mark.parametrize('name', BUDGETS)
 def test_launches_and_bytes_stay_within_the_budget(fake_cuda, name):
-    watch = run_frame(name, 'float16')
+    watch = run_frame(name, 'float16', warm=True)
     launches, megabytes = sum(watch.launches.values()), sum(watch.bytes.values()) / 1e6
     print(f'{name}: {launches} launches, {megabytes:.0f} MB; {watch.launches.most_common(8)}')
     assert launches <= BUDGETS[name][0] and megabytes <= BUDGETS[name][1]
@@ -196,6 +198,6 @@ def test_what_a_capture_does_not_allow_is_seen(fake_cuda):
 if __name__ == '__main__':
     load_guard()
     for each in BUDGETS:
-        seen = run_frame(each, 'float16')
+        seen = run_frame(each, 'float16', warm=True)
         print(f'{each}: {sum(seen.launches.values())} launches, {sum(seen.bytes.values()) / 1e6:.0f} MB, '
               f'of which convolutions {seen.bytes["convolution"] / 1e6:.0f}; {seen.launches.most_common()}')
