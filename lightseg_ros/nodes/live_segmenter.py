@@ -164,12 +164,17 @@ class LiveSegmenter:
         """
         Free the network and its buffers; the object cannot be used afterwards.
 
-        A capture in progress ends first, and no other one begins: a process that ends in one may crash.
+        On CUDA a capture in progress ends first, and no other one begins: a process that ends in one may
+        crash. Nothing waits for a compiler on a CPU, which may take a minute.
         """
         self.close()
-        with self._loading, self._lock:
+        self._prepared = None
+        if self._segmenter.device.type == 'cuda':
+            with self._loading, self._lock:
+                self._release()
+                self._prepared = None
+        else:
             self._release()
-            self._prepared = None
 
     def close(self) -> None:
         """Begin no capture or compilation any more; whoever waits for one gets a ValueError."""
