@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The way of a frame through the segmentation node: mailbox, decoding, segmentation, publishing."""
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 import os
@@ -19,6 +20,9 @@ from ..texts import error_line
 from .live_segmenter import LiveSegmenter
 from .outputs import CameraOutputs
 from .plan import Plan
+
+# This many images of each camera are looked at for what they use of their range.
+RANGE_CHECKS = 100
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class FrameWorker:
 
     def __init__(self, node: Node, live: LiveSegmenter, plan: Plan):
         self.plan = plan
+        self._ranges_checked: Counter[str] = Counter()
         self.preparing = ''  # size of the images that the network is being prepared for
         self._node = node
         self._live = live
@@ -153,13 +158,26 @@ class FrameWorker:
         """Return the image as a frame, or nothing if it cannot be decoded."""
         began = perf_counter()
         try:
-            pixels = images.decode(item.msg, max_pixels=plan.parameters.max_pixels)
+            value_range = plan.value_ranges[item.camera.name]
+            pixels = images.decode(item.msg, value_range, plan.parameters.max_pixels)
+            if value_range == 'full':
+                self._check_range(item)
             seen = plan.framing(item.camera.name).seen(pixels)
         except Exception as e:  # whatever is wrong with one image must not end the thread
             self._failed(item.camera, e)
             return []
         stage_ms = {'decode': 1e3 * (perf_counter() - began)}
         return [FrameInFlight(item.camera, item.msg.header, pixels, seen, began, stage_ms)]
+
+    def _check_range(self, item: NewImage) -> None:
+        """Say once if a camera's 16-bit images use so little of their range that little is seen in them."""
+        name = item.camera.name
+        if self._ranges_checked[name] < RANGE_CHECKS:
+            self._ranges_checked[name] += 1
+            if narrow := images.narrow_range(item.msg):
+                self._ranges_checked[name] = RANGE_CHECKS
+                self._node.get_logger().warning(
+                    f'{name} images: {narrow}; parameter value_range "auto" spreads them'.lstrip())
 
     def _publish_labels(self, plan: Plan, segmenter: Segmenter,
                         frames: list[FrameInFlight]) -> list[StartedBatch]:
