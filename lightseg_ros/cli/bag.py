@@ -4,6 +4,8 @@
 import argparse
 from pathlib import Path
 
+from .numbers import real
+
 HELP = 'Look into a bag (info), or make one from a folder of images (from-folder).'
 
 
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument('--label-dir', type=Path,
                       help="label images of the same names, in the data set's own ids")
     make.add_argument('--labels', default='camvid', help='label set of --label-dir: a name, or a YAML file')
-    make.add_argument('--rate', type=float, default=30.0, help='frame numbers a second')
+    make.add_argument('--rate', type=real(1e-3), default=30.0, help='frame numbers a second')
     make.add_argument('--image-topic', default='/camera/image_raw', help='its topic')
     make.add_argument('--label-topic', default='/camera/label', help='its topic')
     make.add_argument('--encoding', default='rgb8', choices=('rgb8', 'bgr8', 'mono8', 'png', 'jpeg'),

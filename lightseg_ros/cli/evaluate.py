@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from . import scoring
+from .numbers import whole
 
 HELP = ('Score a model on every frame, without ROS: on bags (rosbag2 sqlite3 and mcap, ROS 1), with ground '
         'truth from a label topic or a folder, or without; or on a data set. Exit code 0: everything was '
@@ -15,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('bags', nargs='*', type=Path, metavar='BAG',
                         help='bags; several are scored as one recording')
     scoring.add_model_arguments(parser)
-    parser.add_argument('--batch', type=int, default=1, help='frames that go through the network together')
+    parser.add_argument('--batch', type=whole(1, 1024), default=1,
+                        help='frames that go through the network together')
     group = scoring.add_truth_arguments(parser)
     group.add_argument('--value-range', default='full', metavar='RANGE', help='what becomes 0 to 255 in '
                        '16-bit images: full (0 to 65535), auto (1st to 99th percentile of each frame), or '
@@ -23,10 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('results and workers, for bags')
     group.add_argument('--out', type=Path, metavar='BAG.mcap',
                        help='write labels, overlays, confidence and diagnostics to a bag')
-    group.add_argument('--workers', type=int, default=1, help='processes on this machine')
+    group.add_argument('--workers', type=whole(1, 1024), default=1, help='processes on this machine')
     group.add_argument('--dask', metavar='ADDRESS', help='scheduler of a Dask cluster, tcp://HOST:8786; bags '
                        'and weights must be at the same paths on its workers')
-    group.add_argument('--frames-per-task', type=int, default=200, help='frames that a worker gets at once')
+    group.add_argument('--frames-per-task', type=whole(1), default=200,
+                       help='frames that a worker gets at once')
     group = parser.add_argument_group('data set')
     group.add_argument('--data', help='data set to score instead of bags: camvid, cityscapes, or folder '
                        '(your own)')

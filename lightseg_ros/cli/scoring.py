@@ -5,6 +5,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .numbers import real, whole
+
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation, ModelSpec
     from ..evaluation.recordings import GroundTruthSource
@@ -20,7 +22,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--backend', default='auto', help='what runs the network on a CPU: auto, openvino, '
                         'onnxruntime, torch, torch-compile')
     parser.add_argument('--precision', default='auto', help='auto, float32, bfloat16 or float16')
-    parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: one per core')
+    parser.add_argument('--threads', type=whole(0, 1024), default=0, help='CPU threads; 0: one per core')
 
 
 def add_truth_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -32,9 +34,9 @@ def add_truth_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     group.add_argument('--label-ids', choices=('class', 'source'),
                        help="ids in the ground truth: class ids, or the data set's own ids; default: class "
                        'for a topic, source for a folder')
-    group.add_argument('--tolerance', type=float, default=0.005, metavar='SECONDS',
+    group.add_argument('--tolerance', type=real(0, 1e6), default=0.005, metavar='SECONDS',
                        help='largest difference between the stamps of a frame and its label')
-    group.add_argument('--frame-rate', type=float, default=30.0, metavar='HZ',
+    group.add_argument('--frame-rate', type=real(1e-3), default=30.0, metavar='HZ',
                        help='frame rate for label folders that are named by frame numbers')
     return group
 

@@ -374,11 +374,12 @@ def parse_device(name: str) -> tuple[torch.device, str]:
                              "'openvino:GPU'")
     if match[2]:
         return torch.device('cpu'), match[2]
-    device = torch.device(name)
-    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+    # Not torch's own number: it keeps 8 bits of it, so 'cuda:256' would be 'cuda:0'.
+    if name.startswith('cuda') and int((match[1] or ':0')[1:5]) >= torch.cuda.device_count():
         raise SegmenterError(f'device is {name!r}, but torch {torch.__version__} sees '
                              f"{torch.cuda.device_count()} CUDA devices; use 'cpu' or 'auto', or install a "
                              'torch build and a driver for the GPU')
+    device = torch.device(name)
     if device.type == 'cuda' and (reason := _unusable(device)):
         raise SegmenterError(f"device is {name!r}, but torch {torch.__version__} can't use it: {reason}. "
                              "Install a torch build for this GPU and its driver, or choose 'cpu'")
