@@ -47,7 +47,7 @@ OTHERS = {
     'compressed_topic': ('', 'topic of compressed images (CompressedImage) with any name, instead of '
                          'image_topic', None),
     'depth_topic': ('', 'topic of depth that is registered to the image, with {camera} as above. If given, '
-                    'labelled points are published', None),
+                    'labelled points are published. May end in /compressedDepth', None),
     'camera_info_topic': ('', 'camera_info topic of the camera. Empty: camera_info in the namespace of the '
                           'depth topic or, without one, of the image topic', None),
     'params_file': (str(SHARE / 'config' / 'segmentation.yaml'), 'YAML file with parameters', None),
@@ -80,11 +80,15 @@ def topic_of(camera: str, topic: str, kind: str = 'image') -> str:
 def depth_topics(camera: str, value: dict[str, str]) -> list[tuple[str, str]]:
     """Return the remappings of the depth, if it was given, and of the camera_info of one camera."""
     depth, info = value['depth_topic'], value['camera_info_topic']
+    depth = depth.removesuffix('/compressedDepth')
     if not info:
         beside = depth or (value['compressed_topic'] or value['image_topic']).removesuffix('/compressed')
         info = '/'.join([*beside.split('/')[:-1], 'camera_info'])
-    return [(kind, topic_of(camera, topic, kind)) for kind, topic in (('depth', depth), ('camera_info', info))
-            if topic]
+    pairs = [(kind, topic_of(camera, topic, kind))
+             for kind, topic in (('depth', depth), ('camera_info', info)) if topic]
+    # A remapping of depth does not include depth/compressedDepth.
+    return pairs + [(f'{kind}/compressedDepth', f'{topic}/compressedDepth') for kind, topic in pairs
+                    if kind == 'depth']
 
 
 def is_installed(package: str) -> bool:
@@ -182,9 +186,12 @@ def nodes(context: LaunchContext) -> list[Node]:
     given |= {name: boolean(name, value[name]) for name in BOOLEANS if value[name]}
     use_sim_time = {'use_sim_time': boolean('use_sim_time', value['use_sim_time'])}
     depths = {camera: depth_topics(camera, value) for camera in cameras}
-    points = {'publish_points': True} if value['depth_topic'] else {}
+    points: dict[str, Any] = {'publish_points': True} if value['depth_topic'] else {}
+    if value['depth_topic'].endswith('/compressedDepth'):
+        points['depth_transport'] = 'compressedDepth'
     common = {
         'package': 'lightseg_ros', 'namespace': value['namespace'], 'output': 'screen', 'emulate_tty': True,
+        'sigterm_timeout': '15',  # freeing the network takes more than the usual 5 s on a busy machine
         'arguments': ['--ros-args', '--log-level', value['log_level']]}
     started = [Node(
         executable='segmentation_node', name='segmentation',
@@ -196,7 +203,7 @@ def nodes(context: LaunchContext) -> list[Node]:
     if value['camera'] != 'none':
         source = {'source': ParameterValue(value['camera'], value_type=str), 'loop': True,
                   'topic': ParameterValue(value['camera_topic'], value_type=str)}
-        own_depth = value['camera'] == 'synthetic' and bool(points)
+        own_depth = value['camera'] == 'synthetic' and bool(points) and 'depth_transport' not in points
         if own_depth:
             source['depth'] = True
         transport = {name: given[name] for name in ('image_transport',) if name in given}

@@ -124,14 +124,25 @@ def to_8_bits(pixels: np.ndarray, value_range: Range = 'full') -> np.ndarray:
 
 
 def narrow_range(msg: Any) -> str:
-    """Say which values a 16-bit Image holds if 'full' leaves them 16 grey levels or fewer; else return ''."""
-    encoding = getattr(msg, 'encoding', '')
-    if _size(encoding) != 2:
-        return ''
-    pixels = _rows(msg, msg.height, msg.width, PACKED.get(encoding, (2, 1))[1], 2)
+    """Say which values a 16-bit image holds if 'full' leaves them 16 grey levels or fewer; else return ''."""
+    if hasattr(msg, 'encoding'):
+        encoding = msg.encoding
+        if _size(encoding) != 2:
+            return ''
+        pixels = _rows(msg, msg.height, msg.width, PACKED.get(encoding, (2, 1))[1], 2)
+    else:
+        encoding = msg.format.split(';')[0]
+        if encoding not in ('mono16', '16UC1'):
+            return ''
+        try:
+            pixels = pictures.decode(np.ndarray(len(msg.data), np.uint8, msg.data))
+        except PictureError:
+            return ''
+        if pixels.dtype != np.uint16:
+            return ''
     low, high = int(pixels.min()), int(pixels.max())
     levels = (high - low) // 257 + 1
-    return f'{msg.encoding} values span {low} to {high}: {levels} of 256 grey levels' if levels <= 16 else ''
+    return f'{encoding} values span {low} to {high}: {levels} of 256 grey levels' if levels <= 16 else ''
 
 
 def _size(encoding: str) -> int:

@@ -257,16 +257,18 @@ def test_what_cannot_be_done_is_said(tiny, cache):
             backends.build('openvino', CompileSpec(plan(tiny).model, 'k', 'float32', 0, 'NPU.7'), 1, 64, 64)
 
 
-def test_openvino_conversion_looks_up_no_host(tmp_path):
+@pytest.mark.parametrize('what', ['openvino', 'onnxruntime', 'export'])
+def test_no_host_is_looked_up(what, tmp_path):
     """
-    OpenVINO's telemetry is off: no process of a conversion looks up a host or connects.
+    Telemetry is off: no process of a conversion or a run looks up a host or connects.
 
     It runs in a new process, because OpenVINO binds its telemetry at the first import. Telemetry sends from a
     forked child, so what is tried goes to a file. It is silent where CI is set or consent was refused, so
-    neither may reach this process.
+    neither may reach this process. Libraries that are not Python are watched by strace, where it is there.
     """
-    pytest.importorskip('openvino')
-    tried = tmp_path / 'tried'
+    for package in (what,) if what != 'export' else ('onnx', 'onnxruntime', 'onnxscript'):
+        pytest.importorskip(package)
+    tried, calls = tmp_path / 'tried', tmp_path / 'calls'
     script = f"""
 import socket, time
 def refuse(*args, **kwargs):
@@ -275,17 +277,29 @@ def refuse(*args, **kwargs):
     raise OSError('no network in this test')
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = socket.socket.connect = refuse
 import torch
-from lightseg_ros.inference import backends
+from lightseg_ros import labels, weights
+from lightseg_ros.inference import backends, export
 class Tiny(torch.nn.Conv2d):
     forward_logits = torch.nn.Conv2d.forward
-model = backends.DeployModel(Tiny(3, 4, 3), (100., 110., 120.), (70., 71., 72.)).eval()
-run = backends.build('openvino', backends.CompileSpec(model, 'tiny'), 1, 64, 64)
-run(torch.zeros((1, 64, 64, 3), dtype=torch.uint8))
+network = Tiny(3, 2, 3, padding=1).eval()
+if {what!r} == 'export':
+    two = labels.LabelSet('two', ('road', 'other'), ((0, 0, 0), (255, 255, 255)))
+    export.export(network, weights.Card('affnet', two, (90., 90., 90.), (60., 60., 60.), (64, 64)), 'x.onnx')
+else:
+    model = backends.DeployModel(network, (100., 110., 120.), (70., 71., 72.)).eval()
+    run = backends.build({what!r}, backends.CompileSpec(model, 'tiny'), 1, 64, 64)
+    run(torch.zeros((1, 64, 64, 3), dtype=torch.uint8))
 time.sleep(2)
 print('converted')
 """
+    trace = ['strace', '-f', '-qq', '-o', str(calls), '-e', 'trace=connect,sendto,sendmsg,sendmmsg']
+    if not shutil.which('strace') or subprocess.run([*trace, 'true'], capture_output=True).returncode:
+        trace = []
     env = {k: os.environ[k] for k in ('PATH', 'LD_LIBRARY_PATH', 'PYTHONPATH') if k in os.environ}
-    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=300,
-                          env=env | {'HOME': str(tmp_path), 'XDG_CACHE_HOME': str(tmp_path)})
+    env |= {'PYTHONPATH': os.pathsep.join(sys.path), 'HOME': str(tmp_path), 'XDG_CACHE_HOME': str(tmp_path)}
+    done = subprocess.run([*trace, sys.executable, '-c', script], capture_output=True, text=True, timeout=300,
+                          env=env, cwd=tmp_path)
     assert done.stdout.endswith('converted\n'), done.stderr
     assert not tried.exists(), tried.read_text()
+    if trace:
+        assert 'AF_INET' not in calls.read_text(), calls.read_text()

@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from lightseg_ros import cli
+from lightseg_ros.inference.segmenter import parse_device, SegmenterError
+from lightseg_ros.training.recipes import Recipe, RecipeError
 
 
 @pytest.mark.parametrize('verb', cli.VERBS)
@@ -34,6 +36,33 @@ def test_our_errors_are_one_line(capsys):
     assert error.startswith("ERROR: no packaged weights for 'segnet'") and error.count('\n') == 1
 
 
+@pytest.mark.parametrize('arguments', [
+    'evaluate a --frame-rate 0', 'evaluate a --tolerance inf', 'evaluate a --tolerance nan',
+    'evaluate a --workers 0', 'evaluate a --batch -1', 'evaluate a --threads 999999', 'bench --rounds 0',
+    'bench --rates 1e-9', 'bench --seconds inf', 'demo --rate 0', 'demo --seconds nan',
+    'bag from-folder a b --rate 0',
+    'replay a --rate 5e-324', 'info --classes 256', 'info --options [1]', 'export a.onnx --options 3',
+    'export a.onnx --options {', 'train --model laanet --size 0x0',
+    'train --model laanet --validate-every 0', 'train --model laanet --time-limit nan',
+    'train --model laanet --options []', 'train-all --parallel -1',
+    'train-all --part-mib 0', 'folds --parallel -1 --out a -- x', f'evaluate a --workers {"9" * 5000}'])
+def test_numbers_have_limits(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments.split())
+    assert end.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert 'expected' in error or 'is not JSON' in error
+    assert len(error) < 300
+
+
+@pytest.mark.parametrize('change', [{'seed': -1}, {'lr': float('nan')}, {'lr': float('inf')},
+                                    {'batch': 10 ** 9}, {'noise': -1}, {'clip': float('nan')},
+                                    {'warmup': -1}])
+def test_numbers_of_a_recipe_have_limits(change):
+    with pytest.raises(RecipeError, match='expected'):
+        Recipe('laanet', **change)
+
+
 def test_a_missing_package_is_named():
     """A plain `pip install .` has no rosbags; the one line says what brings it."""
     code = ("import sys\nsys.modules['rosbags'] = None\nfrom lightseg_ros import cli\n"
@@ -52,3 +81,10 @@ def test_help_imports_neither_torch_nor_ros():
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60,
                           check=False)
     assert done.stdout.endswith('heavy: []\n'), done.stdout + done.stderr
+
+
+def test_a_device_of_a_large_number_is_not_another_one():
+    """Torch keeps eight bits of the number: cuda:256 would be cuda:0."""
+    for device in ('cuda:256', 'cuda:999', 'cuda:99999999999999999999'):
+        with pytest.raises(SegmenterError, match=f'device is {device!r}'):
+            parse_device(device)

@@ -8,18 +8,27 @@ tests marked `gpu`.
 """
 import contextlib
 import logging
+from pathlib import Path
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from lightseg_ros import networks
 from lightseg_ros.inference import cuda, kernels, segmenter
 from lightseg_ros.inference.segmenter import Segmenter, SegmenterError
 from lightseg_ros.labels import load as load_labels
 from lightseg_ros.weights import Card
 
 SIZE = (96, 128)
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Event:
@@ -52,6 +61,12 @@ class Gpu:
         self.fail_capture = ''
         self.fail_replay = ''
         self.current = None
+        self.current_device = None
+        self.largest_batch = 99
+        self.integrated = False
+        self.pinned = self.blocking = 0
+        self.lost = False
+        self.on_capture = lambda: None
 
     def pool(self):
         self.pools += 1
@@ -73,8 +88,10 @@ def gpu(monkeypatch):
 
     @contextlib.contextmanager
     def graph(made, pool=None, stream=None, capture_error_mode='global'):
+        assert gpu.current_device, 'a capture synchronises the current GPU, and opens a context there'
         assert pool == gpu.pools, 'the pool of a failed capture is used again'
         gpu.current, made.calls = made, []
+        gpu.on_capture()
         try:
             yield
             if gpu.fail_capture:
@@ -82,6 +99,14 @@ def gpu(monkeypatch):
         finally:
             gpu.current = None
         gpu.captured += 1
+
+    @contextlib.contextmanager
+    def device(chosen):
+        before, gpu.current_device = gpu.current_device, chosen
+        try:
+            yield
+        finally:
+            gpu.current_device = before
 
     plain = cuda.FramePipeline.__call__
 
@@ -91,25 +116,47 @@ def gpu(monkeypatch):
         plain(self, *arguments)
 
     empty, tensor = torch.empty, torch.tensor
-    monkeypatch.setattr(torch, 'empty', lambda *a, pin_memory=False, **k: empty(*a, **k))
+
+    def on_host(shape, *, pin_memory=False, **k):
+        gpu.pinned += pin_memory
+        assert gpu.current_device or not pin_memory, 'pinned memory opens a context on the current GPU'
+        if len(shape) > 2 and shape[0] > gpu.largest_batch:
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.\nmore lines')
+        return empty(shape, **k)
+
+    monkeypatch.setattr(torch, 'empty', on_host)
     monkeypatch.setattr(torch, 'tensor', lambda *a, pin_memory=False, **k: tensor(*a, **k))
     monkeypatch.setattr(cuda.FramePipeline, '__call__', recorded)
+    def event(enable_timing, blocking):
+        gpu.blocking += blocking
+        return Event()
+
     for name, stand_in in {
-            'Stream': lambda *_, **__: Stream(), 'Event': lambda *_, **__: Event(), 'CUDAGraph': Graph,
-            'graph': graph,
+            'Stream': lambda *_, **__: Stream(), 'Event': event, 'CUDAGraph': Graph,
+            'graph': graph, 'device': device,
             'stream': lambda _: contextlib.nullcontext(), 'synchronize': lambda *_: None,
             'graph_pool_handle': gpu.pool, 'get_device_name': lambda *_: 'stand-in',
-            'memory_allocated': lambda *_: 0, 'memory_reserved': lambda *_: 0}.items():
+            'memory_allocated': lambda *_: 5e6, 'memory_reserved': lambda *_: 7e6,
+            'get_device_properties': lambda _: SimpleNamespace(is_integrated=gpu.integrated),
+            'empty_cache': lambda: None}.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(kernels, 'available', False)
     return gpu
+
+
+class Tiny(nn.Sequential):
+    """A network of our shape that runs in a moment: logits at a quarter of the size."""
+
+    def forward_logits(self, x):
+        return self(x)
 
 
 @pytest.fixture(scope='module')
 def model():
     torch.manual_seed(0)
     labels = load_labels('camvid')
-    return networks.build('affnet', 11).eval(), Card('affnet', labels, (100.0,) * 3, (70.0,) * 3, SIZE[::-1])
+    return Tiny(nn.Conv2d(3, 8, 3, 4, 1), nn.PReLU(8), nn.Conv2d(8, 11, 1)).eval(), Card(
+        'affnet', labels, (100.0,) * 3, (70.0,) * 3, SIZE[::-1])
 
 
 @pytest.fixture
@@ -118,7 +165,21 @@ def segment(model, gpu, monkeypatch):
     made = Segmenter(*model, 'cpu', backend='torch')
     made._engine = cuda.CudaEngine(made._engine.spec.model.lowered(torch.float32), made.palette,
                                    torch.device('cpu'))
+    made.device = torch.device('cuda')
+    monkeypatch.setattr(segmenter, '_unusable', lambda _: 'an illegal memory access' if gpu.lost else '')
     return made
+
+
+@pytest.fixture
+def live(segment, gpu, monkeypatch):
+    """What a node with three cameras holds; each load gives the same segmenter, and can be made to fail."""
+    live_segmenter = pytest.importorskip('lightseg_ros.nodes.live_segmenter')
+    monkeypatch.setattr(live_segmenter.Segmenter, 'load', lambda *_, **__: segment)
+
+    def make(**options):
+        return live_segmenter.LiveSegmenter(live_segmenter.NetworkChoice('affnet', 'cuda'), cameras=3,
+                                            **options)
+    return make
 
 
 def picture(height, width, seed=0):
@@ -193,10 +254,22 @@ def test_failures_leave_no_buffers_busy(segment, gpu):
     expected = segment(frame).labels
     gpu.fail_replay = 'CUDA error: out of memory'
     for _ in range(4):
-        with pytest.raises(RuntimeError, match='out of memory'):
+        with pytest.raises(segmenter.OutOfMemory):
             segment(frame)
     gpu.fail_replay = ''
     assert np.array_equal(segment(frame).labels, expected)
+
+
+def test_a_third_batch_waits_for_the_first(segment):
+    """Whoever starts several batches of one kind gets each one's own result, in any order."""
+    frames = [picture(64, 96, seed) for seed in range(5)]
+    expected = [segment(frame, confidence=True) for frame in frames]
+    started = [segment.start([frame], confidence=True) for frame in frames]
+    for i in (3, 0, 4, 1, 2):
+        assert np.array_equal(started[i].labels()[0], expected[i].labels)
+        found, = started[i].finish()
+        assert np.array_equal(found.labels, expected[i].labels)
+        assert np.array_equal(found.confidence, expected[i].confidence)
 
 
 def test_triton_that_can_t_compile_is_replaced(model, gpu, monkeypatch, caplog):
@@ -241,3 +314,166 @@ def test_no_memory_for_the_network_is_one_line(model, monkeypatch):
     with pytest.raises(SegmenterError, match='does not run on cuda: CUDA out of memory.*Free memory') as e:
         Segmenter(*model, 'cuda')
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('integrated', [False, True])
+def test_a_jetson_waits_asleep_and_pins_nothing(model, gpu, integrated):
+    gpu.integrated = integrated
+    on_cpu = Segmenter(*model, 'cpu', backend='torch')
+    lowered = on_cpu._engine.spec.model.lowered(torch.float32)
+    rgb = picture(64, 96)
+    expected = [on_cpu(frame).labels for frame in (rgb, rgb[..., ::-1])]
+    on_cpu._engine = cuda.CudaEngine(lowered, on_cpu.palette, torch.device('cpu'))
+    rgb.flags.writeable = False  # as a message's memory
+    for frame, labels in zip((rgb, rgb[..., ::-1]), expected):
+        assert (on_cpu(frame).labels == labels).mean() > 0.999
+    assert (gpu.pinned > 0, gpu.blocking > 0) == (not integrated, integrated)
+
+
+def test_memory_in_the_diagnostics(segment):
+    assert segment.resources()['device memory (MB)'] == '5'
+    assert segment.resources()['device memory reserved (MB)'] == '7'
+
+
+def test_a_batch_that_never_fits_is_lowered(live, segment, gpu, caplog):
+    """Three cameras, room for two: pairs are prepared and run, and nothing is tried again."""
+    gpu.largest_batch = 2
+    node = live(sizes=[(64, 96)])
+    assert node.batch_limit == 2 and gpu.captured == 8
+    assert caplog.text.count('no memory for a batch of 3 images; from now on 2 run together') == 1
+    node.make_ready((80, 96))
+    assert gpu.captured == 16 and node.is_ready((80, 96))
+    assert caplog.text.count('no memory') == 1
+    with pytest.raises(segmenter.OutOfMemory, match='no memory on the GPU for 3 x 96x64') as e:
+        segment([picture(64, 96)] * 3)
+    assert '\n' not in str(e.value) and e.value.__context__ is None, 'the failed buffers stay alive'
+
+
+def test_no_memory_at_all_is_one_line(live, gpu):
+    gpu.largest_batch = 0
+    with pytest.raises(SegmenterError, match='no memory on the GPU for 1 x 96x64: CUDA out of memory'):
+        live(sizes=[(64, 96)])
+
+
+@pytest.fixture
+def worker(live, monkeypatch):
+    """The thread that segments, without its thread and without DDS; what it publishes and logs is kept."""
+    pytest.importorskip('rclpy')
+    from lightseg_ros.nodes import frames
+    said, published = [], []
+    log = SimpleNamespace(info=said.append, fatal=said.append, error=lambda text, **_: said.append(text))
+    node = SimpleNamespace(context=SimpleNamespace(ok=lambda: True), get_logger=lambda: log)
+
+    def camera(name):
+        return SimpleNamespace(
+            name=name, wants_overlay=lambda _: False, wants_confidence=lambda _: False,
+            wants_points=lambda: False, publish_label=lambda header, ids, plan: published.append(name),
+            health=SimpleNamespace(frame_failed=said.append))
+
+    def run(node_live, count=3):
+        plan = SimpleNamespace(parameters=None, needs_confidence=False, class_ids=lambda name, ids, *_: ids)
+        made = frames.FrameWorker(node, node_live, plan)
+        header = SimpleNamespace(stamp=SimpleNamespace(sec=0, nanosec=0))
+        pixels = [picture(64, 96, i) for i in range(count)]
+        batch = [frames.FrameInFlight(camera(f'c{i}'), header, p, p, 0.0) for i, p in enumerate(pixels)]
+        published.clear()
+        with node_live.use() as network:
+            for i in range(0, count, node_live.batch_limit):
+                for started in made._publish_labels(
+                        plan, network, batch[i:i + node_live.batch_limit]):
+                    started.pending.finish()
+        return list(published)
+    return SimpleNamespace(run=run, said=said, frames=frames)
+
+
+def test_a_batch_that_no_longer_fits_runs_in_parts(live, worker, gpu, segment):
+    """Something else has taken the memory since the start: every frame is still labelled."""
+    node = live(sizes=[(64, 96)])
+    assert node.batch_limit == 3
+    segment._engine._buffers.clear()
+    gpu.largest_batch = 2
+    assert worker.run(node) == ['c0', 'c1', 'c2'] and node.batch_limit == 2
+    assert worker.run(node) == ['c0', 'c1', 'c2'] and not [s for s in worker.said if 'fail' in s]
+
+
+def test_a_lost_gpu_ends_the_process(live, worker, gpu, monkeypatch):
+    """So that it can be started again (use_respawn); an error that passes does not end it."""
+    node = live(sizes=[(64, 96)])
+    ends = []
+    monkeypatch.setattr(worker.frames.os, '_exit', ends.append)
+    gpu.fail_replay = 'cuDNN error: CUDNN_STATUS_EXECUTION_FAILED'
+    assert worker.run(node, 1) == [] and not ends
+    gpu.lost = True
+    assert worker.run(node, 1) == [] and ends == [1]
+    assert any('is lost to this process: an illegal memory access' in line for line in worker.said)
+    assert worker.said[-1] == 'the node ends, so that it can be started again'
+
+
+def test_a_network_that_does_not_fit_beside_the_other_is_loaded_after_it(live, segment, monkeypatch, caplog):
+    node = live()
+    module = sys.modules[type(node).__module__]
+    loads, freed = [], []
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: freed.append(len(loads)))
+
+    def load(model, *_, **__):
+        loads.append(model)
+        if hasattr(node, '_segmenter') or model == 'huge':
+            raise segmenter.OutOfMemory('no memory on the GPU for a network')
+        return segment
+
+    monkeypatch.setattr(module.Segmenter, 'load', load)
+    other = module.NetworkChoice('elanet', 'cuda')
+    node.prepare(other)
+    told = []
+    node.change(other, told.append)
+    assert loads == ['elanet', 'elanet'] and freed[0] == 1 and told == [segment] and not node.differs(other)
+    assert 'elanet is loaded after the network in force is freed, because both do not fit' in caplog.text
+    with pytest.raises(segmenter.OutOfMemory):
+        node.change(module.NetworkChoice('huge', 'cuda'), told.append)
+    assert loads[2:] == ['huge', 'huge', 'elanet'] and told == [segment]
+    with node.use() as network:
+        assert network is segment, 'the old one is in force again'
+
+
+def test_a_shutdown_waits_for_the_capture_in_progress_and_begins_no_other(live, gpu):
+    """A process that ends while it captures may crash."""
+    node = live(sizes=[(64, 96)])
+    began, go_on, order = threading.Event(), threading.Event(), []
+
+    def capture():
+        began.set()
+        assert go_on.wait(10)
+        order.append('captured')
+
+    def prepare():
+        with node.use(), pytest.raises(ValueError, match='shuts down'):
+            node.make_ready((80, 96))
+
+    gpu.on_capture = capture
+    thread = threading.Thread(target=prepare)
+    thread.start()
+    assert began.wait(10)
+    freeing = threading.Thread(target=lambda: (node.free(), order.append('freed')))
+    freeing.start()
+    while not node._closing.is_set():
+        time.sleep(0.001)
+    assert freeing.is_alive() and not order
+    go_on.set()
+    thread.join(20)
+    freeing.join(20)
+    assert order == ['captured'] * 4 + ['freed']
+
+
+def test_the_first_commands_on_a_gpu():
+    """bench/first_gpu.sh: its steps end within 580 s, and the tests that it names are there."""
+    text = (ROOT / 'bench' / 'first_gpu.sh').read_text()
+    assert subprocess.run(['bash', '-n', str(ROOT / 'bench' / 'first_gpu.sh')]).returncode == 0
+    once = [int(limit) for limit in re.findall(r'^step (\d+) ', text, re.MULTILINE)]
+    in_loop = [int(limit) for limit in re.findall(r'^  step (\d+) ', text, re.MULTILINE)]
+    assert len(once) == 6 and len(in_loop) == 1 and sum(once) + 5 * in_loop[0] <= 580
+    for tests in re.findall(r'-m gpu (.*)', text):
+        arguments = shlex.split(tests)
+        collect = [sys.executable, '-m', 'pytest', '--collect-only', '-m', 'gpu', *arguments]
+        found = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+        for file in [a for a in arguments if a.endswith('.py')]:
+            assert re.search(rf'{file}\b', found), f'{tests}: nothing of {file} in {found}'

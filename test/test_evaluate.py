@@ -293,20 +293,24 @@ def test_exit_codes(two_bags, model, tmp_path, capsys):
              'nothing can be written'),
             ((two_bags[1], *common, '--resume'), '--resume goes on with what'),
             ((two_bags[1], *common, '--every', '0'), "every is '0'; expected seconds such as 0.5, or frames"),
-            ((two_bags[1], *common, '--start', '-1'), 'start is -1; expected seconds'),
             ((two_bags[1], *common, '--image-topic', IMAGE, '--start', '9'),
              'at --start: the longest of them lasts 0.6 s'),
-            ((two_bags[1], *common, '--jpeg-quality', '101'), 'jpeg_quality is 101'),
             ((two_bags[1], *common), 'several image topics'),
             ((two_bags[1], *common, '--label-topic', '/nope'), 'no image topic /nope'),
             ((two_bags[1], *common, '--image-topic', IMAGE, '--label-dir', tmp_path), 'no images in'),
             ((two_bags[1], *common, '--label-topic', LABEL, '--label-dir', tmp_path), 'not from both'),
             ((two_bags[1], '--data', 'camvid'), 'one of the two'), ((), 'one of the two'),
-            ((two_bags[1], '--record'), '--record'), ((two_bags[1], '--batch', '0'), 'batch is 0'),
+            ((two_bags[1], '--record'), '--record'),
             ((two_bags[1], '--label-topic', LABEL, '--model', 'nonet'), "no packaged weights for 'nonet'")):
         assert run(*arguments) == 1
         error = capsys.readouterr().err
         assert error.startswith('ERROR: ') and text in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('field, value', [('jpeg_quality', 101), ('batch', 0), ('apart_ns', -NS)])
+def test_a_run_that_can_not_be(field, value):
+    with pytest.raises(EvaluationError, match=f'{field.removesuffix("_ns")} is'):
+        Run(**{field: value})
 
 
 # A process that gets a real SIGINT once 4 frames are done. It must not be pytest's own: faulthandler, which

@@ -13,6 +13,7 @@ import torch
 
 from lightseg_ros import labels, networks, weights
 from lightseg_ros.cli import main
+from lightseg_ros.inference.backends import DeployModel
 import lightseg_ros.inference.export as module
 from lightseg_ros.inference.export import export, ExportError, random_weights
 
@@ -98,6 +99,21 @@ def saved(tmp_path):
     return path
 
 
+def casts_of_bytes(model):
+    """TensorRT's rule for uint8: it only enters or leaves a graph, next to a cast from or to floats."""
+    model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    types = {v.name: v.type.tensor_type.elem_type for v in values}
+    types |= {t.name: t.data_type for t in model.graph.initializer}
+    kind, found = onnx.TensorProto, 0
+    for node in model.graph.node:
+        touched = {types[v] for v in (*node.input, *node.output) if v}
+        if kind.UINT8 in touched:
+            assert node.op_type == 'Cast' and touched - {kind.UINT8} <= {kind.FLOAT, kind.FLOAT16}, node
+            found += 1
+    return found
+
+
 def test_command_with_argmax(tmp_path, saved, capsys):
     out = tmp_path / 'two.onnx'
     assert main(['export', '--model', str(saved), '--resolution', '96x72', '--argmax', str(out)]) == 0
@@ -109,9 +125,21 @@ def test_command_with_argmax(tmp_path, saved, capsys):
     assert ids.shape == (1, 72, 96) and ids.dtype == np.uint8
     with torch.inference_mode():
         assert (ids == network(image).argmax(1).numpy()).mean() > 0.9999
-    metadata = {p.key: p.value for p in onnx.load(out).metadata_props}
+    model = onnx.load(out)
+    assert casts_of_bytes(model) == 1
+    metadata = {p.key: p.value for p in model.metadata_props}
     assert weights.Card.from_json(metadata['card']) == card
     assert json.loads(metadata['card'])['license'] == 'CC0'
+
+
+def test_bytes_meet_nothing_but_a_cast():
+    """Neither in the graph of a whole frame; that of `export` is checked with its argmax, above."""
+    class Tiny(torch.nn.Conv2d):
+        forward_logits = torch.nn.Conv2d.forward
+
+    for dtype in (torch.float32, torch.float16):
+        model = DeployModel(Tiny(3, 4, 3), (100.0,) * 3, (70.0,) * 3).lowered(dtype)
+        assert casts_of_bytes(module.to_onnx(model, torch.zeros((1, 64, 80, 3), dtype=torch.uint8))) == 1
 
 
 def test_packaged_weights_at_their_resolution(tmp_path):

@@ -298,6 +298,20 @@ def test_png_16_bit():
     assert np.abs(decoded - pixels[..., None] / 257).max() <= 1
 
 
+def test_narrow_range():
+    """A thermal camera's counts, raw and as a PNG; a picture that uses its range is not spoken of."""
+    thermal = (7000 + 20 * np.arange(35, dtype=np.uint16)).reshape(5, 7)
+    raw = message('mono16', thermal.view(np.uint8).reshape(5, -1), 7)
+    packed = compressed(png(thermal), '16UC1; png compressed ')
+    assert images.narrow_range(raw) == 'mono16 values span 7000 to 7680: 3 of 256 grey levels'
+    assert images.narrow_range(packed) == '16UC1 values span 7000 to 7680: 3 of 256 grey levels'
+    for msg in (message('mono16', (90 * thermal).view(np.uint8).reshape(5, -1), 7),
+                compressed(png(random_rgb(5, 7)), 'bgr8; png compressed bgr8'),
+                compressed(b'', '16UC1; png compressed '),
+                message('mono8', np.zeros((5, 7), np.uint8), 7)):
+        assert images.narrow_range(msg) == ''
+
+
 @pytest.mark.parametrize('format', ['jpeg', 'rgb8; jpeg compressed bgr8', 'bgr8; jpeg compressed bgr8'])
 def test_jpeg(format):
     rgb = smooth()

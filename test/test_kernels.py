@@ -2,15 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What surrounds the network: the bands on a CPU and the Triton kernels against plain torch."""
 import os
+from pathlib import Path
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 import torch.nn.functional as F
 
 from lightseg_ros.inference import kernels
+from lightseg_ros.inference.fusing import FusedConv
+from lightseg_ros.networks.layers import same_padding
 
 PALETTE = torch.randint(0, 256, (256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ((100.0, 110.0, 120.0), (50.0, 60.0, 70.0)))
@@ -173,15 +178,152 @@ def check_fused(shape, dtype, device):
     assert (x.float() - twin.float()).abs().max() <= 4 * torch.finfo(dtype).eps
 
 
-def test_fused_kernels_equal_their_twins_in_the_interpreter():
-    """In a process of its own: Triton must be imported for the interpreter from the start."""
+def interpreted(*what):
+    """Run this file in a process of its own: Triton must be imported for the interpreter from the start."""
     if not kernels.available:
         pytest.skip('Triton is not installed; its kernels are for CUDA')
     env = {**os.environ, 'TRITON_INTERPRET': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, __file__], env=env, text=True, capture_output=True, timeout=120,
-                          check=False)
+    done = subprocess.run([sys.executable, __file__, *what], env=env, text=True, capture_output=True,
+                          timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ['equal'] * len(SIZES) * len(DTYPES)
+    return done.stdout.split()
+
+
+def test_fused_kernels_equal_their_twins_in_the_interpreter():
+    assert interpreted() == ['equal'] * len(SIZES) * len(DTYPES)
+
+
+def test_no_index_overflows():
+    """At 8192x8192, and in tensors of more than 2^31 values: their last pixels, alone."""
+    assert interpreted('large') == ['equal'] * 4
+
+
+def check_large():
+    """
+    Run the last program of each kernel alone, on tensors of which only the last pixels are ever touched.
+
+    With 32-bit indices they would read and write somewhere else.
+    """
+    from triton.runtime.interpreter import interpreter_builder
+    program, plain = [0, 0, 0], type(interpreter_builder).create_get_program_id
+
+    def shifted(self, axis):
+        handle = plain(self, axis)
+        handle.data = handle.data + np.int32(program[axis])
+        return handle
+
+    type(interpreter_builder).create_get_program_id = shifted
+
+    def last(name, *at):
+        """Let a kernel run one program, that of these coordinates."""
+        kernel = getattr(kernels, name)
+
+        class One:
+            def __getitem__(self, grid):
+                program[:] = [count - 1 if one is None else one
+                              for count, one in zip((*grid, 1, 1), (*at, 0, 0))]
+                return kernel[(1, 1, 1)]
+        setattr(kernels, name, One())
+        return lambda: setattr(kernels, name, kernel)
+
+    order = torch.tensor(kernels.channel_order(False), dtype=torch.int32)
+    frames = torch.empty((11, 8192, 8192, 3), dtype=torch.uint8)
+    frames[-1, -1, -400:] = 170
+    undo = last('_normalise', None)
+    x = kernels.fused_normalise(frames, MEAN, STD, torch.float16, order)
+    assert torch.allclose(x[-1, :, -1, -1].float(), (170 - MEAN.flatten()) / STD.flatten(), atol=1e-2)
+    undo()
+    print('equal')
+
+    logits = torch.empty((1, 40, 8192, 8192), dtype=torch.float16)  # one plane after the other, as FBSNet's
+    logits[0, :, -1, -200:] = 0
+    logits[0, 35, -1, -200:] = 5
+    labels = torch.empty((11, 8192, 8192), dtype=torch.uint8)
+    undo = last('_finish', None, None, 0)
+    kernels.fused_finish(logits, frames, *kernels.overlay_lookup(PALETTE, 0.0), order, labels[:1], None, None)
+    assert (labels[0, -1, -32:] == 35).all()
+    undo()
+    print('equal')
+
+    x = torch.empty((1, 5792, 5800, 64), dtype=torch.float16).permute(0, 3, 1, 2)  # 2^31 values and some
+    x[:, :, -3:, -70:] = 1
+    conv = FusedConv(nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False).half())
+    for name, made in (('_depthwise', conv), ('_convolve', FusedConv(nn.Conv2d(64, 8, 3, padding=1).half()))):
+        undo = last(name, None, None)
+        found = made.run(x)[0, :, -1, -20:]
+        expected = made.plain(x[:, :, -3:, -70:])[0, :, -1, -20:]
+        assert (found - expected).abs().max() < 1e-2, name
+        undo()
+        print('equal')
+
+
+def launches():
+    """Return what the networks launch, as (kernel's name, positional and keyword arguments); nothing runs."""
+    found = []
+    patch = pytest.MonkeyPatch()
+    for name in ('_normalise', '_finish', '_depthwise', '_convolve', '_norm'):
+        class Recorder:
+            def __class_getitem__(cls, grid, name=name):
+                return lambda *args, **kwargs: found.append((name, args, kwargs))
+        patch.setattr(kernels, name, Recorder)
+    with torch.device('meta'):
+        half = torch.float16
+        order, lookup = torch.empty(3, dtype=torch.int32), torch.empty((256, 3), dtype=torch.int16)
+        frames = torch.empty((1, 512, 1024, 3), dtype=torch.uint8)
+        kernels.fused_normalise(frames, torch.empty(3), torch.empty(3), half, order)
+        for classes in (11, 150):
+            logits = torch.empty((1, 256, 512, classes), dtype=half).permute(0, 3, 1, 2)
+            bytes_out = frames[..., 0].contiguous()
+            kernels.fused_finish(logits, frames, lookup, lookup[0], order, bytes_out, frames, bytes_out)
+        x = torch.empty((1, 64, 128, 128), dtype=half).permute(0, 3, 1, 2)
+        for kernel, dilation, c in ((3, 1), (16, 1), 64), ((3, 3), (8, 8), 128), ((7, 7), (1, 1), 8):
+            conv = nn.Conv2d(c, c, kernel, 1, same_padding(kernel, dilation), dilation, c).half()
+            FusedConv(conv).run(x[:, :c], x[:, :c])
+        norm = nn.BatchNorm2d(128).half(), nn.PReLU(128).half()
+        FusedConv(nn.Conv2d(128, 64, 3, padding=1).half(), *norm).run(x)
+        FusedConv(nn.Conv2d(128, 128, 1).half(), *norm).run(x, x)
+        FusedConv(nn.Conv2d(3, 32, 3, 2, 1).half(), act=nn.Sigmoid()).run(x[:, :3])
+        kernels.norm(x, torch.empty(3, 128))
+    patch.undo()
+    return found
+
+
+KINDS = {torch.uint8: '*u8', torch.int16: '*i16', torch.int32: '*i32', torch.float16: '*fp16',
+         torch.float32: '*fp32'}
+
+
+@pytest.mark.parametrize('capability', [75, 80, 87, 89, 90, 100, 120])
+def test_kernels_compile_for_every_gpu_without_spills(capability, tmp_path, monkeypatch):
+    triton = pytest.importorskip('triton')
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    binaries = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
+    if not (binaries / 'cuobjdump').exists():
+        pytest.skip('this Triton comes without cuobjdump')
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    for name, args, kwargs in launches():
+        if name == '_convolve' and capability < 80:
+            continue  # see `cuda._tensor_cores`
+        if capability not in (75, 90) and kwargs.get('taps_x') != 3:
+            continue  # all of them take a minute
+        function = getattr(kernels, name)
+        types, constants, aligned = {}, {}, {}
+        for i, (argument, value) in enumerate(zip(function.arg_names, [*args, *kwargs.values()])):
+            if isinstance(value, torch.Tensor):
+                types[argument] = KINDS[value.dtype]
+            elif argument in kwargs or value == 1:  # Triton takes a 1 as a constant
+                types[argument], constants[i,] = 'constexpr', value
+            else:
+                types[argument] = 'i32' if value < 2 ** 31 else 'i64'
+            if isinstance(value, torch.Tensor) or types[argument] != 'constexpr' and value % 16 == 0:
+                aligned[i,] = [['tt.divisibility', 16]]
+        source = ASTSource(fn=function, signature=types, constexprs=constants, attrs=aligned)
+        (tmp_path / 'kernel').write_bytes(
+            triton.compile(source, target=GPUTarget('cuda', capability, 32)).asm['cubin'])
+        used = subprocess.run([binaries / 'cuobjdump', '-res-usage', tmp_path / 'kernel'], text=True,
+                              capture_output=True, check=True).stdout
+        print(name, kwargs, re.search(r'REG:.*', used)[0])
+        assert re.search(r'STACK:0\b', used) and re.search(r'LOCAL:0\b', used), (name, kwargs, used)
 
 
 @pytest.mark.gpu
@@ -195,6 +337,9 @@ def test_fused_kernels_equal_their_twins_on_cuda(shape, dtype):
 
 
 if __name__ == '__main__':
+    if sys.argv[1:] == ['large']:
+        check_large()
+        sys.exit()
     for size in SIZES:
         for kind in DTYPES:
             check_fused(size, kind, 'cpu')

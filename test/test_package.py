@@ -335,11 +335,15 @@ def test_launch_file(installed, monkeypatch, tmp_path):
         assert depth_topics(**given) == [('camera_info', '/cam/camera_info')]
     assert depth_topics('left', image_topic='/{camera}/image_raw') == [('camera_info', '/left/camera_info')]
     assert depth_topics('left') == [('camera_info', 'left/camera_info')]
-    assert depth_topics(depth_topic='/cam/depth/image_raw') == [
-        ('depth', '/cam/depth/image_raw'), ('camera_info', '/cam/depth/camera_info')]
-    assert depth_topics('left', depth_topic='/{camera}/d', camera_info_topic='/{camera}/i') == [
-        ('depth', '/left/d'), ('camera_info', '/left/i')]
-    assert depth_topics('left', depth_topic='depth') == [
-        ('depth', 'left/depth'), ('camera_info', 'left/camera_info')]
+
+    def pairs(depth, info):
+        return [('depth', depth), ('camera_info', info),
+                ('depth/compressedDepth', f'{depth}/compressedDepth')]
+
+    for topic in ('/cam/depth/image_raw', '/cam/depth/image_raw/compressedDepth'):
+        assert depth_topics(depth_topic=topic) == pairs('/cam/depth/image_raw', '/cam/depth/camera_info')
+    assert depth_topics('left', depth_topic='/{camera}/d', camera_info_topic='/{camera}/i') == pairs(
+        '/left/d', '/left/i')
+    assert depth_topics('left', depth_topic='depth') == pairs('left/depth', 'left/camera_info')
     with pytest.raises(ValueError, match="image_topic is '/a'; expected {camera} in it"):
         module.topic_of('left', '/a')

@@ -297,12 +297,13 @@ def test_camera_info_that_was_published_once_arrives_and_so_does_one_that_is_not
 
     from lightseg_ros.health import Health
     from lightseg_ros.nodes.points import Points
+    from lightseg_ros.nodes.segmentation_parameters import SegmentationParameters
     node = rclpy.create_node('once', namespace=f'latched_{latched}')
     durability = QoSDurabilityPolicy.TRANSIENT_LOCAL if latched else QoSDurabilityPolicy.VOLATILE
     publisher = node.create_publisher(CameraInfo, 'camera_info', QoSProfile(depth=1, durability=durability))
     if latched:
         publisher.publish(CameraInfo(width=7))
-    found = Points(node, '', 0.02, False, Health(), lambda: None, PublisherEventCallbacks())
+    found = Points(node, '', SegmentationParameters(), Health(), lambda: None, PublisherEventCallbacks())
     found.subscribe()
     end = time.monotonic() + 20
     while found._info is None:
@@ -412,3 +413,45 @@ def test_bad_depth_is_counted_and_labels_go_on(scene, bad, text):
     scene.send_image()
     scene.send_depth()
     scene.spin(lambda: scene.clouds)
+
+
+def test_compressed_depth_becomes_points(ros, random_weights, tmp_path):
+    """As compressed_depth_image_transport writes it: 12 bytes of settings, then the picture; first broken."""
+    import cv2
+    import rclpy
+    from rclpy.qos import QoSProfile
+    from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+    from std_msgs.msg import Header
+
+    from lightseg_ros.live.probe import NodeProcess, nodes
+    picture = cv2.imencode('.png', np.full((96, 128), 2000, np.uint16))[1].tobytes()
+    depth = CompressedImage(format='16UC1; compressedDepth png', data=bytes(12) + picture[:40])
+    image = images.encode(np.zeros((96, 128, 3), np.uint8), 'rgb8', Header(), Image())
+    info = CameraInfo(height=96, width=128, k=[100.0, 0, 64, 0, 100.0, 48, 0, 0, 1])
+    with nodes(NodeProcess('segmentation', tmp_path / 'node.log', {
+            'weights': str(random_weights), 'resolution': '64x64', 'publish_points': True,
+            'depth_transport': 'compressedDepth'}, {
+                '__node': 'packed_depth', 'image': '/packed/image', 'camera_info': '/packed/camera_info',
+                'depth/compressedDepth': '/packed/depth/compressedDepth'})) as (process,):
+        node = rclpy.create_node('camera')
+        clouds = []
+        node.create_subscription(PointCloud2, '/packed_depth/points', clouds.append, QoSProfile(depth=5))
+        publishers = [(node.create_publisher(type(msg), f'/packed/{topic}', QoSProfile(depth=5)), msg)
+                      for topic, msg in (('camera_info', info), ('image', image),
+                                         ('depth/compressedDepth', depth))]
+        end, sent = time.monotonic() + 60, 0
+        while not clouds:
+            if 'no points: ' in process.log.read_text():
+                depth.data = bytes(12) + picture
+            assert time.monotonic() < end, process.log.read_text()
+            sent += 1
+            for publisher, msg in publishers:
+                msg.header.stamp.sec = sent
+                publisher.publish(msg)
+            for _ in range(5):
+                rclpy.spin_once(node, timeout_sec=0.05)
+        node.destroy_node()
+        log = process.log.read_text()
+    assert "depth of format '16UC1; compressedDepth png'" in log
+    z = np.frombuffer(clouds[0].data, points.POINT)['z']
+    assert z.size == 96 * 128 and np.allclose(z, 2.0)

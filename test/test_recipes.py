@@ -39,7 +39,7 @@ def test_options_beyond_the_papers_are_off():
     ({'first_scale': (0.5,)}, r'first_scale is \(0.5,\); expected two or more numbers above 0'),
     ({'mix': 2.0}, 'mix is 2.0; expected 0 to 1'),
     ({'dusk': -0.1}, 'dusk is -0.1; expected 0 to 1'),
-    ({'noise': -1.0}, 'noise is -1.0; expected 0 or more'),
+    ({'noise': -1.0}, 'noise is -1.0; expected 0 to 255'),
     ({'swa': 0.2}, 'ema is 0.999 and swa 0.2; expected one of the two to be 0'),
     ({'padding': 'zero'}, "unknown padding 'zero'; known: mean, reflect"),
     ({'momentum': 0.9}, 'a recipe has no momentum; it has network, options, epochs'),

@@ -284,6 +284,23 @@ def test_parameters_are_live_and_validated_or_read_only(tester):
     assert set_parameter(tester, 'overlay_alpha', double(0.5)).successful
 
 
+def test_the_range_of_a_16_bit_camera(tester, reference, process):
+    """Counts of a thermal camera: the node says once that it sees little; with a range it sees all."""
+    grey = picture()[..., 0]
+    counts = (7000 + 2000 / 255 * grey.astype(float)).round().astype(np.uint16)
+    for _ in range(2):
+        dark = images.decode(tester.send(images.encode(counts, 'mono16', tester.header(), Image())))[..., 0]
+    said = process.log.read_text()
+    assert said.count('mono16 values span') == 1 and 'of 256 grey levels; parameter value_range' in said
+    assert set_parameter(tester, 'value_range', text('7000:9000')).successful
+    label = images.decode(tester.send(images.encode(counts, 'mono16', tester.header(), Image())))[..., 0]
+    expected = reference([np.repeat(grey[..., None], 3, 2)])[0].labels
+    assert (label == expected).mean() > 0.99 > (dark == expected).mean()
+    refused = set_parameter(tester, 'value_range', text('9000:7000'))
+    assert not refused.successful and "'full', 'auto' or MIN:MAX" in refused.reason
+    assert set_parameter(tester, 'value_range', text('full')).successful
+
+
 def text(value):
     return ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=str(value))
 
@@ -519,6 +536,7 @@ def test_clean_exit(ros, random_weights, tmp_path, numbers):
     ('overlay_alpha:=2.0', "'overlay_alpha' is 2.0; expected 0.0 to 1.0"),
     ('cameras:="front,front"', "'cameras' is 'front,front'; expected different names"),
     ('image_size:=big', "parameter 'image_size': size is 'big'; expected WIDTHxHEIGHT"),
+    ('value_range:=wide', "parameter 'value_range': range of 16-bit images is 'wide'; expected 'full'"),
     ('weights:=~/nothing.safetensors', 'nothing.safetensors: no such file'),
     ('qos_overrides./image.subscription.reliability:=relaible', '`reliability`: `relaible`'),
     ('cameras:="front front"', "'cameras' is 'front front'; expected different names"),

@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from . import scoring
+from .numbers import real, whole
 
 HELP = ('Look into a bag (info), make one from a folder of images (from-folder), or write frames of one as '
         'images to be annotated (to-folder).')
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument('--label-dir', type=Path,
                       help="label images of the same names, in the data set's own ids")
     make.add_argument('--labels', default='camvid', help='label set of --label-dir: a name, or a YAML file')
-    make.add_argument('--rate', type=float, default=30.0, help='frame numbers a second')
+    make.add_argument('--rate', type=real(1e-3), default=30.0, help='frame numbers a second')
     make.add_argument('--image-topic', default='/camera/image_raw', help='its topic')
     make.add_argument('--label-topic', default='/camera/label', help='its topic')
     make.add_argument('--encoding', default='rgb8', choices=('rgb8', 'bgr8', 'mono8', 'png', 'jpeg'),
@@ -41,10 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     take.add_argument('--value-range', default='full', metavar='RANGE',
                       help='what becomes 0 to 255 in 16-bit images: full, auto or MIN:MAX')
     scoring.add_selection_arguments(take)
-    take.add_argument('--lowest-confidence', type=int, default=0, metavar='COUNT',
+    take.add_argument('--lowest-confidence', type=whole(0), default=0, metavar='COUNT',
                       help='so many frames whose mean confidence is lowest, searched in all frames, or in '
                       'those of --every')
-    take.add_argument('--apart', type=float, default=2.0, metavar='SECONDS',
+    take.add_argument('--apart', type=real(0), default=2.0, metavar='SECONDS',
                       help='of --lowest-confidence: least distance of two frames')
     take.add_argument('--prelabel', action='store_true',
                       help="write the network's labels too, in the data set's own ids")
@@ -75,10 +76,6 @@ def run(args: argparse.Namespace) -> None:
 def _to_folder(args: argparse.Namespace) -> None:
     from .. import images
     from ..evaluation import extract
-    from ..evaluation.evaluate import EvaluationError
-    if args.lowest_confidence < 0 or args.apart < 0:
-        raise EvaluationError('--lowest-confidence and --apart are numbers of frames and seconds; expected 0 '
-                              'or more')
     lowest = args.lowest_confidence
     model = scoring.model_from(args) if lowest or args.prelabel else None
     count, failed = extract.to_folder(

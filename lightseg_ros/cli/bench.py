@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from ..sizes import argument
+from .numbers import real, whole
 
 HELP = ('Measure the networks beside plain torch, once their labels agree; the last line is JSON. --ros '
         'measures the node through DDS instead. --plot and --table show results from files.')
@@ -20,15 +21,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--contenders', nargs='+', default=['auto:auto'], metavar='BACKEND:PRECISION',
                         help='backends and precisions to measure, such as torch:float32 openvino:bfloat16')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
-    parser.add_argument('--threads', type=int, default=0, help='threads of the CPU; 0: one per core')
-    parser.add_argument('--rounds', type=int, default=10,
+    parser.add_argument('--threads', type=whole(0, 1024), default=0,
+                        help='threads of the CPU; 0: one per core')
+    parser.add_argument('--rounds', type=whole(1), default=10,
                         help='how often the contenders take turns, with five calls each time')
     parser.add_argument('--startup', action='store_true',
                         help='also measure the time from the start of a process to its first label')
     parser.add_argument('--ros', action='store_true', help='measure the segmentation node through DDS')
-    parser.add_argument('--rates', nargs='+', type=float, default=[10.0, 30.0, 60.0], metavar='HZ',
+    parser.add_argument('--rates', nargs='+', type=real(0.1, 1000), default=[10.0, 30.0, 60.0], metavar='HZ',
                         help='image rates of --ros')
-    parser.add_argument('--seconds', type=float, default=5.0,
+    parser.add_argument('--seconds', type=real(0.1, 1e7), default=5.0,
                         help='length of each measurement of --ros; 600 or more make a soak test')
     parser.add_argument('--plot', nargs='+', type=Path, metavar='RESULT.json',
                         help='draw accuracy against speed and parameters to --out')

@@ -5,6 +5,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .numbers import real
+
 HELP = ('Compare results of "lightseg evaluate --json" or "lightseg replay --json": figures side by side, '
         'and the paired difference of the frames that they share to the first, with its confidence interval. '
         'Where both were made with --out, it shows where their labels disagree, without ground truth.')
@@ -14,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('results', nargs='+', type=Path, metavar='RESULT.json',
                         help='the first is what the others are compared with')
     parser.add_argument('--html', type=Path, metavar='FILE', help='write the comparison with its plots')
-    parser.add_argument('--apart', type=float, default=2.0, metavar='SECONDS',
+    parser.add_argument('--apart', type=real(0), default=2.0, metavar='SECONDS',
                         help='least distance of the frames that are shown')
 
 

@@ -4,6 +4,8 @@
 import argparse
 from pathlib import Path
 
+from .numbers import real
+
 HELP = ('Run a camera node and a segmentation node as separate processes that talk through DDS, and write a '
         'video, a contact sheet and a summary of what they published.')
 
@@ -16,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--resolution', default='', help="size of the network's input; empty: the "
                         'size that the weights were trained at')
     parser.add_argument('--device', default='auto', help='auto, cpu or cuda')
-    parser.add_argument('--rate', type=float, default=15.0, help='frames per second of the camera')
-    parser.add_argument('--seconds', type=float, default=30.0, help='how long the nodes run')
+    parser.add_argument('--rate', type=real(0.1, 1000), default=15.0, help='frames per second of the camera')
+    parser.add_argument('--seconds', type=real(1, 1e7), default=30.0, help='how long the nodes run')
     parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder for the results')
 
 

@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from . import scoring
+from .numbers import real, whole
 
 HELP = ('Score a model on every frame, without ROS: on recordings (rosbag2 sqlite3 and mcap, ROS 1, videos, '
         'folders of images), with ground truth from a label topic or a folder, or without; or on a data set. '
@@ -17,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('bags', nargs='*', type=Path, metavar='RECORDING', help='bags, videos and '
                         'folders of images; several are scored as one recording')
     scoring.add_model_arguments(parser)
-    parser.add_argument('--batch', type=int, default=1, help='frames that go through the network together')
+    parser.add_argument('--batch', type=whole(1, 1024), default=1,
+                        help='frames that go through the network together')
     group = scoring.add_truth_arguments(parser)
     group.add_argument('--value-range', default='full', metavar='RANGE', help='what becomes 0 to 255 in '
                        '16-bit images: full (0 to 65535), auto (1st to 99th percentile of each frame), or '
@@ -28,12 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        'the same command, with --report, --json or --out')
     group.add_argument('--out', type=Path, metavar='BAG.mcap',
                        help='write labels, overlays, confidence and diagnostics to a bag')
-    group.add_argument('--jpeg-quality', type=int, default=90, metavar='1-100',
+    group.add_argument('--jpeg-quality', type=whole(1, 100), default=90, metavar='1-100',
                        help='of the overlays in --out')
-    group.add_argument('--workers', type=int, default=1, help='processes on this machine')
+    group.add_argument('--workers', type=whole(1, 1024), default=1, help='processes on this machine')
     group.add_argument('--dask', metavar='ADDRESS', help='scheduler of a Dask cluster, tcp://HOST:8786; bags '
                        'and weights must be at the same paths on its workers')
-    group.add_argument('--frames-per-task', type=int, default=200, help='frames that a worker gets at once')
+    group.add_argument('--frames-per-task', type=whole(1), default=200,
+                       help='frames that a worker gets at once')
     group = parser.add_argument_group('data set')
     group.add_argument('--data', help='data set to score instead of bags: camvid, cityscapes, or folder '
                        '(your own)')
@@ -44,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        'noise, motion blur and JPEG, in three strengths each, and print a table')
     group.add_argument('--record', action='store_true',
                        help="write mIoU and IoU into the weights file's card")
-    parser.add_argument('--apart', type=float, default=2.0, metavar='SECONDS',
+    parser.add_argument('--apart', type=real(0), default=2.0, metavar='SECONDS',
                         help='least distance of frames that the report shows')
     scoring.add_output_arguments(parser)
 

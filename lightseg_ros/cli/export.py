@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lightseg export`: writes a network as an ONNX file and checks it."""
 import argparse
-import json
+
+from .numbers import json_object
 
 HELP = ('Write a network as an ONNX graph of one size, with its card in the metadata, and check it with '
         'onnxruntime. Its input is an image (1, 3, H, W) float32, RGB, normalised as (rgb - mean) / std with '
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--random', action='store_true',
                         help='use random weights, to time or convert a network that is not trained')
     parser.add_argument('--labels', default='camvid', help='label set for --random: a name, or a YAML file')
-    parser.add_argument('--options', type=json.loads, default={}, metavar='JSON',
+    parser.add_argument('--options', type=json_object, default={}, metavar='JSON',
                         help="the network's options for --random")
 
 

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lightseg info`: shows the networks, their costs and the packaged weights."""
 import argparse
-import json
 
 from ..sizes import argument
+from .numbers import json_object, whole
 
 HELP = ("Show all networks with their parameters, multiply-accumulates and the papers' figures, and the "
         'packaged weights; or one network with its options and blocks; or the card of a weights file.')
@@ -13,10 +13,10 @@ HELP = ("Show all networks with their parameters, multiply-accumulates and the p
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('name', nargs='?', metavar='NAME',
                         help='network, packaged weights, or path of a weights file')
-    parser.add_argument('--classes', type=int, default=19, help='number of classes of the network')
+    parser.add_argument('--classes', type=whole(1, 255), default=19, help='number of classes of the network')
     parser.add_argument('--resolution', type=argument, default='1024x512', metavar='WxH',
                         help='size of its input')
-    parser.add_argument('--options', type=json.loads, default={}, metavar='JSON',
+    parser.add_argument('--options', type=json_object, default={}, metavar='JSON',
                         help="the network's options, for example '{\"svn\": [8]}'")
 
 

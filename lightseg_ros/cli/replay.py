@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from . import scoring
+from .numbers import real
 
 HELP = ('Play a recording in real time over DDS to a segmentation node and score the labels that come back: '
         'the figures of "lightseg evaluate", the latency from frame to label, and an account of every frame '
@@ -16,14 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('bag', type=Path, metavar='BAG', help='bag, video or folder of images to play')
     scoring.add_model_arguments(parser)
     scoring.add_truth_arguments(parser)
-    parser.add_argument('--rate', type=float, default=1.0, help='playback speed; 2: twice as fast')
+    parser.add_argument('--rate', type=real(0.01, 1000), default=1.0, help='playback speed; 2: twice as fast')
     parser.add_argument('--node', default='', help='a running node, such as /segmentation, with the classes '
                         'of --model; empty: start one')
     parser.add_argument('--use-sim-time', action='store_true',
                         help="publish /clock and keep the bag's stamps; otherwise frames get the time at "
                         'which they are played')
     parser.add_argument('--player', default='own', choices=('own', 'ros2'), help='ros2: use "ros2 bag play"')
-    parser.add_argument('--deadline', type=float, default=0.1, metavar='SECONDS',
+    parser.add_argument('--deadline', type=real(0, 1e6), default=0.1, metavar='SECONDS',
                         help='a label that takes longer counts as late')
     scoring.add_output_arguments(parser)
 

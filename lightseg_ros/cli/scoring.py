@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..files import replacing
+from .numbers import real, whole
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation, ModelSpec
@@ -25,7 +26,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--backend', default='auto', help='what runs the network on a CPU: auto, openvino, '
                         'onnxruntime, torch, torch-compile')
     parser.add_argument('--precision', default='auto', help='auto, float32, bfloat16 or float16')
-    parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: one per core')
+    parser.add_argument('--threads', type=whole(0, 1024), default=0, help='CPU threads; 0: one per core')
 
 
 def add_truth_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -37,17 +38,18 @@ def add_truth_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     group.add_argument('--label-ids', choices=('class', 'source'),
                        help="ids in the ground truth: class ids, or the data set's own ids; default: class "
                        'for a topic, source for a folder')
-    group.add_argument('--tolerance', type=float, default=0.005, metavar='SECONDS',
+    group.add_argument('--tolerance', type=real(0, 1e6), default=0.005, metavar='SECONDS',
                        help='largest difference between the stamps of a frame and its label')
-    group.add_argument('--frame-rate', type=float, default=30.0, metavar='HZ',
+    group.add_argument('--frame-rate', type=real(1e-3), default=30.0, metavar='HZ',
                        help='frame rate for label folders that are named by frame numbers')
     return group
 
 
 def add_selection_arguments(group: argparse._ActionsContainer) -> None:
-    group.add_argument('--start', type=float, default=0.0, metavar='SECONDS',
+    group.add_argument('--start', type=real(0), default=0.0, metavar='SECONDS',
                        help='leave out the first seconds of each recording')
-    group.add_argument('--duration', type=float, metavar='SECONDS', help='use so much of each recording')
+    group.add_argument('--duration', type=real(1e-3), metavar='SECONDS',
+                       help='use so much of each recording')
     group.add_argument('--every', metavar='STEP',
                        help='use one frame in so many seconds (0.5), or of so many frames (10f)')
 
@@ -82,9 +84,6 @@ def selection_from(args: argparse.Namespace, every: str = '1f') -> 'Selection':
     """Parse --start, --duration and --every; `every`: what is meant where --every is not given."""
     from ..evaluation.evaluate import EvaluationError
     from ..evaluation.recordings import Selection
-    if args.start < 0 or (args.duration is not None and args.duration <= 0):
-        what, value = ('start', args.start) if args.start < 0 else ('duration', args.duration)
-        raise EvaluationError(f'{what} is {value:g}; expected seconds from the start of the recording')
     every = args.every or every
     number, frames = (every[:-1], True) if every.endswith('f') else (every, False)
     try:

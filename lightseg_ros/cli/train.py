@@ -3,7 +3,6 @@
 """`lightseg train`: data set and recipe in, a weights file with its card out."""
 import argparse
 import dataclasses
-import json
 import os
 import signal
 import threading
@@ -12,6 +11,7 @@ from typing import Any
 
 from .. import sizes
 from ..training.recipes import CHOICES, load, Recipe, RECIPES
+from .numbers import json_object, real, whole
 
 HELP = 'Train a network. --resume continues a run that was stopped or killed.'
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--hold-out', nargs='+', default=[], metavar='SEQUENCE',
                         help='train without these sequences of the split, and score them during training; '
                              'in CamVid a sequence is a drive, for example 0006R0')
-    parser.add_argument('--validate-every', type=int, default=5, metavar='EPOCHS',
+    parser.add_argument('--validate-every', type=whole(1), default=5, metavar='EPOCHS',
                         help='epochs between two scores')
     parser.add_argument('--size', type=_size, metavar='WIDTHxHEIGHT',
                         help='resize all images and labels to this size')
@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         default=argparse.SUPPRESS, help='--mode compile')
     parser.add_argument('--resume', action='store_true',
                         help='continue from the checkpoint in --out, if there is one')
-    parser.add_argument('--time-limit', type=float, default=float('inf'), metavar='SECONDS',
+    parser.add_argument('--time-limit', type=real(0, 1e9), default=float('inf'), metavar='SECONDS',
                         help='save a checkpoint and stop after this time, from the start of the program')
-    parser.add_argument('--checkpoint-every', type=float, default=60.0, metavar='SECONDS',
+    parser.add_argument('--checkpoint-every', type=real(0, 1e9), default=60.0, metavar='SECONDS',
                         help='time between two checkpoints')
     add_recipe_arguments(parser)
 
@@ -69,7 +69,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
             kind = {'nargs': '+', 'metavar': 'FILE'}
         group.add_argument('--' + field.name.replace('_', '-'), default=argparse.SUPPRESS,
                            help=field.metadata['help'].replace('%', '%%'), **kind)
-    group.add_argument('--options', type=json.loads, default=argparse.SUPPRESS, metavar='JSON',
+    group.add_argument('--options', type=json_object, default=argparse.SUPPRESS, metavar='JSON',
                        help='options of the network, for example \'{"dropout": 0.1}\'')
 
 

@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from ..training.recipes import RECIPES
+from .numbers import real, whole
 
 HELP = ('Train all networks as parallel processes within a time limit. The same command continues runs that '
         'are not finished.')
@@ -23,17 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', default='auto', help='as in lightseg train')
     parser.add_argument('--mode', default='auto', choices=('auto', 'eager', 'graph', 'compile'),
                         help='as in lightseg train; a run that fails gets a second try in mode eager')
-    parser.add_argument('--parallel', type=int, default=0, metavar='N', help='processes at a time; 0: all')
-    parser.add_argument('--time-limit', type=float, default=float('inf'), metavar='SECONDS',
+    parser.add_argument('--parallel', type=whole(0, 1024), default=0, metavar='N',
+                        help='processes at a time; 0: all')
+    parser.add_argument('--time-limit', type=real(0, 1e9), default=float('inf'), metavar='SECONDS',
                         help='training and --leave end within this time; --test comes on top')
     travel = parser.add_argument_group('to and from another machine')
     travel.add_argument('--pack', type=Path, metavar='FILE', help='only write the data set to FILE')
-    travel.add_argument('--max-mib', type=float, default=60.0, help='largest size of that file')
+    travel.add_argument('--max-mib', type=real(0.1), default=60.0, help='largest size of that file')
     travel.add_argument('--from', dest='source', type=Path, metavar='DIR',
                         help='continue the runs that --leave wrote to DIR')
     travel.add_argument('--leave', type=Path, metavar='DIR',
                         help='write finished weights and the checkpoints of unfinished runs to DIR, in parts')
-    travel.add_argument('--part-mib', type=float, default=15.0, help='largest size of a part')
+    travel.add_argument('--part-mib', type=real(0.1), default=15.0, help='largest size of a part')
     parser.add_argument('arguments', nargs='*', metavar='-- ARGUMENT',
                         help='more arguments for lightseg train')
 

@@ -215,6 +215,7 @@ def _pool_means(model: Any) -> None:
 def onnxruntime(spec: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Build for ONNX Runtime, float32; the graph of each size is kept on disk."""
     import onnxruntime as ort
+    ort.disable_telemetry_events()
     if spec.precision != 'float32':
         raise BackendError(f"precision is {spec.precision!r}; backend 'onnxruntime' has float32 only, "
                            "'openvino' and 'torch' have bfloat16 too")

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 
-from . import kernels
+from . import fusing, kernels
 from .backends import compile_network, DeployModel
 from .engine import GraphKey, Result
 from .kernels import blend, label, overlay_lookup, resize
@@ -50,12 +50,15 @@ class FramePipeline:
 
     `order`: (3,) int32, where red, green and blue lie in the frames.
 
-    `model`: in the network's precision, on the device. With `fused`, Triton kernels do what comes before and
-    after the network, else their twins in torch do. With `compiled`, torch's compiler makes the network.
+    `model`: in the network's precision, on the device; it is changed in place. With `fused`, Triton kernels
+    do what comes before and after the network, and in half precision its convolutions with all that
+    surrounds them; else their twins in torch do. With `compiled`, torch's compiler makes the network.
     `lookup` and `weight` are what the overlay is blended with: change them in place.
     """
 
     def __init__(self, model: DeployModel, palette: Tensor, *, fused: bool, compiled: bool = False):
+        if fused and not compiled and model.dtype != torch.float32 and _tensor_cores(palette.device):
+            model.network = fusing.fuse(model.network)
         self.model = model
         self.fused = fused
         self.compiled: dict[tuple[int, ...], Callable[[Tensor], Tensor]] | None = {} if compiled else None
@@ -90,24 +93,37 @@ class FramePipeline:
 class FrameBuffers:
     """The static memory of a batch on host and device, its graph, and the events that order its stages."""
 
-    def __init__(self, key: GraphKey, device: torch.device):
+    def __init__(self, key: GraphKey, device: torch.device, integrated: bool):
         self.key = key
         shape = (key.batch, key.height, key.width, 3)
-        self.host_in = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        self.host_in = None if integrated else torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         self.device_in = torch.empty(shape, dtype=torch.uint8, device=device)
         # Their channel order is data: one graph serves cameras of both orders.
         self.host_order = torch.tensor(kernels.channel_order(False), dtype=torch.int32, pin_memory=True)
         self.order = self.host_order.to(device)
         self.device_out = Images.empty(key, device)
-        self.host_out = Images.empty(key, 'cpu', pinned=True)
+        self.host_out = Images.empty(key, 'cpu', pinned=not integrated)
         self.run: Callable[[], None]
         self.began, self.uploaded, self.computed, self.downloaded = (
-            torch.cuda.Event(enable_timing=True) for _ in range(4))
-        self.busy = False
+            torch.cuda.Event(enable_timing=True, blocking=integrated) for _ in range(4))
+        self.serves: Started | None = None  # the batch that is in flight
+
+
+class Started:
+    """A batch in flight, or its result, where its buffers were needed before it was collected."""
+
+    def __init__(self, buffers: FrameBuffers):
+        self.buffers = buffers
+        self.result: Result | None = None
+
+
+def _tensor_cores(device: torch.device) -> bool:
+    """Whether Triton reaches the tensor cores: on GPUs before Ampere (8.0) its products spill registers."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _triton_works(device: torch.device) -> bool:
-    """Run both Triton kernels once: they are compiled here, which needs a C compiler and Python's headers."""
+    """Run the Triton kernels once: they are compiled here, which needs a C compiler and Python's headers."""
     try:
         frames = torch.zeros((1, 16, 16, 3), dtype=torch.uint8, device=device)
         order = torch.tensor(kernels.channel_order(False), dtype=torch.int32, device=device)
@@ -117,6 +133,9 @@ def _triton_works(device: torch.device) -> bool:
         labels, overlay, confidence = frames[..., 0].clone(), frames.clone(), frames[..., 0].clone()
         logits = torch.zeros((1, 2, 8, 8), dtype=torch.float16, device=device)
         kernels.fused_finish(logits, frames, *lookup, order, labels, overlay, confidence)
+        for groups in (1, 16) if _tensor_cores(device) else ():
+            conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups).to(device, torch.float16)
+            fusing.FusedConv(conv).run(torch.zeros((1, 16, 8, 8), dtype=torch.float16, device=device))
         torch.cuda.synchronize(device)
     except Exception as e:  # a compiler, a linker, a driver: each has errors of its own
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
@@ -126,19 +145,41 @@ def _triton_works(device: torch.device) -> bool:
     return True
 
 
+def _on_device(method: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    Let a method of the engine run with its GPU as the current one, which is a property of each thread.
+
+    Pinned memory, events and captures open a context on the current GPU; on one that is not in use it would
+    take hundreds of MB.
+    """
+    @functools.wraps(method)
+    def run(self: 'CudaEngine', *args: Any, **kwargs: Any) -> Any:
+        with torch.cuda.device(self.device):
+            return method(self, *args, **kwargs)
+    return run
+
+
 class CudaEngine:
     """
     Runs frames on a GPU; `graph` chooses between captured graphs and the same function called eagerly.
 
-    `submit` starts a batch and returns at once; `collect` waits for it. At most two batches of one key may be
-    in flight. Not thread-safe: one thread calls it.
+    `submit` starts a batch and returns at once; `collect` waits for it. Two batches of one key are in flight
+    at most: a third one waits for the first. Not thread-safe: one thread calls it.
     """
 
     def __init__(self, model: DeployModel, palette: Tensor, device: torch.device, *, graph: bool = True,
                  fused: bool = True, compiled: bool = False):
         self.device = device
-        self.device_name = torch.cuda.get_device_name(device)
         self.graph = graph
+        self._set_up(model, palette, fused, compiled)
+
+    @_on_device
+    def _set_up(self, model: DeployModel, palette: Tensor, fused: bool, compiled: bool) -> None:
+        device = self.device
+        self.device_name = torch.cuda.get_device_name(device)
+        # A Jetson's GPU shares the host's memory, where a pinned copy is one copy more, and its few cores are
+        # needed for other things than to wait in a loop.
+        self._integrated = bool(getattr(torch.cuda.get_device_properties(device), 'is_integrated', False))
         fused = fused and kernels.available and _triton_works(device)
         self.pipeline = FramePipeline(model, palette.to(device), fused=fused, compiled=compiled)
         self._upload, self._compute, self._download = (torch.cuda.Stream(device) for _ in range(3))
@@ -147,6 +188,7 @@ class CudaEngine:
         # Wait for what was made on the default stream before another stream uses it.
         torch.cuda.synchronize(device)
 
+    @_on_device
     def set_alpha(self, palette: Tensor, alpha: float) -> None:
         """Blend overlays with another share of the colours; captured graphs stay valid."""
         with torch.cuda.stream(self._compute):
@@ -158,18 +200,24 @@ class CudaEngine:
         return {'device memory (MB)': torch.cuda.memory_allocated(self.device) / 1e6,
                 'device memory reserved (MB)': torch.cuda.memory_reserved(self.device) / 1e6}
 
-    def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> FrameBuffers:
+    @_on_device
+    def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> Started:
         """Start frames (H, W, 3) uint8 as they lie in memory; `key` says what they are."""
         buffers = self._free(replace(key, reversed_channels=False))
         buffers.host_order.copy_(torch.tensor(kernels.channel_order(key.reversed_channels)))
-        staged = buffers.host_in.numpy()
-        for i, frame in enumerate(frames):
-            np.copyto(staged[i], frame)
-        buffers.busy = True
+        if buffers.host_in is not None:
+            staged = buffers.host_in.numpy()
+            for i, frame in enumerate(frames):
+                np.copyto(staged[i], frame)
+        started = buffers.serves = Started(buffers)
         try:
             with torch.cuda.stream(self._upload):
                 buffers.began.record()
-                buffers.device_in.copy_(buffers.host_in, non_blocking=True)
+                if buffers.host_in is not None:
+                    buffers.device_in.copy_(buffers.host_in, non_blocking=True)
+                else:
+                    for image, frame in zip(buffers.device_in, frames):
+                        image.copy_(torch.from_numpy(np.require(frame, requirements=['C', 'W'])))
                 buffers.order.copy_(buffers.host_order, non_blocking=True)
                 buffers.uploaded.record()
             self._compute.wait_event(buffers.uploaded)
@@ -184,28 +232,36 @@ class CudaEngine:
                 buffers.downloaded.record()
         except BaseException:
             # Nobody will collect it: without this, two failures would leave no free buffers.
-            buffers.busy = False
+            buffers.serves = None
             raise
-        return buffers
+        return started
 
-    def labels(self, started: FrameBuffers) -> np.ndarray:
+    def labels(self, started: Started) -> np.ndarray:
         """Wait for a batch that `submit` started; its images arrive together."""
-        started.downloaded.synchronize()
-        return started.host_out.labels.numpy().copy()
+        if started.result:
+            return started.result.labels
+        started.buffers.downloaded.synchronize()
+        return started.buffers.host_out.labels.numpy().copy()
 
-    def collect(self, started: FrameBuffers) -> Result:
+    def collect(self, started: Started) -> Result:
         """Wait for a batch that `submit` started."""
+        if started.result is None:
+            started.result = self._collected(started.buffers)
+        return started.result
+
+    def _collected(self, buffers: FrameBuffers) -> Result:
         try:
-            started.downloaded.synchronize()
+            buffers.downloaded.synchronize()
         finally:
-            started.busy = False
-        stage_ms = {'upload': started.began.elapsed_time(started.uploaded),
-                    'device': started.uploaded.elapsed_time(started.computed),
-                    'download': started.computed.elapsed_time(started.downloaded)}
-        labels, overlay, confidence = (None if t is None else t.numpy().copy() for t in started.host_out)
+            buffers.serves = None
+        stage_ms = {'upload': buffers.began.elapsed_time(buffers.uploaded),
+                    'device': buffers.uploaded.elapsed_time(buffers.computed),
+                    'download': buffers.computed.elapsed_time(buffers.downloaded)}
+        labels, overlay, confidence = (None if t is None else t.numpy().copy() for t in buffers.host_out)
         assert labels is not None
         return Result(labels, overlay, confidence, stage_ms)
 
+    @_on_device
     def network_alone(self, frames: Tensor) -> Callable[[], None]:
         """Return a call that runs only the network, on frames (N, h, w, 3) uint8 of its size, and waits."""
         model = self.pipeline.model
@@ -215,6 +271,7 @@ class CudaEngine:
         # A replay does not keep its input alive.
         return functools.partial(self._alone, run, x)
 
+    @_on_device
     def _alone(self, run: Callable[[], None], x: Tensor) -> None:
         with torch.cuda.stream(self._compute):
             run()
@@ -225,11 +282,16 @@ class CudaEngine:
         made = self._buffers.setdefault(key, [])
         self._buffers.move_to_end(key)
         for buffers in made:
-            if not buffers.busy:
+            if buffers.serves is None:
                 return buffers
-        assert len(made) < 2, 'collect a batch before submitting a third'
+        if len(made) == 2:
+            oldest = made.pop(0)
+            made.append(oldest)
+            assert oldest.serves
+            self.collect(oldest.serves)
+            return oldest
         began = perf_counter()
-        buffers = FrameBuffers(key, self.device)
+        buffers = FrameBuffers(key, self.device, self._integrated)
         buffers.device_in.zero_()
         buffers.run = self._captured(
             functools.partial(self.pipeline, buffers.device_in, buffers.order, key, buffers.device_out))
@@ -246,7 +308,7 @@ class CudaEngine:
             recent.setdefault((key.height, key.width))
         for height, width in list(recent)[MAX_SIZES:]:
             keys = [k for k in self._buffers if (k.height, k.width) == (height, width)]
-            if any(b.busy for k in keys for b in self._buffers[k]):
+            if any(b.serves for k in keys for b in self._buffers[k]):
                 continue
             # Their memory may only be reused when nothing on the GPU can touch it any more.
             torch.cuda.synchronize(self.device)

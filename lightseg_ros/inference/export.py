@@ -147,7 +147,9 @@ def _append_argmax(model: Any) -> None:
     _, _, height, width = (d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim)
     model.graph.node.extend([
         onnx.helper.make_node('ArgMax', ['logits'], ['ids'], axis=1, keepdims=0),
-        onnx.helper.make_node('Cast', ['ids'], ['labels'], to=onnx.TensorProto.UINT8)])
+        # TensorRT makes bytes from floats only.
+        onnx.helper.make_node('Cast', ['ids'], ['exact'], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node('Cast', ['exact'], ['labels'], to=onnx.TensorProto.UINT8)])
     del model.graph.output[:]
     model.graph.output.append(
         onnx.helper.make_tensor_value_info('labels', onnx.TensorProto.UINT8, (1, height, width)))
@@ -159,6 +161,7 @@ def _run(model: Any, image: Tensor) -> np.ndarray:
     except ImportError as e:
         raise ExportError('onnxruntime is not installed, and it checks the graph; pip install '
                           'onnxruntime') from e
+    onnxruntime.disable_telemetry_events()
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
     return session.run(None, {'image': image.numpy()})[0]
 

@@ -46,18 +46,18 @@ def fold(network: nn.Module, *, widen: bool = False) -> nn.Module:
 
 def _norms(network: nn.Module) -> None:
     for sequence in [m for m in network.modules() if isinstance(m, nn.Sequential)]:
-        steps = list(_steps(sequence))
-        for (a, i, conv), (b, j, norm) in zip(steps, steps[1:]):
+        found = list(steps(sequence))
+        for (a, i, conv), (b, j, norm) in zip(found, found[1:]):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 a[i] = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
                 b[j] = nn.Identity()
 
 
-def _steps(sequence: nn.Sequential) -> Iterator[tuple[nn.Sequential, int, nn.Module]]:
+def steps(sequence: nn.Sequential) -> Iterator[tuple[nn.Sequential, int, nn.Module]]:
     """What a sequence runs, in order, sequences in it unrolled: (its sequence, index there, module)."""
     for i, module in enumerate(sequence):
         if isinstance(module, nn.Sequential):
-            yield from _steps(module)
+            yield from steps(module)
         else:
             yield sequence, i, module
 

@@ -27,6 +27,89 @@ else:
     available = True
 
     @triton.jit
+    def _depthwise(x, taps, bias, slope, add, out, x_row, add_row, out_row, height, width, out_height,
+                   out_width, pixels, channels: tl.constexpr, taps_y: tl.constexpr, taps_x: tl.constexpr,
+                   step_y: tl.constexpr, step_x: tl.constexpr, stride: tl.constexpr, added: tl.constexpr,
+                   add_first: tl.constexpr, rows: tl.constexpr, block: tl.constexpr):
+        """
+        A program takes `rows` pixels and `block` channels: neighbouring channels are one wide load.
+
+        `x_row`, `add_row`, `out_row`: values from a pixel to the next, more than `channels` in a slice.
+        """
+        p = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+        c = tl.program_id(1) * block + tl.arange(0, block)
+        known = c < channels
+        inside = p < pixels
+        y = (p // out_width % out_height) * stride
+        left = (p % out_width) * stride
+        image = p // (out_width * out_height) * height
+        sums = tl.zeros((rows, block), tl.float32) + tl.load(bias + c, mask=known, other=0.0)[None, :]
+        for i in tl.static_range(taps_y):
+            for j in tl.static_range(taps_x):
+                from_y = y + (i - taps_y // 2) * step_y
+                from_x = left + (j - taps_x // 2) * step_x
+                there = inside & (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
+                at = ((image + from_y) * width + from_x) * x_row
+                value = tl.load(x + at[:, None] + c[None, :], mask=there[:, None] & known[None, :], other=0.0)
+                tap = tl.load(taps + (i * taps_x + j) * channels + c, mask=known, other=0.0)
+                sums += value.to(tl.float32) * tap.to(tl.float32)[None, :]
+        mask = inside[:, None] & known[None, :]
+        if added and add_first:
+            sums += tl.load(add + p[:, None] * add_row + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        sums = tl.where(sums > 0, sums, sums * tl.load(slope + c, mask=known, other=0.0)[None, :])
+        if added and not add_first:
+            sums += tl.load(add + p[:, None] * add_row + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + p[:, None] * out_row + c[None, :], sums.to(out.dtype.element_ty), mask=mask)
+
+    @triton.jit
+    def _convolve(x, taps, pre, bias, slope, add, out, x_row, add_row, out_row, height, width, out_height,
+                  out_width, pixels, channels: tl.constexpr, made: tl.constexpr, taps_y: tl.constexpr,
+                  taps_x: tl.constexpr, step_y: tl.constexpr, step_x: tl.constexpr, stride: tl.constexpr,
+                  normed: tl.constexpr, added: tl.constexpr, add_first: tl.constexpr, sigmoid: tl.constexpr,
+                  rows: tl.constexpr, block: tl.constexpr, depth: tl.constexpr):
+        """A program takes `rows` pixels and `block` output channels, and reads `depth` channels at a time."""
+        p = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+        o = tl.program_id(1) * block + tl.arange(0, block)
+        wanted = o < made
+        inside = p < pixels
+        y = (p // out_width % out_height) * stride
+        left = (p % out_width) * stride
+        image = p // (out_width * out_height) * height
+        sums = tl.zeros((rows, block), tl.float32)
+        for tap in range(taps_y * taps_x):
+            from_y = y + (tap // taps_x - taps_y // 2) * step_y
+            from_x = left + (tap % taps_x - taps_x // 2) * step_x
+            there = inside & (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
+            at = ((image + from_y) * width + from_x) * x_row
+            for first in range(0, channels, depth):
+                c = first + tl.arange(0, depth)
+                known = c < channels
+                mask = there[:, None] & known[None, :]
+                value = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0)
+                if normed:
+                    scale = tl.load(pre + c, mask=known, other=0.0)[None, :]
+                    shift = tl.load(pre + channels + c, mask=known, other=0.0)[None, :]
+                    negative = tl.load(pre + 2 * channels + c, mask=known, other=0.0)[None, :]
+                    normal = value.to(tl.float32) * scale + shift
+                    normal = tl.where(normal > 0, normal, normal * negative)
+                    # The border is padded with zeros after the norm, not before it.
+                    value = tl.where(mask, normal, 0.0).to(value.dtype)
+                weights = tl.load(taps + (tap * channels + c)[:, None] * made + o[None, :],
+                                  mask=known[:, None] & wanted[None, :], other=0.0)
+                sums += tl.dot(value, weights)
+        sums += tl.load(bias + o, mask=wanted, other=0.0)[None, :]
+        mask = inside[:, None] & wanted[None, :]
+        if added and add_first:
+            sums += tl.load(add + p[:, None] * add_row + o[None, :], mask=mask, other=0.0).to(tl.float32)
+        if sigmoid:
+            sums = 1 / (1 + tl.exp(-sums))
+        else:
+            sums = tl.where(sums > 0, sums, sums * tl.load(slope + o, mask=wanted, other=0.0)[None, :])
+        if added and not add_first:
+            sums += tl.load(add + p[:, None] * add_row + o[None, :], mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + p[:, None] * out_row + o[None, :], sums.to(out.dtype.element_ty), mask=mask)
+
+    @triton.jit
     def _normalise(frames, mean, std, order, out, size, block: tl.constexpr):
         """A program takes `block` bytes of (pixels, 3) uint8 and writes as many values of the same layout."""
         # 64 bits: a batch of large frames has more than 2^31 bytes.
@@ -62,7 +145,7 @@ else:
         share_x = (source_x - left)[:, None]
         below = tl.minimum(above + 1, h - 1)
         right = tl.minimum(left + 1, w - 1)
-        base = logits + n * logits_n + k[None, :] * logits_k
+        base = logits + n * logits_n + k.to(tl.int64)[None, :] * logits_k
         known = (k < classes)[None, :]
         top = base + above.to(tl.int64) * logits_y
         bottom = base + below.to(tl.int64) * logits_y
@@ -91,6 +174,21 @@ else:
                 colour = tl.load(lookup + label * 3 + channel, mask=inside, other=0).to(tl.int32)
                 blended = ((value * rest + colour) >> 7).to(tl.uint8)
                 tl.store(overlay_out + pixel * 3 + channel, blended, mask=inside)
+
+    @triton.jit
+    def _norm(x, pre, out, x_row, out_row, pixels, channels: tl.constexpr, rows: tl.constexpr,
+              block: tl.constexpr):
+        """A program takes `rows` pixels and `block` channels: scale, shift and PReLU, as in `_convolve`."""
+        p = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+        c = tl.program_id(1) * block + tl.arange(0, block)
+        known = c < channels
+        mask = (p < pixels)[:, None] & known[None, :]
+        value = tl.load(x + p[:, None] * x_row + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        value = value * tl.load(pre + c, mask=known, other=0.0)[None, :]
+        value += tl.load(pre + channels + c, mask=known, other=0.0)[None, :]
+        negative = tl.load(pre + 2 * channels + c, mask=known, other=0.0)[None, :]
+        value = tl.where(value > 0, value, value * negative)
+        tl.store(out + p[:, None] * out_row + c[None, :], value.to(out.dtype.element_ty), mask=mask)
 
 
 try:
@@ -264,7 +362,8 @@ def normalise(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype,
     `mean`, `std`: (1, 3, 1, 1) float32, RGB, 0-255 scale. With `reversed_channels` the frames are BGR.
     """
     x = frames.flip(3) if reversed_channels else frames
-    x = ((x.permute(0, 3, 1, 2).float() - mean) / std).to(dtype)
+    # First the cast: in an ONNX graph for TensorRT nothing else may touch bytes.
+    x = ((x.float().permute(0, 3, 1, 2) - mean) / std).to(dtype)
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -440,3 +539,84 @@ def fused_finish(logits: Tensor, frames: Tensor, lookup: Tensor, weight: Tensor,
         logits, frames, lookup, weight, order, labels, labels if overlay is None else overlay,
         labels if confidence is None else confidence, classes, h, w, height, width, *logits.stride(),
         padded=padded, block=block, overlay=overlay is not None, confidence=confidence is not None)
+
+
+def depthwise(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = None) -> Tensor:
+    """
+    Run a depthwise `fusing.FusedConv` in one kernel: x (N, C, H, W), channels-last -> the same.
+
+    `add`: of the result's shape. `into`: where the result goes, such as some channels of a larger tensor.
+    Any size, dilation and stride; padding is "same".
+    """
+    channels = x.shape[1]
+    x, x_row = _rows(x)
+    add, add_row = (x, x_row) if (absent := add is None) else _rows(add)
+    out, out_row = _result(x, channels, conv.stride, into)
+    # Many taps of many pixels would take all registers.
+    rows = 64 if conv.kernel[0] * conv.kernel[1] <= 3 else 32
+    block = min(64, triton.next_power_of_2(channels))
+    n, _, height, width = out.shape
+    pixels = n * height * width
+    _depthwise[(triton.cdiv(pixels, rows), triton.cdiv(channels, block))](
+        x, conv.taps, conv.bias, conv.slope, add, out, x_row, add_row, out_row, *x.shape[2:], height, width,
+        pixels, channels=channels, taps_y=conv.kernel[0], taps_x=conv.kernel[1], step_y=conv.dilation[0],
+        step_x=conv.dilation[1], stride=conv.stride, added=not absent, add_first=conv.add_first, rows=rows,
+        block=block)
+    return out
+
+
+def convolve(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = None) -> Tensor:
+    """
+    Run a dense `fusing.FusedConv` in one kernel: x (N, C, H, W), channels-last, half precision -> the same.
+
+    The arguments are those of `depthwise`.
+    """
+    channels, made = conv.taps.shape[1:]
+    x, x_row = _rows(x)
+    add, add_row = (x, x_row) if (absent := add is None) else _rows(add)
+    out, out_row = _result(x, made, conv.stride, into)
+    # Tensor cores want at least 16 of each.
+    rows, block = 64, max(16, min(64, triton.next_power_of_2(made)))
+    depth = max(16, min(64, triton.next_power_of_2(channels)))
+    n, _, height, width = out.shape
+    pixels = n * height * width
+    _convolve[(triton.cdiv(pixels, rows), triton.cdiv(made, block))](
+        x, conv.taps, conv.bias if conv.pre is None else conv.pre, conv.bias, conv.slope, add, out, x_row,
+        add_row, out_row, *x.shape[2:], height, width, pixels, channels=channels, made=made,
+        taps_y=conv.kernel[0], taps_x=conv.kernel[1], step_y=conv.dilation[0], step_x=conv.dilation[1],
+        stride=conv.stride, normed=conv.pre is not None, added=not absent, add_first=conv.add_first,
+        sigmoid=conv.sigmoid, rows=rows, block=block, depth=depth)
+    return out
+
+
+def norm(x: Tensor, pre: Tensor, into: Tensor | None = None) -> Tensor:
+    """Scale, shift, PReLU in one kernel: x (N, C, H, W), `pre` (3, C) float32; `into` as in `depthwise`."""
+    channels = x.shape[1]
+    x, x_row = _rows(x)
+    out, out_row = _result(x, channels, 1, into)
+    rows, block = 64, min(64, triton.next_power_of_2(channels))
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    _norm[(triton.cdiv(pixels, rows), triton.cdiv(channels, block))](
+        x, pre, out, x_row, out_row, pixels, channels=channels, rows=rows, block=block)
+    return out
+
+
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """Return x, channels-last, and the values from a pixel to the next: slices of channels are not copied."""
+    n, channels, height, width = x.shape
+    row = x.stride(3)
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        if width > 1 and x.stride(1) == 1 and (height == 1 or x.stride(2) == width * row) \
+                and (n == 1 or x.stride(0) == height * width * row):
+            return x, row
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x, channels
+
+
+def _result(x: Tensor, channels: int, stride: int, into: Tensor | None) -> tuple[Tensor, int]:
+    """Return where the result of a convolution goes, channels-last, and its values from pixel to pixel."""
+    if into is not None:
+        return _rows(into)
+    n, _, height, width = x.shape
+    shape = n, -(-height // stride), -(-width // stride), channels
+    return torch.empty(shape, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2), channels

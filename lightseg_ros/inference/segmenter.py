@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import logging
 from pathlib import Path
 import re
+import sys
 from time import perf_counter
 from typing import Any, overload
 
@@ -23,8 +24,8 @@ from .engine import Engine, GraphKey
 from .kernels import postprocess, preprocess, resize
 
 __all__ = [
-    'load', 'parse_device', 'parse_resolution', 'postprocess', 'Prediction', 'preprocess',
-    'Segmenter', 'SegmenterError']
+    'DeviceLost', 'load', 'OutOfMemory', 'parse_device', 'parse_resolution', 'postprocess', 'Prediction',
+    'preprocess', 'Segmenter', 'SegmenterError']
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,14 @@ BACKENDS = ('auto', *backends.BACKENDS)
 
 class SegmenterError(ValueError):
     """A device, resolution or frame that can't be used; the text says what was found and expected."""
+
+
+class OutOfMemory(SegmenterError):  # noqa: N818
+    """The GPU has no room for a batch; a smaller one may fit."""
+
+
+class DeviceLost(RuntimeError):  # noqa: N818
+    """A CUDA error that stays: every later call fails, and only a new process can use the GPU again."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,7 @@ class Segmenter:
         self.resize_mode = resize_mode
         self.overlay_alpha = overlay_alpha
         self.threads = threads
+        self.largest_batch = sys.maxsize  # that the GPU has memory for, as far as its user has found out
         on_cpu = self.device.type == 'cpu' and target == 'CPU'
         self.precision = ('float32' if on_cpu else 'float16') if precision == 'auto' else precision
         self.dtype = getattr(torch, self.precision)
@@ -127,7 +137,8 @@ class Segmenter:
                 self._engine = CudaEngine(model.lowered(self.dtype, self.device), self.palette, self.device,
                                           graph=graph, compiled=self.backend == 'torch-compile')
             except RuntimeError as e:  # what CUDA raises, for want of memory above all
-                raise SegmenterError(f'{card.network} does not run on {device}: {_first_line(e)}. Free '
+                kind = OutOfMemory if out_of_memory(e) else SegmenterError
+                raise kind(f'{card.network} does not run on {device}: {_first_line(e)}. Free '
                                      "memory on the GPU, or choose device 'cpu'") from e
         else:
             key = f'{card.network}-{backends.digest(model)[:16]}'
@@ -282,9 +293,33 @@ class Segmenter:
             return self._engine.submit(frames, key)
         except backends.BackendError as e:
             raise SegmenterError(str(e)) from e
+        except RuntimeError as e:
+            failure = self._explained(e, str(key))
+        # Outside of the `except`: the traceback of what CUDA raised keeps the buffers of the failed batch.
+        raise failure
 
     def _finish(self, started: Any) -> list[Prediction]:
-        labels, overlay, confidence, stage_ms = self._engine.collect(started)
+        try:
+            labels, overlay, confidence, stage_ms = self._engine.collect(started)
+        except RuntimeError as e:
+            failure = self._explained(e, 'a batch')
+        else:
+            return self._predictions(labels, overlay, confidence, stage_ms)
+        raise failure
+
+    def _explained(self, error: RuntimeError, what: str) -> Exception:
+        """Return what to raise for an error of torch: no memory, a GPU that is lost, or the error itself."""
+        if self.device.type != 'cuda':
+            return error
+        if out_of_memory(error):
+            return OutOfMemory(f'no memory on the GPU for {what}: {_first_line(error)}')
+        if reason := _unusable(self.device):
+            return DeviceLost(f'the GPU {self.device_name()} is lost to this process: {reason}')
+        return error
+
+    @staticmethod
+    def _predictions(labels: np.ndarray, overlay: np.ndarray | None, confidence: np.ndarray | None,
+                     stage_ms: dict[str, float]) -> list[Prediction]:
         return [Prediction(labels[i], None if overlay is None else overlay[i],
                            None if confidence is None else confidence[i], stage_ms)
                 for i in range(len(labels))]
@@ -339,11 +374,12 @@ def parse_device(name: str) -> tuple[torch.device, str]:
                              "'openvino:GPU'")
     if match[2]:
         return torch.device('cpu'), match[2]
-    device = torch.device(name)
-    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+    # Not torch's own number: it keeps 8 bits of it, so 'cuda:256' would be 'cuda:0'.
+    if name.startswith('cuda') and int((match[1] or ':0')[1:5]) >= torch.cuda.device_count():
         raise SegmenterError(f'device is {name!r}, but torch {torch.__version__} sees '
                              f"{torch.cuda.device_count()} CUDA devices; use 'cpu' or 'auto', or install a "
                              'torch build and a driver for the GPU')
+    device = torch.device(name)
     if device.type == 'cuda' and (reason := _unusable(device)):
         raise SegmenterError(f"device is {name!r}, but torch {torch.__version__} can't use it: {reason}. "
                              "Install a torch build for this GPU and its driver, or choose 'cpu'")
@@ -356,6 +392,12 @@ def _unusable(device: torch.device) -> str:
         return '' if float((torch.ones(8, device=device) * 2).sum()) == 16 else 'it computes wrong results'
     except RuntimeError as e:
         return _first_line(e)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of torch means that the GPU's memory is used up; each library words it anew."""
+    text = str(error).lower()
+    return 'out of memory' in text or 'alloc_failed' in text
 
 
 def _first_line(e: Exception) -> str:

@@ -20,7 +20,7 @@ from std_msgs.msg import Header
 from .. import images
 from ..sources import open_source, SourceFrame
 from .lifetime import run
-from .parameters import declare, parameter, watch
+from .parameters import declare, parameter, ParameterError, watch
 
 QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 OUTPUTS = {'raw': (Image, 'image'), 'compressed': (CompressedImage, 'image/compressed')}
@@ -53,6 +53,10 @@ class CameraParameters:
     depth: bool = parameter(
         False, 'Also publish depth, in millimetres. Only the synthetic street has depth.', read_only=True)
     seed: int = parameter(0, 'Random seed of the synthetic street.', limits=(0, 2 ** 31), read_only=True)
+
+    def __post_init__(self) -> None:
+        if 0 < self.rate < 1e-3:
+            raise ParameterError(f"parameter 'rate' is {self.rate!r}; expected 0, or 0.001 to 1000")
 
 
 class CameraNode(Node):

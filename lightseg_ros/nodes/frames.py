@@ -1,8 +1,10 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The way of a frame through the segmentation node: mailbox, decoding, segmentation, publishing."""
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+import os
 import threading
 from time import perf_counter
 
@@ -12,12 +14,15 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from .. import images
-from ..inference.segmenter import Pending, Prediction, Segmenter
+from ..inference.segmenter import DeviceLost, OutOfMemory, Pending, Prediction, Segmenter
 from ..latest import Latest
 from ..texts import error_line
 from .live_segmenter import LiveSegmenter
 from .outputs import CameraOutputs
 from .plan import Plan
+
+# This many images of each camera are looked at for what they use of their range.
+RANGE_CHECKS = 100
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class FrameWorker:
 
     def __init__(self, node: Node, live: LiveSegmenter, plan: Plan):
         self.plan = plan
+        self._ranges_checked: Counter[str] = Counter()
         self.preparing = ''  # size of the images that the network is being prepared for
         self._node = node
         self._live = live
@@ -98,6 +104,7 @@ class FrameWorker:
 
     def stop(self) -> None:
         """Let the thread finish its frame, then end it; it may outlive this if it is compiling a network."""
+        self._live.close()
         self._mailbox.close()
         if self._thread.is_alive():
             self._thread.join(timeout=2.0)  # ros2 launch kills what has not ended after 5 s
@@ -151,13 +158,26 @@ class FrameWorker:
         """Return the image as a frame, or nothing if it cannot be decoded."""
         began = perf_counter()
         try:
-            pixels = images.decode(item.msg, max_pixels=plan.parameters.max_pixels)
+            value_range = plan.value_ranges[item.camera.name]
+            pixels = images.decode(item.msg, value_range, plan.parameters.max_pixels)
+            if value_range == 'full':
+                self._check_range(item)
             seen = plan.framing(item.camera.name).seen(pixels)
         except Exception as e:  # whatever is wrong with one image must not end the thread
             self._failed(item.camera, e)
             return []
         stage_ms = {'decode': 1e3 * (perf_counter() - began)}
         return [FrameInFlight(item.camera, item.msg.header, pixels, seen, began, stage_ms)]
+
+    def _check_range(self, item: NewImage) -> None:
+        """Say once if a camera's 16-bit images use so little of their range that little is seen in them."""
+        name = item.camera.name
+        if self._ranges_checked[name] < RANGE_CHECKS:
+            self._ranges_checked[name] += 1
+            if narrow := images.narrow_range(item.msg):
+                self._ranges_checked[name] = RANGE_CHECKS
+                self._node.get_logger().warning(
+                    f'{name} images: {narrow}; parameter value_range "auto" spreads them'.lstrip())
 
     def _publish_labels(self, plan: Plan, segmenter: Segmenter,
                         frames: list[FrameInFlight]) -> list[StartedBatch]:
@@ -183,7 +203,12 @@ class FrameWorker:
             if len(frames) == 1:
                 self._failed(frames[0].camera, e)
                 return []
-            # Retry one by one to find the bad frame.
+            if isinstance(e, OutOfMemory):
+                self._live.lower_batch(len(frames))
+            pending = None
+        if pending is None:
+            # One by one, to find the bad frame. Not inside the `except`, whose error keeps what it has failed
+            # to compute alive.
             return [batch for frame in frames for batch in self._publish_labels(plan, segmenter, [frame])]
         for i, frame in enumerate(frames):
             began = perf_counter()
@@ -259,3 +284,7 @@ class FrameWorker:
             camera.health.frame_failed(error_line(error))
             self._node.get_logger().error(f'{camera.name} frame failed: {error_line(error)}'.lstrip(),
                                           throttle_duration_sec=5.0)
+            if isinstance(error, DeviceLost):
+                # Nothing can be freed on such a GPU, and only a new process can use it: see `use_respawn`.
+                self._node.get_logger().fatal('the node ends, so that it can be started again')
+                os._exit(1)

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 import gc
 import json
+import logging
 import os
 from pathlib import Path
 import subprocess
@@ -15,8 +16,10 @@ import threading
 import numpy as np
 import torch
 
-from ..inference.segmenter import Segmenter
+from ..inference.segmenter import OutOfMemory, Segmenter
 from ..sizes import parse_size
+
+log = logging.getLogger(__name__)
 
 # A new network is warmed up for this many of the image sizes that were segmented last.
 KEPT_SIZES = 4
@@ -57,6 +60,7 @@ class LiveSegmenter:
         self._loading = threading.Lock()  # held while a network is loaded or exchanged
         self._sizes = tuple(sizes)  # of the images, newest last; replaced, never changed in place
         self._ready: set[tuple[int, int]] = set()
+        self._closing = threading.Event()
         self._child: subprocess.Popen | None = None
         self._prepared: tuple[tuple, Segmenter | Exception] | None = None
         self._loaded = _identity(choice)
@@ -76,7 +80,11 @@ class LiveSegmenter:
         CUDA runs the frames of all cameras together. A CPU takes one after the other, so that the first
         camera's label does not wait for the last one's.
         """
-        return _batch_limit(self._segmenter, self._cameras)
+        return self._limit(self._segmenter)
+
+    def lower_batch(self, failed: int) -> None:
+        """Run fewer than `failed` frames as one batch from now on: the GPU has no memory for that many."""
+        _lower_batch(self._segmenter, failed)
 
     @property
     def overlay_alpha(self) -> float:
@@ -118,8 +126,8 @@ class LiveSegmenter:
                 if self._segmenter.device.type == 'cpu':
                     self._compile_in_child(choice)
                 self._prepared = identity, self._load(choice, beside=True)
-            except Exception as e:
-                self._prepared = identity, e
+            except Exception as e:  # without its traceback, which keeps half a network alive
+                self._prepared = identity, e.with_traceback(None)
 
     def change(self, choice: NetworkChoice, before_first: Callable[[Segmenter], None]) -> None:
         """
@@ -131,7 +139,17 @@ class LiveSegmenter:
         with self._loading:
             identity = _identity(choice)
             prepared, self._prepared = self._prepared, None
-            new = prepared[1] if prepared and prepared[0] == identity else self._load(choice, beside=True)
+            new: Segmenter | Exception
+            if prepared and prepared[0] == identity:
+                new = prepared[1]
+            else:
+                try:
+                    new = self._load(choice, beside=True)
+                except OutOfMemory as e:
+                    new = e.with_traceback(None)
+            if isinstance(new, OutOfMemory) and self._segmenter.device.type == 'cuda':
+                self._load_after(choice, identity, before_first, new)
+                return
             if isinstance(new, Exception):
                 raise new
             new.overlay_alpha = self._overlay_alpha
@@ -143,15 +161,54 @@ class LiveSegmenter:
                     torch.cuda.empty_cache()  # frees the graphs of the old network
 
     def free(self) -> None:
-        """Free the network and its buffers; the object cannot be used afterwards."""
+        """
+        Free the network and its buffers; the object cannot be used afterwards.
+
+        On CUDA a capture in progress ends first, and no other one begins: a process that ends in one may
+        crash. Nothing waits for a compiler on a CPU, which may take a minute.
+        """
+        self.close()
+        self._prepared = None
+        if self._segmenter.device.type == 'cuda':
+            with self._loading, self._lock:
+                self._release()
+                self._prepared = None
+        else:
+            self._release()
+
+    def close(self) -> None:
+        """Begin no capture or compilation any more; whoever waits for one gets a ValueError."""
+        self._closing.set()
         if child := self._child:
             child.kill()
+
+    def _release(self) -> None:
+        """Free the network in force."""
         cuda = self._segmenter.device.type == 'cuda'
         del self._segmenter
-        self._prepared = None
         gc.collect()
         if cuda:
             torch.cuda.empty_cache()
+
+    def _load_after(self, choice: NetworkChoice, identity: tuple, before_first: Callable[[Segmenter], None],
+                    reason: Exception) -> None:
+        """Put a network in force that does not fit beside the old one: free that first; frames wait."""
+        log.warning('%s is loaded after the network in force is freed, because both do not fit: %s',
+                    choice.model, reason)
+        before, failure = self._loaded[0], None
+        with self._lock:
+            self._release()
+            try:
+                new = self._load(choice)
+            except Exception as e:
+                failure = e.with_traceback(None)
+            if failure:
+                self._segmenter = self._load(before)
+                raise failure
+            new.overlay_alpha = self._overlay_alpha
+            before_first(new)
+            self._segmenter, self._loaded = new, identity
+            self._ready = set(self._sizes)
 
     def _compile_in_child(self, choice: NetworkChoice) -> None:
         """
@@ -183,14 +240,35 @@ class LiveSegmenter:
     def _warm_up(self, loaded: Segmenter, size: tuple[int, int], first_only: bool = False) -> None:
         """Warm up every batch size for this frame size; `first_only`: only what the first label needs."""
         if first_only:
+            self._go_on()
             loaded(np.zeros((*size, 3), np.uint8))
             return
-        for batch in range(1, _batch_limit(loaded, self._cameras) + 1):
-            loaded.warm_up(*size, batch)
+        for batch in range(1, self._limit(loaded) + 1):
+            self._go_on()
+            try:
+                loaded.warm_up(*size, batch)
+            except OutOfMemory:
+                if batch == 1:
+                    raise
+                failed = batch
+            else:
+                continue
+            _lower_batch(loaded, failed)
+            break
+
+    def _limit(self, loaded: Segmenter) -> int:
+        return min(self._cameras, loaded.largest_batch) if loaded.device.type == 'cuda' else 1
+
+    def _go_on(self) -> None:
+        if self._closing.is_set():
+            raise ValueError('the node shuts down')
 
 
-def _batch_limit(loaded: Segmenter, cameras: int) -> int:
-    return cameras if loaded.device.type == 'cuda' else 1
+def _lower_batch(loaded: Segmenter, failed: int) -> None:
+    loaded.largest_batch = min(loaded.largest_batch, failed - 1)
+    log.warning('the GPU has no memory for a batch of %d images; from now on %d run together', failed,
+                loaded.largest_batch)
+    torch.cuda.empty_cache()  # what the failed batch has left
 
 
 def _identity(choice: NetworkChoice) -> tuple[NetworkChoice, int]:

@@ -81,9 +81,8 @@ class CameraOutputs:
             output: node.create_publisher(kind, f'~/{self.prefix}{output}', copy(RESULT_QOS),
                                           qos_overriding_options=overriding, event_callbacks=events)
             for output, kind in OUTPUTS.items()}
-        self.points = Points(
-            node, self.prefix, parameters.depth_tolerance, parameters.undistort_points, self.health,
-            lambda: wake(self), events) if parameters.publish_points else None
+        self.points = Points(node, self.prefix, parameters, self.health, lambda: wake(self),
+                             events) if parameters.publish_points else None
 
     @property
     def label(self) -> Publisher:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from ..framing import Framing, VOID
+from ..images import Range
 from ..labels import LabelError, LabelSet
 from .segmentation_parameters import SegmentationParameters
 
@@ -19,13 +20,14 @@ class Plan:
     What holds for a frame from its decoding to its last output.
 
     `labels`: the meaning of the ids in ~/label. `groups`: that of the ids in ~/groups, None without groups.
-    `framings`: how the network sees each camera.
+    `framings`: how the network sees each camera. `value_ranges`: how 16-bit images of each are read.
     """
 
     parameters: SegmentationParameters
     labels: LabelSet
     groups: LabelSet | None
     framings: Mapping[str, Framing]
+    value_ranges: Mapping[str, Range]
     _table: np.ndarray  # id of the network -> id in ~/groups
     _lowest: int  # confidence below this is not enough for a label
 
@@ -41,7 +43,8 @@ class Plan:
         if p.groups_as_label and groups is None:
             raise LabelError(f"parameter 'groups_as_label' is true, but label set {network.name!r} has no "
                              "groups; name some in 'label_groups'")
-        return cls(p, groups if groups and p.groups_as_label else network, groups, p.framings(), table,
+        return cls(p, groups if groups and p.groups_as_label else network, groups, p.framings(),
+                   p.value_ranges(), table,
                    # The small number makes up for decimal fractions that are not exact.
                    math.ceil(255 * p.confidence_threshold - 1e-6))
 

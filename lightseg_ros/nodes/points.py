@@ -14,7 +14,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from .. import images, points
@@ -22,10 +22,13 @@ from ..health import Health
 from ..points import PointsError
 from ..texts import error_line
 from .inputs import subscribe_to_info, WhileWanted
+from .segmentation_parameters import SegmentationParameters
 
 # Several depth images may arrive while one image is segmented.
 DEPTH_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 POINTS_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
+# Message and topic of each depth_transport; a depth image that is compressed is decoded when it is used.
+DEPTHS = {'raw': (Image, 'depth'), 'compressedDepth': (CompressedImage, 'depth/compressedDepth')}
 KEPT_NS = 2 * 10 ** 9  # depth is kept this long: labels of a slow network may be a second later
 MAX_WAITING = 10  # labels that wait for depth, which takes time to be registered to the image
 LOG_PERIOD_S = 5.0
@@ -54,13 +57,13 @@ class Points:
     and `match` do the work in the thread that calls them. `undistort`: image and depth are not rectified.
     """
 
-    def __init__(self, node: Node, prefix: str, tolerance_s: float, undistort: bool, health: Health,
+    def __init__(self, node: Node, prefix: str, parameters: SegmentationParameters, health: Health,
                  wake: Callable[[], None], events: PublisherEventCallbacks | None):
         self._node, self._health, self._wake = node, health, wake
-        self._undistort = undistort
-        self._tolerance_ns = round(1e9 * tolerance_s)
+        self._undistort = parameters.undistort_points
+        self._tolerance_ns = round(1e9 * parameters.depth_tolerance)
         self._lock = threading.Lock()  # protects _kept, which the executor fills and the worker reads
-        self._kept: deque[Image] = deque()
+        self._kept: deque[Image | CompressedImage] = deque()
         self._info: CameraInfo | None = None
         self._waiting: deque[LabelledImage] = deque()
         self._used_ns = -1
@@ -68,8 +71,9 @@ class Points:
         self._last_error = ''
         self._logged_s = float('-inf')
         self._warned_of_frame = self._warned_of_distortion = False
+        self._depth_kind, self._depth_name = DEPTHS[parameters.depth_transport]
         self._depth_topic, self._info_topic = (node.resolve_topic_name(f'{prefix}{name}')
-                                               for name in ('depth', 'camera_info'))
+                                               for name in (self._depth_name, 'camera_info'))
         self._subscriptions: list[Subscription] = []
         self._group = WhileWanted()
         self._publisher = node.create_publisher(
@@ -83,7 +87,8 @@ class Points:
             return
         self._subscriptions = [
             self._node.create_subscription(
-                Image, f'{self._prefix}depth', self._on_depth, copy(DEPTH_QOS), callback_group=self._group,
+                self._depth_kind, f'{self._prefix}{self._depth_name}', self._on_depth, copy(DEPTH_QOS),
+                callback_group=self._group,
                 qos_overriding_options=QoSOverridingOptions.with_default_policies()),
             *subscribe_to_info(self._node, f'{self._prefix}camera_info', self._on_info, self._group)]
 
@@ -146,7 +151,7 @@ class Points:
                     self._last_error = error_line(e)
                     self._log(f'no points: {self._last_error}')
 
-    def _publish(self, near: Image, labelled: LabelledImage) -> None:
+    def _publish(self, near: Image | CompressedImage, labelled: LabelledImage) -> None:
         began = perf_counter()
         if self._info is None:
             raise PointsError(f'no message on {self._info_topic} yet')
@@ -182,7 +187,7 @@ class Points:
             self._logged_s = monotonic()
             self._node.get_logger().error(text)
 
-    def _on_depth(self, msg: Image) -> None:
+    def _on_depth(self, msg: Image | CompressedImage) -> None:
         wanted = self.wanted()
         with self._lock:
             if wanted:

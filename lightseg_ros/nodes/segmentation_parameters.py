@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import os
 import re
 
+from .. import images
 from ..framing import Framing, FramingError, parse_region, parse_rotation
 from ..inference import segmenter
 from ..sizes import parse_size, SizeError
@@ -44,6 +45,10 @@ class SegmentationParameters:
     max_pixels: int = parameter(
         1 << 26, 'Largest compressed image to decode, in pixels; a larger one is a failed frame. A few bytes '
         'can ask for gigabytes.', limits=(1, 1 << 30))
+    value_range: str = parameter(
+        'full', 'Values of 16-bit images that become 0 to 255: full (0 to 65535), auto (1st to 99th '
+        'percentile of each image) or MIN:MAX. For single cameras of several: "thermal=7000:9000".',
+        any_type=True)
     autostart: bool = parameter(
         True, 'Configure and activate at the start. false: wait for a lifecycle manager.', read_only=True)
     enabled: bool = parameter(
@@ -84,6 +89,9 @@ class SegmentationParameters:
     publish_points: bool = parameter(
         False, 'Subscribe to depth (registered to the rectified image) and camera_info, and publish ~/points '
         'while it has a subscriber.', read_only=True)
+    depth_transport: str = parameter(
+        'raw', 'raw: subscribe to depth; compressedDepth: subscribe to depth/compressedDepth, PNG or RVL.',
+        choices=('raw', 'compressedDepth'), read_only=True)
     depth_tolerance: float = parameter(
         0.02, 'Largest difference between the stamps of an image and its depth, in seconds.',
         limits=(0.0, 10.0), read_only=True)
@@ -105,6 +113,7 @@ class SegmentationParameters:
                              'by commas or spaces, each made of letters, digits and _ and starting with '
                              'a letter')
         self._parse_framings()
+        self.value_ranges()
         self.image_sizes()
 
     def camera_names(self) -> list[str]:
@@ -132,6 +141,14 @@ class SegmentationParameters:
         except FramingError as e:
             example = f', or {names[0]}=VALUE for single cameras' if names != [''] else ''
             raise FramingError(f'{e}{example}') from e
+
+    def value_ranges(self) -> dict[str, images.Range]:
+        """Return how the 16-bit images of each camera are read."""
+        try:
+            return {name: images.parse_range(self.of_camera(self.value_range, name) or 'full')
+                    for name in self.camera_names()}
+        except images.ImageError as e:
+            raise ValueError(f"parameter 'value_range': {e}") from e
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """Return the (height, width) of the images to prepare for."""

@@ -19,6 +19,12 @@ CHOICES = {
 }
 
 
+# The largest values of the numbers that are no shares.
+LIMITS = {'epochs': 1e7, 'batch': 65536, 'lr': 10, 'budget_s': 1e9, 'aspect': 10, 'gamma': 10, 'noise': 255,
+          'auxiliary': 1000, 'distill': 1000, 'weight_decay': 10, 'warmup': 1e9, 'power': 100, 'clip': 1e9,
+          'seed': 2 ** 31}
+
+
 def _number(default: Any, text: str) -> Any:
     return dataclasses.field(default=default, metadata={'help': text})
 
@@ -87,6 +93,9 @@ class Recipe:
         for name in ('epochs', 'batch', 'lr'):
             if not getattr(self, name) > 0:
                 raise RecipeError(f'{name} is {getattr(self, name)!r}; expected more than 0')
+        for name, high in LIMITS.items():
+            if not 0 <= getattr(self, name) <= high:
+                raise RecipeError(f'{name} is {getattr(self, name)!r}; expected 0 to {high:g}')
         if self.batch < 2:
             raise RecipeError('batch is 1; expected 2 or more, since LAANet normalises a global average')
         for name in ('first_share', 'blur', 'mix', 'smoothing', 'ema', 'color', 'edges', 'dusk', 'erase',

@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 from pathlib import Path
+import re
 import time
 from typing import Any
 
@@ -384,6 +385,8 @@ def _device(name: str) -> torch.device:
     if name == 'auto':
         name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
     try:
+        if re.fullmatch(r'cuda:\d{3,}', name):
+            raise RuntimeError('no machine has so many')  # and torch would take 8 bits of the number
         device = torch.device(name)
     except RuntimeError as e:
         raise TrainError(f'{name!r} is not a device: {e}') from e

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+# The first thing to run on a machine with a GPU, from the root of a checkout: all that only a GPU can show, in less than 580 s.
+#   OUT=folder bash bench/first_gpu.sh
+# Each step has a limit of its own, and what it finds is kept as it comes: $OUT/log.txt, $OUT/*.json.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+OUT=${OUT:-$PWD/out/first_gpu}
+PYTHON=${PYTHON:-python3}
+export OUT PYTHONPATH="$PWD" PYTHONDONTWRITEBYTECODE=1
+mkdir -p "$OUT"
+failed=0
+step() { # limit in seconds, then the command
+  local limit=$1 rc
+  shift
+  printf '== %s (%s)\n' "$*" "$(date +%T)" | tee -a "$OUT/log.txt"
+  timeout "$limit" "$@" >>"$OUT/log.txt" 2>&1
+  rc=$?
+  [ $rc = 0 ] || failed=$((failed + 1))
+  printf '   rc %s (%s)\n' $rc "$(date +%T)" | tee -a "$OUT/log.txt"
+}
+step 20 sh -c 'nvidia-smi; command -v gcc g++; df -h /dev/shm'
+step 20 "$PYTHON" bench/first_gpu.py versions
+step 70 "$PYTHON" -m pytest -q -m gpu test/test_kernels.py test/test_fusing.py
+step 70 "$PYTHON" -m pytest -q -m gpu test/test_networks.py test/test_segmenter.py -k 'graph or stream'
+step 60 "$PYTHON" bench/first_gpu.py faults
+for network in laanet affnet lrnnet elanet fbsnet; do
+  step 40 "$PYTHON" -m lightseg_ros.cli bench "$network" --device cuda --resolutions 1024x512 --rounds 3 \
+    --contenders torch:float16 torch:float32 --out "$OUT/$network.json"
+done
+step 130 "$PYTHON" bench/first_gpu.py convolutions
+tail -c 9000 "$OUT/log.txt"
+echo "$failed steps failed; the log is $OUT/log.txt"
+[ $failed = 0 ]

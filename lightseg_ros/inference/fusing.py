@@ -1,0 +1,401 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+For CUDA: a convolution with the norm and activation before it and all that follows it in one Triton kernel.
+
+`fuse` rewrites a folded network so that each convolution is a `FusedConv`. On a CPU a `FusedConv` computes
+the same by torch's own operations.
+"""
+import copy
+from typing import Any
+
+import torch
+from torch import nn, Tensor
+import torch.nn.functional as F
+
+from ..networks.affnet import CBAM, InvertedResidual, SPP
+from ..networks.elanet import ECGDown, ECGResidual
+from ..networks.fbsnet import BRU
+from ..networks.laanet import EAB
+from ..networks.layers import Down, global_mean, same_padding
+from ..networks.lrnnet import FCB
+from . import kernels
+from .folding import Gate, steps, WholeFCB
+
+
+class FusedConv(nn.Module):
+    """
+    y = act(conv(pre(x)) + bias) + add, on (N, C, H, W), channels-last on CUDA.
+
+    `conv`: with "same" padding, and either dense or depthwise. `norm`, `before`: batch norm and PReLU that
+    make `pre`, only for dense ones. `act`: PReLU, ReLU, sigmoid or nothing. With `add_first` the activation
+    comes after the addition. Figures of the channels are float32, weights have the type of the network.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    slope: Tensor
+    taps: Tensor
+    pre: Tensor | None
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, before: nn.PReLU | None = None,
+                 act: nn.Module | None = None, add_first: bool = False):
+        super().__init__()
+        out = conv.out_channels
+        self.dilation, self.stride = conv.dilation, conv.stride[0]
+        self.kernel, self.padding = conv.kernel_size, conv.padding
+        self.depthwise = conv.groups > 1
+        self.groups = conv.groups
+        self.sigmoid = isinstance(act, nn.Sigmoid)
+        self.add_first = add_first
+        assert not (self.depthwise and norm), 'no kernel exists for it'
+        self.register_buffer('weight', conv.weight.detach())
+        # (taps, C) where it is depthwise, else (taps, C, out): as the kernels read them.
+        taps = conv.weight.detach().permute(2, 3, 1, 0).flatten(0, 1)
+        self.register_buffer('taps', taps.contiguous().squeeze(1) if self.depthwise else taps.contiguous())
+        bias = conv.weight.new_zeros(out) if conv.bias is None else conv.bias.detach()
+        self.register_buffer('bias', bias.float())
+        self.register_buffer('slope', _slopes(act, bias))
+        pre = None if norm is None else _pre(norm, before)
+        self.register_buffer('pre', pre)
+
+    def forward(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
+        """`into`: where the result goes, such as some of the channels of a larger tensor."""
+        if x.is_cuda:
+            return self.run(x, add, into)
+        y = self.plain(x, add)
+        return y if into is None else into.copy_(y)
+
+    def run(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
+        """Compute it in one Triton kernel."""
+        return (kernels.depthwise if self.depthwise else kernels.convolve)(x, self, add, into)
+
+    def plain(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """Compute the same by torch's own operations."""
+        dtype = x.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        if self.pre is not None:
+            x = _normed(x, self.pre)
+        y = F.conv2d(x, self.weight, self.bias.to(dtype), self.stride, self.padding, self.dilation,
+                     self.groups).to(wide)
+        if self.add_first and add is not None:
+            y = y + add
+        y = torch.sigmoid(y) if self.sigmoid else torch.where(y > 0, y, y * self.slope.view(1, -1, 1, 1))
+        if not self.add_first and add is not None:
+            y = y + add
+        return y.to(dtype)
+
+
+class FusedNorm(nn.Module):
+    """A batch norm and a PReLU or ReLU in one kernel, (N, C, H, W)."""
+
+    pre: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d, act: nn.Module | None):
+        super().__init__()
+        self.register_buffer('pre', _pre(norm, act))
+
+    def forward(self, x: Tensor, into: Tensor | None = None) -> Tensor:
+        if x.is_cuda:
+            return kernels.norm(x, self.pre, into)
+        y = _normed(x, self.pre)
+        return y if into is None else into.copy_(y)
+
+
+def _pre(norm: nn.BatchNorm2d, act: nn.Module | None) -> Tensor:
+    """Return scale, shift and slope of a batch norm and what follows it, (3, C) float32."""
+    assert norm.running_var is not None and norm.running_mean is not None
+    scale = norm.weight.float() / torch.sqrt(norm.running_var.float() + norm.eps)
+    return torch.stack([scale, norm.bias.float() - norm.running_mean.float() * scale,
+                        _slopes(act, scale)]).detach()
+
+
+def _normed(x: Tensor, pre: Tensor) -> Tensor:
+    scale, shift, slope = (t.view(1, -1, 1, 1) for t in pre)
+    y = x.to(torch.promote_types(x.dtype, torch.float32)) * scale + shift
+    return torch.where(y > 0, y, y * slope).to(x.dtype)
+
+
+def _slopes(act: nn.Module | None, like: Tensor) -> Tensor:
+    """Return what negative values are multiplied by, (C,) float32: an activation is that and nothing else."""
+    if isinstance(act, nn.PReLU):
+        return act.weight.detach().float().expand(len(like)).contiguous()
+    return torch.full_like(like, 0.0 if isinstance(act, nn.ReLU) else 1.0, dtype=torch.float32)
+
+
+def fuse(network: nn.Module) -> nn.Module:
+    """Return a copy of a folded network, in its precision and on its device, whose convolutions are fused."""
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) in BLOCKS:
+                setattr(parent, name, BLOCKS[type(module)](module))
+    for sequence in [m for m in network.modules() if isinstance(m, nn.Sequential)]:
+        _sequence(sequence)
+    for parent in list(network.modules()):
+        for name, module in list(parent.named_children()):
+            if fusible(module):
+                setattr(parent, name, FusedConv(module))  # type: ignore[arg-type]
+    return network
+
+
+def fusible(module: nn.Module) -> bool:
+    """Whether a module is a convolution that a kernel exists for."""
+    if not isinstance(module, nn.Conv2d) or module.stride[0] != module.stride[1]:
+        return False
+    depthwise = module.groups == module.in_channels == module.out_channels
+    kernel, dilation = module.kernel_size, module.dilation
+    same = module.padding == same_padding((kernel[0], kernel[1]), (dilation[0], dilation[1]))
+    return same and (module.groups == 1 or depthwise)
+
+
+def _sequence(sequence: nn.Sequential) -> None:
+    """Fuse [batch norm, PReLU], convolution, [activation] wherever they follow each other in a sequence."""
+    found = [s for s in steps(sequence) if type(s[2]) is not nn.Identity]
+    for at, (owner, i, conv) in enumerate(found):
+        if not fusible(conv):
+            continue
+        norm = before = act = None
+        if conv.groups == 1 and at >= 2 and isinstance(found[at - 2][2], nn.BatchNorm2d) \
+                and isinstance(found[at - 1][2], nn.PReLU):
+            (a, j, norm), (b, k, before) = found[at - 2:at]
+            a[j], b[k] = nn.Identity(), nn.Identity()
+        if at + 1 < len(found) and isinstance(found[at + 1][2], (nn.PReLU, nn.ReLU, nn.Sigmoid)):
+            a, j, act = found[at + 1]
+            a[j] = nn.Identity()
+        owner[i] = FusedConv(conv, norm, before, act)  # type: ignore[arg-type]
+    left = [s for s in steps(sequence) if type(s[2]) is not nn.Identity]
+    for (owner, i, norm), (b, k, act) in zip(left, left[1:]):
+        if isinstance(norm, nn.BatchNorm2d) and isinstance(act, (nn.PReLU, nn.ReLU)):
+            owner[i], b[k] = FusedNorm(norm, act), nn.Identity()
+
+
+def _fused(*modules: nn.Module) -> nn.Sequential:
+    """Fuse what runs one after the other; the last convolution may be given what it adds."""
+    together = nn.Sequential(*modules)
+    _sequence(together)
+    return nn.Sequential(*(m for _, _, m in steps(together) if type(m) is not nn.Identity))
+
+
+def _one(*modules: nn.Module) -> Any:
+    """Fuse what becomes a single convolution."""
+    fused, = _fused(*modules)
+    return fused
+
+
+class FusedEAB(nn.Module):
+    """`EAB` in six kernels: each addition is part of the convolution before it."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.interaction = block.interaction
+        self.head = _one(block.pre, block.head)
+        self.left_v, self.right_v, self.left_h, self.right_h = map(
+            _one, (block.left_v, block.right_v, block.left_h, block.right_h))
+        self.restore, self.shuffle = _one(block.merge, block.restore), block.shuffle
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        left = self.left_v(y)
+        right = self.right_v(y, None if self.interaction == 'none' else left)
+        y = self.right_h(right, self.left_h(right if self.interaction == 'cross' else left))
+        return self.shuffle(self.restore(y, x))
+
+
+class FusedInvertedResidual(nn.Module):
+    """`InvertedResidual` in three kernels."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.skip = block.skip
+        self.expand, self.middle, self.restore = _fused(block.body)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.restore(self.middle(self.expand(x)), x if self.skip else None)
+
+
+class FusedFCB(nn.Module):
+    """`FCB`, or `WholeFCB`, in six kernels: both halves write into the tensor that the others read."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.halves = isinstance(block, FCB)
+        (self.left, self.left2), (self.right, self.right2) = _fused(block.left), _fused(block.right)
+        self.middle = _one(*block.join[:2])
+        self.restore = FusedConv(block.join[2], act=nn.ReLU(), add_first=True)  # the block's own ReLU
+        self.shuffle = block.shuffle if self.halves else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1) if self.halves else (x, x)
+        y = _empty(x, x.shape[1])
+        half = x.shape[1] // 2
+        self.left2(self.left(left), into=y[:, :half])
+        self.right2(self.right(right), into=y[:, half:])
+        return self.shuffle(self.restore(self.middle(y), x))
+
+
+class FusedDown(nn.Module):
+    """`Down` in three kernels: the norm is folded into the convolution, and follows the pool."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        norm, act = block.act
+        made = block.conv.out_channels
+        pre = _pre(norm, act)
+        self.conv = _scaled(block.conv, pre[:, :made])
+        self.pool = block.pool
+        self.norm = FusedNorm(norm, act)
+        self.norm.pre = pre[:, made:].contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = self.pool(x)
+        made = len(self.conv.bias)
+        y = _empty(small, made + small.shape[1])
+        self.conv(x, into=y[:, :made])
+        self.norm(small, into=y[:, made:])
+        return y
+
+
+class FusedContext(nn.Module):
+    """A `LocalContext` whose two results are neighbours in one tensor, (N, 2 C, H, W)."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.local, self.dilated = _one(block.local), _one(block.dilated)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _empty(x, 2 * x.shape[1])
+        self.local(x, into=y[:, :x.shape[1]])
+        self.dilated(x, into=y[:, x.shape[1]:])
+        return y
+
+
+class FusedECGDown(nn.Module):
+    """`ECGDown` with fused convolutions."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.body = nn.Sequential(_fused(block.head), FusedContext(block.context), _fused(block.reduce))
+        self.attention = FusedGate(block.attention)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return y * self.attention(y)
+
+
+class FusedECGResidual(nn.Module):
+    """`ECGResidual`: sums, concatenations and the norms around convolutions are parts of these."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        channels = block.reduce1[0].in_channels
+        self.reduce1 = _one(block.reduce1)
+        pre = _pre(*block.norm1)
+        # norm(local + dilated) = norm(dilated) + scale * local
+        self.local1 = _scaled(block.context1.local, pre[:, channels:])
+        self.local1.bias.zero_()
+        self.local1.slope.fill_(1)
+        self.dilated1 = _scaled(block.context1.dilated, pre[:, channels:])
+        self.dilated1.add_first = True
+        self.norm1 = FusedNorm(*block.norm1)
+        self.norm1.pre = pre[:, :channels].contiguous()
+        self.attention, self.reduce2 = FusedGate(block.attention), _one(block.reduce2)
+        self.context2 = FusedContext(block.context2)
+        self.restore = _one(block.norm2, block.restore)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        y = self.reduce1(x)
+        z = _empty(x, channels + y.shape[1])
+        self.norm1(x, into=z[:, :channels])
+        self.dilated1(y, self.local1(y), into=z[:, channels:])
+        return self.restore(self.context2(self.reduce2(z * self.attention(z))), x)
+
+
+class FusedGate(nn.Module):
+    """`Gate`: its ReLU and sigmoid are parts of its convolutions."""
+
+    def __init__(self, gate: Any):
+        super().__init__()
+        *first, last = gate.convs
+        self.convs = nn.Sequential(*(FusedConv(conv, act=nn.ReLU()) for conv in first),
+                                   FusedConv(last, act=nn.Sigmoid()))
+        self.gates = gate.gates
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.convs(global_mean(x))
+        return x * y if self.gates else y
+
+
+class FusedCBAM(nn.Module):
+    """`CBAM`: mean and maximum pass its convolutions together."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.channel = _fused(block.channel)
+        self.spatial = FusedConv(block.spatial, act=nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.channel(torch.cat([global_mean(x), x.amax((2, 3), keepdim=True)]))
+        x = x * torch.sigmoid(y[:len(x)] + y[len(x):])
+        return x * self.spatial(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
+
+
+class FusedSPP(SPP):
+    """`SPP` whose matrices are made once for each size: they depend on nothing else."""
+
+    def __init__(self, block: Any):
+        nn.Module.__init__(self)
+        self.row, self.rows = block.row, block.rows
+        self.fuse = _fused(block.fuse)  # type: ignore[assignment]
+        self._made: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def averages(self, length: int, dtype: torch.dtype) -> Tensor:
+        if (length, dtype) not in self._made:
+            self._made[length, dtype] = super().averages(length, dtype)
+        return self._made[length, dtype]
+
+
+def _scaled(conv: nn.Conv2d, pre: Tensor) -> FusedConv:
+    """Fold scale and shift, `pre` as from `_pre`, into a convolution; their slope becomes its activation."""
+    scale, shift, slope = pre
+    folded = copy.deepcopy(conv)
+    weight = conv.weight.to(scale.dtype) * scale.view(-1, 1, 1, 1)
+    folded.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
+    fused = FusedConv(folded)
+    fused.bias = fused.bias * scale + shift
+    fused.slope = slope.clone()
+    return fused
+
+
+def _empty(like: Tensor, channels: int) -> Tensor:
+    """Memory for (N, channels, H, W), channels-last, of the size of `like`."""
+    n, _, height, width = like.shape
+    return torch.empty((n, height, width, channels), dtype=like.dtype, device=like.device).permute(0, 3, 1, 2)
+
+
+class FusedBRU(nn.Module):
+    """`BRU`: its depthwise convolutions take four of its five additions."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.reduce = _one(block.reduce)
+        self.left1, self.right1 = _fused(block.left1[0]), _fused(block.right1[0])
+        self.left_gate, self.right_gate, self.middle, self.gate = (
+            FusedGate(gate) for gate in (block.left1[1], block.right1[1], block.middle, block.restore[2]))
+        (self.left2a, self.left2b), (self.right2a, self.right2b) = _fused(block.left2), _fused(block.right2)
+        self.restore = _one(*block.restore[:2])
+        self.deinterleave = block.deinterleave
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.reduce(x)
+        left, right = self.left_gate(self.left1(y)), self.right_gate(self.right1(y))
+        z = self.left2b(self.left2a(left), left)
+        z = self.right2b(self.right2a(right), z) + right + self.middle(y)
+        return self.deinterleave(self.gate(self.restore(z)) + x)
+
+
+BLOCKS: dict[type, type] = {
+    EAB: FusedEAB, InvertedResidual: FusedInvertedResidual, FCB: FusedFCB, WholeFCB: FusedFCB,
+    Down: FusedDown, ECGDown: FusedECGDown, ECGResidual: FusedECGResidual, BRU: FusedBRU, Gate: FusedGate,
+    CBAM: FusedCBAM, SPP: FusedSPP}

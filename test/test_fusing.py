@@ -1,0 +1,132 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Fused convolutions: a rewritten network computes the same, and so do the Triton kernels it runs on CUDA."""
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from lightseg_ros import networks
+from lightseg_ros.inference import folding, fusing, kernels
+from lightseg_ros.inference.fusing import FusedConv
+from lightseg_ros.networks import affnet, elanet, fbsnet, laanet, layers, lrnnet
+
+# Kernel, dilation, stride, channels in and out, depthwise; channels that fill no block among them.
+SHAPES = [
+    ((3, 1), (1, 1), 1, 8, 8, True), ((1, 3), (1, 17), 1, 29, 29, True), ((3, 3), (8, 8), 1, 70, 70, True),
+    ((3, 3), (1, 1), 2, 12, 12, True), ((7, 7), (1, 1), 1, 8, 8, True),
+    ((1, 1), (1, 1), 1, 35, 11, False), ((3, 3), (1, 1), 2, 3, 32, False), ((3, 3), (4, 4), 1, 70, 19, False),
+    ((3, 1), (1, 1), 1, 16, 24, False)]
+
+
+def conv_of(kernel, dilation, stride, channels, made, depthwise, bias=True):
+    padding = tuple(d * (k // 2) for d, k in zip(dilation, kernel))
+    return nn.Conv2d(channels, made, kernel, stride, padding, dilation, channels if depthwise else 1, bias)
+
+
+def random_norms(network):
+    """Norms and slopes as training leaves them, so that an order or a fold that is wrong shows."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for t in (module.weight, module.bias, module.running_mean, module.running_var):
+                nn.init.uniform_(t, 0.5, 1.0)
+        elif isinstance(module, nn.PReLU):
+            nn.init.uniform_(module.weight, 0.1, 0.9)
+    return network.eval()
+
+
+@pytest.mark.parametrize('widen', [False, True])
+@pytest.mark.parametrize('name', networks.NETWORKS)
+def test_a_fused_network_computes_the_same(name, widen):
+    torch.manual_seed(0)
+    network = folding.fold(random_norms(networks.build(name, 11)), widen=widen).double()
+    fused = fusing.fuse(network)
+    assert not any(isinstance(m, nn.Conv2d) and fusing.fusible(m) for m in fused.modules())
+    x = torch.randn(1, 3, 67, 90, dtype=torch.float64)
+    with torch.inference_mode():
+        expected, found = network.forward_logits(x), fused.forward_logits(x)
+    # Norms and biases of a FusedConv are float32.
+    assert (found - expected).norm() / expected.norm() < 1e-5
+
+
+def check(shape, dtype, device):
+    """Compare the kernel with its twin in torch: with a norm before, an addition after or before the end."""
+    kernel, dilation, stride, channels, made, depthwise = shape
+    generator = torch.Generator().manual_seed(channels)
+    conv = conv_of(*shape)
+    norm, before, after = nn.BatchNorm2d(channels), nn.PReLU(channels), nn.PReLU(made)
+    random_norms(nn.Sequential(norm, before, after))
+    x = torch.randn((2, channels, 9, 11), generator=generator).to(device, dtype)
+    options = [(None, None, after, False), (None, None, None, False)]
+    if not depthwise:
+        options += [(norm, before, nn.Sigmoid(), False), (norm, before, nn.ReLU(), True)]
+    for i, (a, b, act, add_first) in enumerate(options):
+        fused = FusedConv(conv, a, b, act, add_first).to(device)
+        fused.weight, fused.taps = fused.weight.to(dtype), fused.taps.to(dtype)
+        expected = fused.plain(x)
+        more = torch.randn(expected.shape, generator=generator).to(device, dtype)
+        add = more if i else None
+        expected = fused.plain(x, add).float()
+        found = fused.run(x, add).float()
+        assert found.shape == expected.shape
+        eps = torch.finfo(dtype).eps
+        assert (found - expected).abs().max() < 8 * eps * expected.abs().max(), (shape, i)
+
+
+def test_fused_convolutions_equal_their_twins_in_the_interpreter():
+    """In a process of its own: Triton must be imported for the interpreter from the start."""
+    if not kernels.available:
+        pytest.skip('Triton is not installed; its kernels are for CUDA')
+    env = {**os.environ, 'TRITON_INTERPRET': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, __file__], env=env, text=True, capture_output=True, timeout=300,
+                          check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ['equal'] * (len(SHAPES) + len(list(blocks())))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('shape', SHAPES)
+def test_fused_convolutions_equal_their_twins_on_cuda(shape, dtype):
+    check(shape, dtype, 'cuda')
+
+
+def blocks():
+    """Return every kind of block that is rewritten, small."""
+    yield 16, laanet.EAB(16, 2)
+    yield 16, layers.Down(16, 24, layers.BNPReLU(24))
+    yield 32, elanet.ECGResidual(32, 2)
+    yield 16, elanet.ECGDown(16, 32, 2)
+    yield 16, fbsnet.BRU(16, 3)
+    yield 16, lrnnet.FCB(16, 2)
+    yield 16, affnet.InvertedResidual(16, 16)
+    yield 32, nn.Sequential(affnet.CBAM(32), affnet.SPP(32))
+
+
+def check_block(channels, block):
+    """Run a block by its kernels: slices of channels, chunks and shuffles reach them too."""
+    torch.manual_seed(0)
+    network = random_norms(nn.Sequential(nn.Conv2d(3, channels, 1), block))
+    network = fusing.fuse(folding.fold(network).half())
+    x = torch.randn(2, 3, 11, 14).half().contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = network(x).float()
+        patch = pytest.MonkeyPatch()
+        patch.setattr(FusedConv, 'forward', FusedConv.run)
+        patch.setattr(fusing.FusedNorm, 'forward', lambda self, x, into=None: kernels.norm(x, self.pre, into))
+        found = network(x).float()
+        patch.undo()
+    assert (found - expected).norm() / expected.norm() < 3e-3, block
+
+
+if __name__ == '__main__':
+    for each in blocks():
+        check_block(*each)
+        print('equal')
+    for each in SHAPES:
+        check(each, torch.float16, 'cpu')
+        print('equal')
