@@ -5,7 +5,8 @@ import argparse
 from pathlib import Path
 
 HELP = ('Compare results of "lightseg evaluate --json" or "lightseg replay --json": figures side by side, '
-        'and the paired difference of the frames that they share to the first, with its confidence interval.')
+        'and the paired difference to the first result on the frames that both have, with its confidence '
+        'interval.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

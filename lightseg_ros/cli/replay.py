@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--use-sim-time', action='store_true',
                         help="publish /clock and keep the bag's stamps; otherwise frames get the time at "
                         'which they are played')
-    parser.add_argument('--player', default='own', choices=('own', 'ros2'), help='ros2: use "ros2 bag play"')
+    parser.add_argument('--player', default='own', choices=('own', 'ros2'),
+                        help='own: our player; ros2: "ros2 bag play"')
     parser.add_argument('--deadline', type=float, default=0.1, metavar='SECONDS',
                         help='a label that takes longer counts as late')
     scoring.add_output_arguments(parser)
