@@ -19,7 +19,7 @@ VERBS = {
     'bag': 'show what is in a bag; make a bag from a folder of images',
     'train': 'train a network',
     'train-all': 'train all networks side by side, within a time limit',
-    'folds': 'train with one sequence held out after the other, to compare recipes on unseen drives',
+    'folds': 'train once for each held-out sequence, to compare recipes on unseen drives',
     'recalibrate': 'recompute the batch-norm statistics of trained weights',
     'export': 'write a network as ONNX',
     'bench': 'measure how fast the networks run here, beside plain torch and the roofline',
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         prog='lightseg', description='Lightweight semantic segmentation for ROS 2.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='verbs:\n' + '\n'.join(f'  {verb:<12}{text}' for verb, text in VERBS.items())
-               + '\n\nlightseg VERB --help says what a verb takes.')
+               + '\n\nlightseg VERB --help lists the arguments of a verb.')
     parser.add_argument('--version', action='version', version=f'lightseg_ros {__version__}')
     parser.add_argument('verb', choices=VERBS, metavar='VERB')
     args = parser.parse_args(argv[:1])

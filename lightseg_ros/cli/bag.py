@@ -14,15 +14,16 @@ HELP = ('Look into a bag (info), make one from a folder of images (from-folder),
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest='what', required=True, metavar='WHAT')
     info = verbs.add_parser('info', help='list topics', description='List the topics of a bag, without ROS.')
-    info.add_argument('bag', type=Path)
+    info.add_argument('bag', type=Path, help='bag to read')
     make = verbs.add_parser(
         'from-folder', help='make a bag', formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description='Make a bag with image, camera_info and label topics. The last number in a file name '
-        'counts frames and gives the stamp; 16 digits or more are the stamp itself, in ns.')
+        description='Make a bag with image, camera_info and label topics. The last number in a file name is '
+        'the frame number, which gives the stamp with --rate. A number of 16 digits or more is the stamp '
+        'itself, in ns.')
     make.add_argument('images', type=Path, help='folder of images')
     make.add_argument('out', type=Path, help='bag to write: NAME.mcap for one file, else a folder')
     make.add_argument('--label-dir', type=Path,
-                      help="label images of the same names, in the data set's own ids")
+                      help="folder of label images with the names of the images, in the data set's own ids")
     make.add_argument('--labels', default='camvid', help='label set of --label-dir: a name, or a YAML file')
     make.add_argument('--rate', type=real(1e-3), default=30.0, help='frame numbers a second')
     make.add_argument('--image-topic', default='/camera/image_raw', help='its topic')

@@ -7,8 +7,9 @@ from pathlib import Path
 from ..sizes import argument
 from .numbers import real, whole
 
-HELP = ('Measure the networks beside plain torch, once their labels agree; the last line is JSON. --ros '
-        'measures the node through DDS instead. --plot and --table show results from files.')
+HELP = ('Measure how fast the networks run, and how much faster than plain torch, after a check that the '
+        'labels agree. The last line of the output is JSON. --ros measures the node through DDS instead. '
+        '--plot and --table show results from files.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='sizes of frames and network, 480x360 if not given; with --ros, sizes '
                         'of the images, 640x480 1280x720 1920x1080 if not given')
     parser.add_argument('--contenders', nargs='+', default=['auto:auto'], metavar='BACKEND:PRECISION',
-                        help='backends and precisions to measure, such as torch:float32 openvino:bfloat16')
+                        help='pairs of backend and precision to measure, such as torch:float32 '
+                        'openvino:bfloat16')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     parser.add_argument('--threads', type=whole(0, 1024), default=0,
                         help='threads of the CPU; 0: one per core')

@@ -13,7 +13,7 @@ HELP = ('Run a camera node and a segmentation node as separate processes that ta
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--input', default='synthetic',
                         help="'synthetic' (built-in street), a folder of images, a video, a bag, a device")
-    parser.add_argument('--image-topic', default='', help='image topic of a bag that has several')
+    parser.add_argument('--image-topic', default='', help='image topic of a bag; needed if it has several')
     parser.add_argument('--model', default='laanet', help='packaged network, or the path of a weights file')
     parser.add_argument('--resolution', default='', help="size of the network's input; empty: the "
                         'size that the weights were trained at')

@@ -5,13 +5,13 @@ import argparse
 
 from .numbers import json_object
 
-HELP = ('Write a network as an ONNX graph of one size, with its card in the metadata, and check it with '
+HELP = ('Write a network as an ONNX graph of one size, with its card as metadata, and check it with '
         'onnxruntime. Its input is an image (1, 3, H, W) float32, RGB, normalised as (rgb - mean) / std with '
         "the card's figures.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('out', metavar='OUT.onnx')
+    parser.add_argument('out', metavar='OUT.onnx', help='ONNX file to write')
     parser.add_argument('--model', default='laanet', help='packaged network, or the path of a weights file')
     parser.add_argument('--resolution', default='', metavar='WxH',
                         help='size of the input; empty: the size that the weights were trained at')

@@ -7,19 +7,21 @@ from pathlib import Path
 from . import train
 from .numbers import whole
 
-HELP = ('Train once per sequence without it and score it there; print the mean and the mIoU of the pooled '
-        'confusion matrices. The runs share the cores, one thread each. The same command continues.')
+HELP = ('For each sequence, train without it and score on it. Print the mean of the scores, and the mIoU of '
+        'the pooled confusion matrices. The runs share the cores, one thread each. The same command, given '
+        'again, continues unfinished runs.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--sequences', nargs='+', default=[], metavar='NAME',
-                        help='sequences to hold out in turn; default: all of the split')
+                        help='sequences to hold out in turn; if none is given, all of the split')
     parser.add_argument('--out', type=Path, required=True,
                         help='gets one folder per sequence, and folds.json')
     parser.add_argument('--parallel', type=whole(0, 1024), default=0, metavar='N',
                         help='runs at a time; 0: one per core')
     parser.add_argument('arguments', nargs='+', metavar='-- ARGUMENT',
-                        help='arguments of lightseg train: -- --model affnet --recipe cpu --split trainval')
+                        help='arguments for lightseg train, for example -- --model affnet --recipe cpu '
+                        '--split trainval')
 
 
 def run(args: argparse.Namespace) -> int | None:

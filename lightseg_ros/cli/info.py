@@ -7,7 +7,8 @@ from ..sizes import argument
 from .numbers import json_object, whole
 
 HELP = ("Show all networks with their parameters, multiply-accumulates and the papers' figures, and the "
-        'packaged weights; or one network with its options and blocks; or the card of a weights file.')
+        'packaged weights; or one network with its options and blocks; or the card (the metadata) of a '
+        'weights file.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

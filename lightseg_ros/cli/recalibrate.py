@@ -14,7 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', type=Path, required=True, help='weights file to write')
     parser.add_argument('--data', default='camvid', help='data set that was trained on, as in lightseg train')
     parser.add_argument('--data-root', help='as in lightseg train')
-    parser.add_argument('--split', default='', help='split that was trained on; default: the source says it')
+    parser.add_argument('--split', default='',
+                        help='split that was trained on; empty: as stated in the source')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1 ...')
 
 

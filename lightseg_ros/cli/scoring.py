@@ -31,7 +31,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_truth_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group('topics and ground truth of a bag')
-    group.add_argument('--image-topic', help='default: the only image topic')
+    group.add_argument('--image-topic', help='topic of the images; needed if the bag has several')
     group.add_argument('--label-topic', help='topic with ground truth: mono8, 8UC1, mono16, 16UC1 or PNG')
     group.add_argument('--label-dir', type=Path,
                        help='folder of label images that are named by stamp or by frame number')

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--recipe', default='best', choices=RECIPES,
                         help="paper: the network's own; best: ours, for a GPU; cpu: ours, for a few cores")
     parser.add_argument('--out', default='',
-                        help='folder that gets weights, checkpoint and log; default: runs/MODEL-DATA')
+                        help='folder that gets weights, checkpoint and log; empty: runs/MODEL-DATA')
     parser.add_argument('--device', default='auto',
                         help='auto, cpu, cuda, cuda:1 ...; auto: a GPU if there is one')
     parser.add_argument('--mode', default='auto', choices=('auto', 'eager', 'graph', 'compile'),

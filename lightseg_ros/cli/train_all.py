@@ -12,7 +12,8 @@ HELP = ('Train all networks as parallel processes within a time limit. The same 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--networks', nargs='+', metavar='NAME', help='default: those of the five papers')
+    parser.add_argument('--networks', nargs='+', metavar='NAME',
+                        help='networks to train; if not given, all five')
     parser.add_argument('--data', default='camvid', help='camvid, cityscapes, or folder (your own data)')
     parser.add_argument('--data-root', help='folder of the data set, or the archive that --pack wrote')
     parser.add_argument('--split', default='trainval', help='split to train on')
@@ -20,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--test', default='', metavar='SPLIT',
                         help='split to score finished weights on, once; the score goes into their cards')
     parser.add_argument('--recipe', default='best', choices=RECIPES, help='as in lightseg train')
-    parser.add_argument('--out', type=Path, default=Path('runs'), help='gets one folder per network')
+    parser.add_argument('--out', type=Path, default=Path('runs'),
+                        help='parent folder of the runs, one per network')
     parser.add_argument('--device', default='auto', help='as in lightseg train')
     parser.add_argument('--mode', default='auto', choices=('auto', 'eager', 'graph', 'compile'),
                         help='as in lightseg train; a run that fails gets a second try in mode eager')
