@@ -136,8 +136,8 @@ def test_screenshot(pages, chromium, tmp_path):
     chromium(f'--window-size={PHONE},1500', f'--screenshot={picture}', pages[0].as_uri())
     pixels = cv2.imread(str(picture))
     assert pixels.shape == (1500, PHONE, 3) and pixels.std() > 10
-    # The bars of the classes' IoU, in their blue.
-    assert (np.abs(pixels.astype(int) - (0xbb, 0x66, 0x22)).max(2) < 3).sum() > 500
+    # The bars of the confidence, in their orange.
+    assert (np.abs(pixels.astype(int) - (0x2b, 0x82, 0xd9)).max(2) < 3).sum() > 500
 
 
 def test_json(tmp_path):
