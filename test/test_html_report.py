@@ -133,11 +133,11 @@ def test_a_phone_shows_it_whole(pages, chromium, tmp_path):
 
 def test_screenshot(pages, chromium, tmp_path):
     picture = tmp_path / 'page.png'
-    chromium(f'--window-size={PHONE},1500', f'--screenshot={picture}', pages[0].as_uri())
+    chromium(f'--window-size={PHONE},2500', f'--screenshot={picture}', pages[0].as_uri())
     pixels = cv2.imread(str(picture))
-    assert pixels.shape == (1500, PHONE, 3) and pixels.std() > 10
-    # The bars of the classes' IoU, in their blue.
-    assert (np.abs(pixels.astype(int) - (0xbb, 0x66, 0x22)).max(2) < 3).sum() > 500
+    assert pixels.shape == (2500, PHONE, 3) and pixels.std() > 10
+    # The bars of the confidence, in their orange.
+    assert (np.abs(pixels.astype(int) - (0x2b, 0x82, 0xd9)).max(2) < 3).sum() > 500
 
 
 def test_json(tmp_path):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bags played over DDS to a real node in a process of its own: every frame is accounted for and scored."""
 from dataclasses import replace
+from fractions import Fraction
 import json
 import os
 from pathlib import Path
@@ -127,6 +128,27 @@ def test_own_node(model, tmp_path):
     assert result['counts']['failed'] == 1 and result['counts'].get('missing', 0) == 14 - account['returned']
     assert found.sources[0]['frames'] == COUNT
     assert f'waiting for /replay_{os.getpid()}/image' in (tmp_path / 'node.log').read_text()
+
+
+def test_video(model, tmp_path, monkeypatch):
+    """Packets of H.264 in a CompressedImage are decoded here and sent as Images."""
+    av = pytest.importorskip('av', reason='av is not installed')
+    context = av.CodecContext.create('libx264', 'w')
+    context.width, context.height, context.pix_fmt, context.time_base = 128, 96, 'yuv420p', Fraction(1, 10)
+    context.options = {'tune': 'zerolatency'}
+    with bags.Writer(tmp_path / 'bag.mcap') as writer:
+        for i in range(6):
+            frame = av.VideoFrame.from_ndarray(np.full((96, 128, 3), 40 * i, np.uint8), 'rgb24')
+            frame.pts = i
+            data = np.frombuffer(b''.join(bytes(p) for p in context.encode(frame)), np.uint8)
+            stamp = 1000 * NS + i * NS // 5
+            writer.write('/camera/h264', bags.TYPES['sensor_msgs/msg/CompressedImage'](
+                bags.header(stamp, 'camera'), 'h264', data), stamp)
+    found = live.replay(tmp_path / 'bag.mcap', model, live.Live(), quiet=True)
+    assert found.account['played'] == 6 and found.account['returned'] >= 1 and not found.account['failed']
+    monkeypatch.setattr(live.Live, '__post_init__', lambda self: None)  # it asks for a ros2 command
+    with pytest.raises(EvaluationError, match='--player ros2 plays topics of Image'):
+        live.replay(tmp_path / 'bag.mcap', model, live.Live(player='ros2'), quiet=True)
 
 
 def test_running_node_on_simulated_time(model, compressed, running_node, tmp_path, capsys):

@@ -48,6 +48,8 @@ td.bars { width: 25%; min-width: 60px; text-align: left; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 4px;
          margin-bottom: 12px; }
 .tiles img { width: 100%; display: block; border-radius: 3px; } .tiles figure { margin: 0; }
+@media (max-width: 600px) { .classes { font-size: .78em; } .classes .bars { display: none; }
+                            .classes th, .classes td { padding: 4px 3px; } }
 figcaption { font-size: .75em; color: var(--soft); } dt { font-weight: 600; } dd { margin: 0 0 .3em; }
 """
 COLUMNS = 600  # most points of a curve
@@ -217,9 +219,9 @@ def _live(result: dict[str, Any]) -> str:
 def _classes(result: dict[str, Any], colors: dict[str, Any]) -> str:
     scored = bool(result['counts'].get('scored'))
     columns = [('IoU %', result['iou'])] if scored else []
-    more = [('boundary F1 %', result['boundary_f1_per_class'])] if scored else []
-    more += [('share %', result['shares']), ('confidence %', result['confidence_per_class']),
-             ('consistency %', result['consistency_per_class'])]
+    more = [('bound&shy;ary F1 %', result['boundary_f1_per_class'])] if scored else []
+    more += [('share %', result['shares']), ('confi&shy;dence %', result['confidence_per_class']),
+             ('consis&shy;tency %', result['consistency_per_class'])]
     more = [(head, values) for head, values in more if any(v is not None for v in values.values())]
     heads = ''.join(f'<th>{h}</th>' for h, _ in columns) + '<th class="bars"></th>' * scored \
         + ''.join(f'<th>{h}</th>' for h, _ in more)
@@ -229,7 +231,7 @@ def _classes(result: dict[str, Any], colors: dict[str, Any]) -> str:
         cells += f'<td class="bars">{_bar(result["iou"][name])}</td>' if scored else ''
         cells += ''.join(f'<td>{number(v[name])}</td>' for _, v in more)
         rows += f'<tr><td>{_swatch(_rgb(color))}{escape(name)}</td>{cells}</tr>'
-    return f'<div class="wide"><table>{rows}</table></div>'
+    return f'<div class="wide"><table class="classes">{rows}</table></div>'
 
 
 def _groups(result: dict[str, Any]) -> str:

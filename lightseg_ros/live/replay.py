@@ -121,11 +121,11 @@ def replay(path: Path, model: ModelSpec, live: Live, *, image_topic: str | None 
     if not recording.times:
         raise EvaluationError(f'no frames in {path}: {recording.topic} holds no message')
     with open_recording(path, recording.truth.rate) as bag:
-        kind = bag.image_topic(recording.topic).type
-        if live.player == 'ros2' and (isinstance(bag, Footage) or not kind.startswith('sensor_msgs/')):
+        kind = bag.image_topic(recording.topic).type  # what the messages are read and sent as
+        if live.player == 'ros2' and (isinstance(bag, Footage) or kind != bag.topics[recording.topic].type):
             raise EvaluationError(f'--player ros2 plays topics of Image and CompressedImage, and {path} has '
                                   'others: use the own player, which turns them into Images')
-        compressed = _is_compressed(bag, recording.topic)
+        compressed = kind.endswith('CompressedImage')
     if not live.node:
         isolate()
     rclpy.init()
@@ -147,16 +147,6 @@ def replay(path: Path, model: ModelSpec, live: Live, *, image_topic: str | None 
                 'use_sim_time': live.use_sim_time, 'player': live.player, 'node': live.node or 'started here',
                 'end_to_end': latency.summary()}
     return LiveEvaluation(scores, [recording.describe()], identity, device, account)
-
-
-def _is_compressed(bag: Bag | Footage, topic: str) -> bool:
-    """Whether the frames are sent as CompressedImage: videos and Foxglove's types become what they hold."""
-    for message in bag.messages(topic):
-        try:
-            return not hasattr(message.read(), 'encoding')
-        except bags.BagError:
-            continue
-    return bag.image_topic(topic).type.endswith('CompressedImage')
 
 
 def _play(recording: Recording, model: ModelSpec, live: Live, compressed: bool, collected: Collected,
