@@ -9,9 +9,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ROOT.parent / 'shared' / 'data' / 'camvid'
 # Before any test imports rclpy: own domain, loopback only, shared memory large enough for images.
-# A pytest-xdist worker needs its own domain too: it inherits the environment of the process that started it.
-if 'ROS_DOMAIN_ID' not in os.environ or 'PYTEST_XDIST_WORKER' in os.environ:
-    os.environ['ROS_DOMAIN_ID'] = str(30 + os.getpid() % 60)
+os.environ.setdefault('ROS_DOMAIN_ID', str(30 + os.getpid() % 50))
+if 'PYTEST_XDIST_WORKER' in os.environ:  # gw0, gw1 ...: each needs a domain beside the one that it inherits
+    number = int(os.environ['PYTEST_XDIST_WORKER'][2:])
+    os.environ['ROS_DOMAIN_ID'] = str(int(os.environ['ROS_DOMAIN_ID']) + 1 + number)
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(ROOT / 'config' / 'fastdds_localhost.xml'))
 # Threads that wait without spinning: test processes share a machine's cores with their nodes.
