@@ -31,6 +31,11 @@ MAX_MISSING = 0.2
 POSSIBLE_AGE_MS = -50.0, 60e3
 
 
+def is_possible(age_ms: float) -> bool:
+    """Return whether a label can have this age, which is else the difference of two clocks."""
+    return POSSIBLE_AGE_MS[0] <= age_ms <= POSSIBLE_AGE_MS[1]
+
+
 class Health:
     """
     Counts the frames of one camera and their times; any thread may call it.
@@ -73,7 +78,7 @@ class Health:
             for stage, ms in stage_ms.items():
                 if stage == 'age':
                     self._ages.append((now, ms))
-                    if not POSSIBLE_AGE_MS[0] <= ms <= POSSIBLE_AGE_MS[1]:
+                    if not is_possible(ms):
                         continue  # not a time, so it does not belong in the figures
                 self._stages.setdefault(stage, LatencyStats(self._capacity)).add(ms)
 

@@ -9,9 +9,10 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
 
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from rcl_interfaces.msg import ParameterType, ParameterValue  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
-from std_msgs.msg import Float32MultiArray, String  # noqa: E402
+from std_msgs.msg import Float32MultiArray, Float64, String  # noqa: E402
 from test_segmentation_node import (  # noqa: E402
     double,
     LATCHED,
@@ -195,6 +196,15 @@ def test_rotation_region_and_mask_come_back_in_the_camera_s_image(tester, refere
     assert 'roi 100x70+100+0 is not within the image of 160x120' in tester.status[-1].message
     changed(tester, roi=text(''), mask=text(''), rotation=text('0'))
     assert (send(tester) == reference([FRAME])[0].labels).mean() > 0.999
+
+
+def test_times_of_each_frame(tester):
+    got = collect(tester, debug__latency_ms=Float64, debug__stages_ms=DiagnosticArray)
+    assert 0 < got['debug__latency_ms'].data < 60e3
+    assert got['debug__stages_ms'].header == got['label'].header
+    stages = {v.key: float(v.value) for v in got['debug__stages_ms'].status[0].values}
+    assert {'decode', 'network', 'publish', 'total'} <= set(stages)
+    assert 0 < stages['network'] < stages['total'] <= got['debug__latency_ms'].data
 
 
 def test_camera_info_has_the_label_s_header(tester):

@@ -268,6 +268,7 @@ class FrameWorker:
             try:
                 if frame.camera.publish_rest(frame.header, frame.pixels, frame.ids, prediction, plan):
                     frame.stage_ms['rest'] = 1e3 * (perf_counter() - frame.published)
+                frame.camera.publish_times(frame.header, frame.stage_ms)
                 frame.camera.health.frame_processed(frame.stage_ms)
             except Exception as e:
                 self._failed(frame.camera, e)

@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import cv2
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 import numpy as np
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
@@ -15,10 +16,10 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Float32MultiArray, Header, MultiArrayDimension
+from std_msgs.msg import Float32MultiArray, Float64, Header, MultiArrayDimension
 
 from .. import images
-from ..health import Health
+from ..health import Health, is_possible
 from ..inference.segmenter import Prediction
 from .inputs import Images, subscribe_to_info
 from .plan import Plan
@@ -31,7 +32,10 @@ RESULT_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 OUTPUTS = {
     'label': Image, 'label_color': Image, 'groups': Image, 'overlay': Image, 'confidence': Image,
     'label/compressed': CompressedImage, 'overlay/compressed': CompressedImage,
-    'class_fractions': Float32MultiArray, 'camera_info': CameraInfo}
+    'class_fractions': Float32MultiArray, 'camera_info': CameraInfo,
+    'debug/latency_ms': Float64, 'debug/stages_ms': DiagnosticArray}
+# How long a frame took.
+OF_TIMES = ('debug/latency_ms', 'debug/stages_ms')
 # What is made of the labels alone.
 OF_LABELS = ('groups', 'camera_info', 'class_fractions', 'label_color', 'label/compressed')
 
@@ -134,7 +138,7 @@ class CameraOutputs:
     def has_listener(self, parameters: SegmentationParameters) -> bool:
         """Return whether anything that the node makes of the camera's images has a subscriber."""
         return (any(self._has_subscriber(output) for output in (
-                    'label', *OF_LABELS))
+                    'label', *OF_LABELS, *OF_TIMES))
                 or self.wants_overlay(parameters) or self.wants_confidence(parameters) or self.wants_points())
 
     def wants_overlay(self, parameters: SegmentationParameters) -> bool:
@@ -193,6 +197,17 @@ class CameraOutputs:
             self.points.add(LabelledImage(header, plan.label(ids), confidence, plan.labels.palette()))
             published = True
         return published
+
+    def publish_times(self, header: Header, stage_ms: dict[str, float]) -> None:
+        """Publish the age of a frame's label and the milliseconds of its stages, if somebody subscribes."""
+        age_ms = stage_ms.get('age')
+        if age_ms is not None and is_possible(age_ms) and self._has_subscriber('debug/latency_ms'):
+            self._publishers['debug/latency_ms'].publish(Float64(data=age_ms))
+        if self._has_subscriber('debug/stages_ms'):
+            values = [KeyValue(key=stage, value=f'{ms:.3f}')
+                      for stage, ms in stage_ms.items() if stage != 'age']
+            self._publishers['debug/stages_ms'].publish(DiagnosticArray(
+                header=header, status=[DiagnosticStatus(name='stages (ms)', values=values)]))
 
     def _on_info(self, msg: CameraInfo) -> None:
         self._info = msg
