@@ -120,7 +120,7 @@ def test_startup_is_measured_in_processes_of_their_own(model):
         measure.startup('nothing', repeats=1)
 
 
-def test_the_node_is_measured_through_dds(model):
+def test_the_node_is_measured_through_dds(model, tmp_path):
     pytest.importorskip('rclpy', reason='needs ROS 2')
     from lightseg_ros.live.bench import bench_ros
     result = bench_ros(model, device='cpu', contender=TORCH, seconds=1.0, sizes=[(160, 120)], overlays=[True],
@@ -132,6 +132,13 @@ def test_the_node_is_measured_through_dds(model):
     assert row['Mean Playback Frame Rate (fps)'] == pytest.approx(5, rel=0.3)
     assert 1 <= row['highest_rate_hz'] <= 2 and row['cpu_percent'] > 0
     assert row['memory_mb'] > 100 and abs(row['memory_growth_mb']) < 100
+    assert [r['subscriber'] for r in result['ros_subscribers']] == ['none', 'confidence', 'overlay', 'points']
+    assert all(0 < r['latency_ms']['p50'] <= r['latency_ms']['p95'] for r in result['ros_subscribers'])
+    cpu = {r['lazy']: r['cpu_percent'] for r in result['ros_idle']}
+    assert list(cpu) == ['true', 'subscription', 'false'] and cpu['false'] > cpu['true']
+    report.write(result, tmp_path / 'ros.json')
+    table = report.table([tmp_path / 'ros.json'])
+    assert '| 160x120 | 5 | points |' in table and '| 160x120 | 30 | subscription |' in table
     with pytest.raises(BenchError, match='rates are 5, 0; expected more than 0 Hz'):
         bench_ros(model, rates=[5.0, 0.0])
     assert row['stages']['network'] > 0

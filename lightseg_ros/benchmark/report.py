@@ -161,6 +161,17 @@ def table(paths: Sequence[Path]) -> str:
                 f'{ms["p95"]:.1f} / {ms["p99"]:.1f} | {r["stages"].get("network", 0):.1f} | '
                 f'{r["loss_percent"]:.1f} | {r["cpu_percent"]:.0f} | {memory} | '
                 f'{r["highest_rate_hz"]:.0f} |')
+        if result.get('ros_subscribers'):
+            lines += ['', '| image | Hz | subscriber besides the label | age of labels ms p50 / p95 |',
+                      '|---' * 4 + '|']
+        for r in result.get('ros_subscribers', []):
+            ms = r['latency_ms']
+            lines.append(f'| {r["size"]} | {r["rate_hz"]:g} | {r["subscriber"]} | {ms["p50"]:.1f} / '
+                         f'{ms["p95"]:.1f} |')
+        if result.get('ros_idle'):
+            lines += ['', '| image | Hz | lazy | CPU % without a subscriber |', '|---' * 4 + '|']
+        for r in result.get('ros_idle', []):
+            lines.append(f'| {r["size"]} | {r["rate_hz"]:g} | {r["lazy"]} | {r["cpu_percent"]:.1f} |')
         lines.append('')
     return '\n'.join(lines)
 

@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='how often the contenders take turns, with five calls each time')
     parser.add_argument('--startup', action='store_true',
                         help='also measure the time from the start of a process to its first label')
-    parser.add_argument('--ros', action='store_true', help='measure the segmentation node through DDS')
+    parser.add_argument('--ros', action='store_true',
+                        help='measure the segmentation node through DDS: latency, loss, CPU and memory; what '
+                        'subscribers to optional outputs cost the labels; and a node without subscribers')
     parser.add_argument('--rates', nargs='+', type=real(0.1, 1000), default=[10.0, 30.0, 60.0], metavar='HZ',
                         help='image rates of --ros')
     parser.add_argument('--seconds', type=real(0.1, 1e7), default=5.0,

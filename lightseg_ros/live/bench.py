@@ -1,7 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """How fast the segmentation node is through DDS: latency, highest rate, CPU use and memory."""
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import os
 from pathlib import Path
 import tempfile
@@ -10,20 +10,30 @@ from typing import Any
 
 import cv2
 import numpy as np
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
 import rclpy
+from rclpy.time import Time
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header
 
-from .. import weights
+from .. import images, weights
 from ..benchmark import measure
 from ..benchmark.measure import Contender
 from ..machine import resident_mb
 from ..metrics import LatencyStats
 from ..synthetic.street import Street
-from .probe import Diagnostics, isolate, NodeProcess, nodes, Probe, Seen
+from .probe import Diagnostics, isolate, NodeProcess, nodes, Probe, RELIABLE, Seen
 
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
 RATES = (10.0, 30.0, 60.0)
 # A rate is reached if fewer than this percentage of its frames are lost.
 MAX_LOSS = 5.0
+# What a subscriber to each of these costs the labels is measured, in turns, because a machine has moods.
+OPTIONAL = {'none': None, 'confidence': Image, 'overlay': Image, 'points': PointCloud2}
+TURNS = 3
+LAZY = ('true', 'subscription', 'false')
+IDLE_RATE = 30.0
 
 
 def bench_ros(model: str, *, device: str = 'auto', contender: Contender = measure.AUTO, threads: int = 0,
@@ -36,8 +46,10 @@ def bench_ros(model: str, *, device: str = 'auto', contender: Contender = measur
     This is done for every size (width, height), without and with a subscriber to the overlay; then the
     highest rate up to `limit_hz` is searched that loses less than `MAX_LOSS`. The latency of a frame is the
     time from its stamp to the arrival of its label in this process. The memory of the node is read before and
-    after each rate; with `seconds` of 600 or more this is a soak test. Returns a result for `measure.write`,
-    with `ros_rows`; keys that ros2_benchmark also has are named as there. Errors: BenchError, WeightsError,
+    after each rate; with `seconds` of 600 or more this is a soak test. At the first rate, the age of the
+    labels is measured with and without a subscriber to each optional output, and at 30 Hz the CPU use of a
+    node that nobody listens to. Returns a result for `measure.write`, with `ros_rows`, `ros_subscribers` and
+    `ros_idle`; keys that ros2_benchmark also has are named as there. Errors: BenchError, WeightsError,
     ProbeError.
     """
     if not all(rate > 0 for rate in rates):
@@ -45,6 +57,8 @@ def bench_ros(model: str, *, device: str = 'auto', contender: Contender = measur
                                  'than 0 Hz')
     isolate()
     rows: list[dict[str, Any]] = []
+    subscribers: list[dict[str, Any]] = []
+    idle: list[dict[str, Any]] = []
     parameters = {'device': device, 'backend': contender.backend, 'precision': contender.precision,
                   'threads': threads, 'weights': str(weights.resolve(model))}
     rclpy.init()
@@ -52,10 +66,13 @@ def bench_ros(model: str, *, device: str = 'auto', contender: Contender = measur
         for size in sizes:
             for overlay in overlays:
                 rows += _bench_node(parameters, size, overlay, rates, seconds, limit_hz)
+            subscribers += _bench_subscribers(parameters, size, rates[0], seconds)
+            idle += _bench_idle(parameters, size, seconds)
     finally:
         rclpy.try_shutdown()
     return {**measure.environment(device), 'model': model, 'backend': contender.backend,
-            'precision': contender.precision, 'ros_rows': rows}
+            'precision': contender.precision, 'ros_rows': rows, 'ros_subscribers': subscribers,
+            'ros_idle': idle}
 
 
 def _bench_node(parameters: dict[str, Any], size: tuple[int, int], overlay: bool, rates: Sequence[float],
@@ -91,15 +108,103 @@ def _bench_node(parameters: dict[str, Any], size: tuple[int, int], overlay: bool
     return rows
 
 
+def _bench_subscribers(parameters: dict[str, Any], size: tuple[int, int], rate: float,
+                       seconds: float) -> list[dict[str, Any]]:
+    """Measure the latency of the labels while another output has a subscriber as well, and without."""
+    width, height = size
+    frame = np.ascontiguousarray(cv2.resize(Street(640, 480).render(5.0)[0], size))
+    depth = images.encode(np.full((height, width), 2000, np.uint16), '16UC1', Header(frame_id='camera'),
+                          Image())
+    info = CameraInfo(width=width, height=height,
+                      k=[500.0, 0.0, width / 2, 0.0, 500.0, height / 2, 0.0, 0.0, 1.0])
+    seen: list[Seen] = []
+    latency = {output: LatencyStats(100_000) for output in OPTIONAL}
+    counts = dict.fromkeys(OPTIONAL, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        node = NodeProcess('segmentation', Path(folder) / 'segmentation.log', {
+            **parameters, 'publish_points': True, 'image_size': f'{width}x{height}'})
+        with nodes(node):
+            probe = Probe(lambda whole: seen.append(_times(whole)))
+            publishers = [probe.create_publisher(kind, f'/{topic}', RELIABLE)
+                          for kind, topic in ((Image, 'depth'), (CameraInfo, 'camera_info'))]
+
+            def play() -> int:
+                stamp_ns = probe.play(frame)
+                depth.header.stamp = Time(nanoseconds=stamp_ns).to_msg()
+                publishers[0].publish(depth)
+                return stamp_ns
+
+            def count(output: str) -> None:
+                counts[output] += 1
+
+            try:
+                probe.wait_connected(120.0, node)
+                for output in list(OPTIONAL) * TURNS:
+                    if kind := OPTIONAL[output]:
+                        subscription = probe.create_subscription(
+                            kind, f'/segmentation/{output}', lambda _, output=output: count(output), RELIABLE)
+                    for _ in range(10):  # until the new subscriber gets what it asks for
+                        before = len(seen), counts[output]
+                        publishers[1].publish(info)
+                        play()
+                        probe.wait(lambda: len(seen) > before[0] and (  # noqa: B023
+                            not kind or counts[output] > before[1]), 1.0, node)  # noqa: B023
+                    _run(probe, node, frame, seen, rate, max(1.0, seconds / TURNS), play)
+                    for s in seen:
+                        latency[output].add(s.latency_ms)
+                    if kind:
+                        probe.destroy_subscription(subscription)
+            finally:
+                probe.destroy_node()
+    rows = []
+    for output, stats in latency.items():
+        if OPTIONAL[output] and not counts[output]:
+            raise measure.BenchError(f'the node published nothing on {output}')
+        rows.append({'size': f'{width}x{height}', 'rate_hz': rate, 'subscriber': output,
+                     'latency_ms': stats.summary()})
+        ms = stats.summary()
+        print(f'{f"{width}x{height}":>9} at {rate:g} Hz, subscribers of label'
+              f'{f" and {output}" if OPTIONAL[output] else ""}: age of labels p50 {ms["p50"]:.1f} p95 '
+              f'{ms["p95"]:.1f} ms', flush=True)
+    return rows
+
+
+def _bench_idle(parameters: dict[str, Any], size: tuple[int, int], seconds: float) -> list[dict[str, Any]]:
+    """Measure the CPU use of a node that nobody listens to, in each mode of its parameter `lazy`."""
+    frame = np.ascontiguousarray(cv2.resize(Street(640, 480).render(5.0)[0], size))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        node = NodeProcess('segmentation', Path(folder) / 'segmentation.log', {
+            **parameters, 'image_size': f'{size[0]}x{size[1]}'})
+        with nodes(node):
+            probe = Probe(lambda whole: None, ())
+            client: Any = probe.create_client(SetParameters, '/segmentation/set_parameters')
+            try:
+                probe.wait_connected(120.0, node)
+                for lazy in LAZY:
+                    value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=lazy)
+                    answer = client.call_async(SetParameters.Request(parameters=[
+                        Parameter(name='lazy', value=value)]))
+                    probe.wait(answer.done, 30.0, node)
+                    row = _run(probe, node, frame, [], IDLE_RATE, seconds)
+                    rows.append({'size': f'{size[0]}x{size[1]}', 'rate_hz': IDLE_RATE, 'lazy': lazy,
+                                 'cpu_percent': row['cpu_percent']})
+                    print(f'{rows[-1]["size"]:>9} at {IDLE_RATE:g} Hz, nobody listens, lazy {lazy}: CPU '
+                          f'{row["cpu_percent"]:.1f} %', flush=True)
+            finally:
+                probe.destroy_node()
+    return rows
+
+
 def _run(probe: Probe, node: NodeProcess, frame: np.ndarray, seen: list[Seen], rate: float,
-         seconds: float) -> dict[str, Any]:
-    """Play at a rate, wait up to a second for the last labels, and count."""
+         seconds: float, play: Callable[[], int] | None = None) -> dict[str, Any]:
+    """Play at a rate, wait up to a second for the last labels, and count; `play` replaces probe.play."""
     seen.clear()
     sent: list[int] = []
     busy, before_mb, began = _cpu_seconds(node), resident_mb(node.process.pid), monotonic()
     for i in range(max(3, round(rate * seconds))):
         probe.wait(lambda: False, max(0.0, began + i / rate - monotonic()), node)
-        sent.append(probe.play(frame))
+        sent.append(play() if play else probe.play(frame))
     took = monotonic() - began
     probe.wait(lambda: len(seen) == len(sent), 1.0, node)
     used, after_mb = 100 * (_cpu_seconds(node) - busy) / took, resident_mb(node.process.pid)
