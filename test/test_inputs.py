@@ -77,6 +77,17 @@ def test_what_nobody_wants_is_neither_taken_nor_kept_nor_lost(camera):
     assert c.spin(lambda: c.got == [1, 5]) and not c.lost
 
 
+def test_what_nobody_wants_does_not_wake_the_executor(camera):
+    c = camera('asleep')
+    c.images.take(False)
+    c.publish(1)
+    group, asked = c.images._group, []
+    is_wanted = type(group).can_execute
+    group.can_execute = lambda entity: asked.append(entity) or is_wanted(group, entity)
+    c.spin(timeout_s=1.0)  # waits 50 times
+    assert len(asked) < 1000, 'it spins'
+
+
 def test_a_queue_without_a_limit_is_emptied(camera):
     c = camera('unlimited', history='keep_all')
     c.images.take(False)

@@ -306,12 +306,15 @@ def test_camera_info_that_was_published_once_arrives_and_so_does_one_that_is_not
     found = Points(node, '', SegmentationParameters(), Health(), lambda: None, PublisherEventCallbacks())
     found.subscribe()
     end = time.monotonic() + 20
-    while found._info is None:
+    while found.info.latest is None:
         assert time.monotonic() < end
+        found.info.look()
         rclpy.spin_once(node, timeout_sec=0.05)
         if not latched:
             publisher.publish(CameraInfo(width=7))
-    assert found._info.width == 7
+    assert found.info.latest.width == 7
+    # A subscription that asks for what a publisher does not keep would be a warning in the camera's log.
+    assert node.count_subscribers(found.info.topic) == 1 + latched
     node.destroy_node()
 
 

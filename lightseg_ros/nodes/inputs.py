@@ -33,7 +33,8 @@ class WhileWanted(MutuallyExclusiveCallbackGroup):
 
     def can_execute(self, entity: Any) -> bool:
         """Return whether the executor may wait for this entity; called by the executor."""
-        return (self.wanted or not isinstance(entity, Subscription)) and super().can_execute(entity)
+        # The events of a subscription wait too: in Fast DDS a message that is not taken wakes them up.
+        return self.wanted and super().can_execute(entity)
 
 
 class Images:
@@ -99,12 +100,44 @@ class Images:
             self._on_lost(number - last - 1)
 
 
-def subscribe_to_info(node: Node, topic: str, on_info: Callable[[CameraInfo], None],
-                      group: CallbackGroup | None = None) -> list[Subscription]:
-    """Subscribe to camera_info, whether it is published with each image or once and latched."""
-    return [
-        node.create_subscription(CameraInfo, topic, on_info, copy(INFO_QOS), callback_group=group,
-                                 qos_overriding_options=QoSOverridingOptions.with_default_policies()),
-        # The one above does not get what was published before it; this one does not connect to publishers
-        # that keep nothing.
-        node.create_subscription(CameraInfo, topic, on_info, copy(LATCHED_INFO_QOS), callback_group=group)]
+class CameraInfoInput:
+    """
+    The subscription to camera_info, whether it is published with each image or once and latched.
+
+    `latest`: the message that came last. Call `look` now and then: a latched message from before the
+    subscription comes only to a subscription that asks for it, and that one would not connect to others.
+    """
+
+    def __init__(self, node: Node, topic: str, group: CallbackGroup | None = None):
+        self._node, self._name, self._group = node, topic, group
+        self.topic = node.resolve_topic_name(topic)
+        self.latest: CameraInfo | None = None
+        self._subscriptions: list[Subscription] = []
+
+    def subscribe(self) -> None:
+        """Subscribe, unless that is done."""
+        if not self._subscriptions:
+            self._subscribe(INFO_QOS)
+        self.look()
+
+    def look(self) -> None:
+        """Ask for a latched message if there is none yet and a publisher keeps one."""
+        if len(self._subscriptions) == 1 and self.latest is None and any(
+                publisher.qos_profile.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
+                for publisher in self._node.get_publishers_info_by_topic(self.topic)):
+            self._subscribe(LATCHED_INFO_QOS)
+
+    def unsubscribe(self) -> None:
+        """Undo `subscribe`."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions, self.latest = [], None
+
+    def _subscribe(self, qos: QoSProfile) -> None:
+        overriding = QoSOverridingOptions.with_default_policies() if qos is INFO_QOS else None
+        self._subscriptions.append(self._node.create_subscription(
+            CameraInfo, self._name, self._on_info, copy(qos), callback_group=self._group,
+            qos_overriding_options=overriding))
+
+    def _on_info(self, msg: CameraInfo) -> None:
+        self.latest = msg

@@ -14,14 +14,13 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Float32MultiArray, Float64, Header, MultiArrayDimension
 
 from .. import images
 from ..health import Health, is_possible
 from ..inference.segmenter import Prediction
-from .inputs import Images, subscribe_to_info
+from .inputs import CameraInfoInput, Images
 from .plan import Plan
 from .points import LabelledImage, Points
 from .segmentation_parameters import SegmentationParameters
@@ -77,8 +76,7 @@ class CameraOutputs:
         self.health = Health()
         self.rate = RateLimit()
         self.images = Images(node, self.health.frames_lost)
-        self._info: CameraInfo | None = None
-        self._info_subscriptions: list[Subscription] = []
+        self._info = CameraInfoInput(node, f'{self.prefix}camera_info')
         overriding = QoSOverridingOptions.with_default_policies()
         events = PublisherEventCallbacks(matched=lambda _: on_match()) if MATCHED_EVENTS else None
         self._publishers = {
@@ -98,11 +96,10 @@ class CameraOutputs:
         self.images.subscribe(kind, self.prefix + topic, on_image)
         if self.points:
             self.points.subscribe()
-        if not self._has_subscriber('camera_info'):
-            self._unsubscribe_info()
-        elif not self._info_subscriptions:
-            self._info_subscriptions = subscribe_to_info(
-                self._node, f'{self.prefix}camera_info', self._on_info)
+        if self._has_subscriber('camera_info'):
+            self._info.subscribe()
+        else:
+            self._info.unsubscribe()
 
     def take(self, wanted: bool) -> None:
         """Take the images that arrive from now on, or leave them in the middleware."""
@@ -115,12 +112,13 @@ class CameraOutputs:
         self.images.unsubscribe()
         if self.points:
             self.points.unsubscribe()
-        self._unsubscribe_info()
+        self._info.unsubscribe()
 
-    def _unsubscribe_info(self) -> None:
-        for subscription in self._info_subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._info_subscriptions, self._info = [], None
+    def look(self) -> None:
+        """Look for latched messages that are still missing; call it about once a second."""
+        self._info.look()
+        if self.points:
+            self.points.info.look()
 
     def topics(self) -> list[str]:
         """Return the topics that the node subscribes to."""
@@ -160,7 +158,7 @@ class CameraOutputs:
         wanted = [output for output in OF_LABELS if self._has_subscriber(output)]
         if 'groups' in wanted and plan.groups is not None:
             self._publish_image('groups', header, plan.group_ids(ids), 'mono8')
-        if 'camera_info' in wanted and (info := self._info) is not None:
+        if 'camera_info' in wanted and (info := self._info.latest) is not None:
             self._publishers['camera_info'].publish(with_header(info, header))
         if 'class_fractions' in wanted:
             self._publishers['class_fractions'].publish(fractions(plan.label(ids), plan.labels.names))
@@ -208,9 +206,6 @@ class CameraOutputs:
                       for stage, ms in stage_ms.items() if stage != 'age']
             self._publishers['debug/stages_ms'].publish(DiagnosticArray(
                 header=header, status=[DiagnosticStatus(name='stages (ms)', values=values)]))
-
-    def _on_info(self, msg: CameraInfo) -> None:
-        self._info = msg
 
     def _has_subscriber(self, output: str) -> bool:
         return self._publishers[output].get_subscription_count() > 0

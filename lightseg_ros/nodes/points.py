@@ -14,14 +14,14 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from .. import images, points
 from ..health import Health
 from ..points import PointsError
 from ..texts import error_line
-from .inputs import subscribe_to_info, WhileWanted
+from .inputs import CameraInfoInput, WhileWanted
 from .segmentation_parameters import SegmentationParameters
 
 # Several depth images may arrive while one image is segmented.
@@ -64,7 +64,6 @@ class Points:
         self._tolerance_ns = round(1e9 * parameters.depth_tolerance)
         self._lock = threading.Lock()  # protects _kept, which the executor fills and the worker reads
         self._kept: deque[Image | CompressedImage] = deque()
-        self._info: CameraInfo | None = None
         self._waiting: deque[LabelledImage] = deque()
         self._used_ns = -1
         self._published = self._missed = self._missed_in_a_row = self._failed = 0
@@ -72,10 +71,10 @@ class Points:
         self._logged_s = float('-inf')
         self._warned_of_frame = self._warned_of_distortion = False
         self._depth_kind, self._depth_name = DEPTHS[parameters.depth_transport]
-        self._depth_topic, self._info_topic = (node.resolve_topic_name(f'{prefix}{name}')
-                                               for name in (self._depth_name, 'camera_info'))
-        self._subscriptions: list[Subscription] = []
+        self._depth_topic = node.resolve_topic_name(f'{prefix}{self._depth_name}')
+        self._depth: Subscription | None = None
         self._group = WhileWanted()
+        self.info = CameraInfoInput(node, f'{prefix}camera_info', self._group)
         self._publisher = node.create_publisher(
             PointCloud2, f'~/{prefix}points', copy(POINTS_QOS), event_callbacks=events,
             qos_overriding_options=QoSOverridingOptions.with_default_policies())
@@ -83,14 +82,12 @@ class Points:
 
     def subscribe(self) -> None:
         """Subscribe to depth and camera_info, unless that is done."""
-        if self._subscriptions:
-            return
-        self._subscriptions = [
-            self._node.create_subscription(
+        if self._depth is None:
+            self._depth = self._node.create_subscription(
                 self._depth_kind, f'{self._prefix}{self._depth_name}', self._on_depth, copy(DEPTH_QOS),
                 callback_group=self._group,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies()),
-            *subscribe_to_info(self._node, f'{self._prefix}camera_info', self._on_info, self._group)]
+                qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        self.info.subscribe()
 
     def take(self) -> None:
         """Take depth and camera_info only while somebody subscribes to the points."""
@@ -98,9 +95,10 @@ class Points:
 
     def unsubscribe(self) -> None:
         """Undo `subscribe`."""
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._subscriptions = []
+        if self._depth is not None:
+            self._node.destroy_subscription(self._depth)
+            self._depth = None
+        self.info.unsubscribe()
 
     def destroy(self) -> None:
         """Destroy the publisher and the subscriptions."""
@@ -113,7 +111,7 @@ class Points:
 
     def topics(self) -> list[str]:
         """Return the topics of depth and camera_info."""
-        return [self._depth_topic, self._info_topic]
+        return [self._depth_topic, self.info.topic]
 
     def values(self) -> dict[str, str]:
         """Return counts for the diagnostics."""
@@ -153,22 +151,23 @@ class Points:
 
     def _publish(self, near: Image | CompressedImage, labelled: LabelledImage) -> None:
         began = perf_counter()
-        if self._info is None:
-            raise PointsError(f'no message on {self._info_topic} yet')
+        info = self.info.latest
+        if info is None:
+            raise PointsError(f'no message on {self.info.topic} yet')
         frames = near.header.frame_id, labelled.header.frame_id
         if frames[0] != frames[1] and not self._warned_of_frame:
             self._warned_of_frame = True
             self._node.get_logger().warning(
                 f'{self._depth_topic} has frame_id {frames[0]!r}, the image has {frames[1]!r}; the '
                 'labels of the points are wrong unless depth is registered to the image')
-        if points.is_distorted(self._info) and not self._undistort and not self._warned_of_distortion:
+        if points.is_distorted(info) and not self._undistort and not self._warned_of_distortion:
             self._warned_of_distortion = True
             self._node.get_logger().warning(
-                f'{self._info_topic} describes a lens with distortion. The points are right if image and '
+                f'{self.info.topic} describes a lens with distortion. The points are right if image and '
                 'depth are rectified; if they are not, set the parameter undistort_points to true')
         depth = images.decode_depth(near)
         height, width = depth.shape
-        camera = points.pinhole(self._info, height, width, distorted=self._undistort)
+        camera = points.pinhole(info, height, width, distorted=self._undistort)
         cloud = points.cloud(depth, camera, labelled.labels, labelled.confidence, labelled.palette)
         self._publisher.publish(points.encode(cloud, near.header, PointCloud2(), PointField))
         self._published += 1
@@ -197,9 +196,6 @@ class Points:
                 self._kept.popleft()
         if self._waiting:
             self._wake()
-
-    def _on_info(self, msg: CameraInfo) -> None:
-        self._info = msg
 
 
 def _ns(header: Header) -> int:

@@ -407,6 +407,7 @@ class SegmentationNode(LifecycleNode):
     def _camera_status(self, camera: CameraOutputs, more: dict[str, str]) -> Status:
         """Return the status of one camera; `more`: values that all cameras share."""
         assert self._worker
+        camera.look()
         p, sim_time = self._settings, self.get_parameter('use_sim_time').value
         others = camera.points.values() if camera.points else {}
         if p.max_rate:
