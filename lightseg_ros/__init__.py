@@ -13,6 +13,9 @@ __version__ = '0.1.0'
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.setdefault('GOMP_SPINCOUNT', '100000')
 
+# ONNX Runtime sends telemetry from the moment that it is loaded, before its own function can turn that off.
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
+
 
 def share_dir() -> Path:
     """

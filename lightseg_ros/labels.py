@@ -195,7 +195,7 @@ def _read_groups(path: Path) -> dict[str, tuple[str, ...]]:
     except OSError as e:
         raise LabelError(f'groups file {_shown(str(path))} cannot be read: {e.strerror or e}') from e
     except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise LabelError(f'groups file {_shown(str(path))} is not YAML: {one_line(e)}') from e
+        raise LabelError(f'groups file {one_line(path, 300)!r} is not YAML: {one_line(e)}') from e
     groups = tree.get('groups', tree) if isinstance(tree, dict) else None
     if not isinstance(groups, dict) or not all(
             isinstance(members, list) and all(isinstance(m, str) for m in members)
@@ -218,7 +218,7 @@ def load(name: str | Path) -> LabelSet:
     try:
         text = read_small(path, MAX_FILE).decode()
     except (OSError, ValueError) as e:
-        raise LabelError(f'no label set {_shown(str(name))}: {getattr(e, "strerror", "") or e}; packaged: '
+        raise LabelError(f'no label set {one_line(name, 300)!r}: {getattr(e, "strerror", "") or e}; packaged: '
                          f'{", ".join(available())}, or give the path of a YAML file') from e
     try:
         return LabelSet.from_dict(yaml.safe_load(text))

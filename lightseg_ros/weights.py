@@ -153,7 +153,7 @@ def find(name: str, dataset: str = 'camvid') -> Path:
         if stem in packaged:
             return packaged[stem]
     known = ', '.join(sorted(packaged)) or 'none'
-    shown = one_line(name, 80)
+    shown = one_line(name, 300)  # it may be a path
     raise WeightsError(f'no packaged weights for {shown!r}; packaged: {known}. Give the path of a weights '
                        f'file, or train: lightseg train --model {shown} --data camvid')
 

@@ -85,6 +85,15 @@ def sequences(scenes, tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Give torch its number of threads back: a segmenter sets it, and the bits of a training depend on it."""
+    import torch
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope='module')
 def ros():
     """Initialise rclpy for a module of tests."""

@@ -290,6 +290,7 @@ def test_the_range_of_a_16_bit_camera(tester, reference, process):
     counts = (7000 + 2000 / 255 * grey.astype(float)).round().astype(np.uint16)
     for _ in range(2):
         dark = images.decode(tester.send(images.encode(counts, 'mono16', tester.header(), Image())))[..., 0]
+    tester.spin(lambda: 'values span' in process.log.read_text())  # a log may be later than a label
     said = process.log.read_text()
     assert said.count('mono16 values span') == 1 and 'of 256 grey levels; parameter value_range' in said
     assert set_parameter(tester, 'value_range', text('7000:9000')).successful
