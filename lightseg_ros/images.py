@@ -123,17 +123,22 @@ def to_8_bits(pixels: np.ndarray, value_range: Range = 'full') -> np.ndarray:
     return cv2.convertScaleAbs(flat, alpha=scale, beta=-low * scale).reshape(pixels.shape)
 
 
+def is_16_bit(msg: Any) -> bool:
+    """Return whether an Image or CompressedImage says that its values have 16 bits."""
+    if hasattr(msg, 'encoding'):
+        return _size(msg.encoding) == 2
+    return msg.format.split(';')[0] in ('mono16', '16UC1')
+
+
 def narrow_range(msg: Any) -> str:
     """Say which values a 16-bit image holds if 'full' leaves them 16 grey levels or fewer; else return ''."""
+    if not is_16_bit(msg):
+        return ''
     if hasattr(msg, 'encoding'):
         encoding = msg.encoding
-        if _size(encoding) != 2:
-            return ''
         pixels = _rows(msg, msg.height, msg.width, PACKED.get(encoding, (2, 1))[1], 2)
     else:
         encoding = msg.format.split(';')[0]
-        if encoding not in ('mono16', '16UC1'):
-            return ''
         try:
             pixels = pictures.decode(np.ndarray(len(msg.data), np.uint8, msg.data))
         except PictureError:

@@ -218,7 +218,8 @@ def load(name: str | Path) -> LabelSet:
     try:
         text = read_small(path, MAX_FILE).decode()
     except (OSError, ValueError) as e:
-        raise LabelError(f'no label set {one_line(name, 300)!r}: {getattr(e, "strerror", "") or e}; packaged: '
+        why = getattr(e, 'strerror', '') or e
+        raise LabelError(f'no label set {one_line(name, 300)!r}: {why}; packaged: '
                          f'{", ".join(available())}, or give the path of a YAML file') from e
     try:
         return LabelSet.from_dict(yaml.safe_load(text))

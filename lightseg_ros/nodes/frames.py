@@ -21,7 +21,7 @@ from .live_segmenter import LiveSegmenter
 from .outputs import CameraOutputs
 from .plan import Plan
 
-# This many images of each camera are looked at for what they use of their range.
+# This many 16-bit images of each camera are looked at for what they use of their range.
 RANGE_CHECKS = 100
 
 
@@ -172,7 +172,7 @@ class FrameWorker:
     def _check_range(self, item: NewImage) -> None:
         """Say once if a camera's 16-bit images use so little of their range that little is seen in them."""
         name = item.camera.name
-        if self._ranges_checked[name] < RANGE_CHECKS:
+        if self._ranges_checked[name] < RANGE_CHECKS and images.is_16_bit(item.msg):
             self._ranges_checked[name] += 1
             if narrow := images.narrow_range(item.msg):
                 self._ranges_checked[name] = RANGE_CHECKS
