@@ -303,7 +303,7 @@ def test_camera_info_that_was_published_once_arrives_and_so_does_one_that_is_not
     publisher = node.create_publisher(CameraInfo, 'camera_info', QoSProfile(depth=1, durability=durability))
     if latched:
         publisher.publish(CameraInfo(width=7))
-    found = Points(node, '', SegmentationParameters(), Health(), lambda: None, PublisherEventCallbacks())
+    found = Points(node, '', SegmentationParameters(), Health(), PublisherEventCallbacks())
     found.subscribe()
     end = time.monotonic() + 20
     while found.info.latest is None:
@@ -315,6 +315,7 @@ def test_camera_info_that_was_published_once_arrives_and_so_does_one_that_is_not
     assert found.info.latest.width == 7
     # A subscription that asks for what a publisher does not keep would be a warning in the camera's log.
     assert node.count_subscribers(found.info.topic) == 1 + latched
+    found.destroy()
     node.destroy_node()
 
 

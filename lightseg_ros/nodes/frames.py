@@ -33,13 +33,6 @@ class NewImage:
     msg: Image | CompressedImage
 
 
-@dataclass(frozen=True)
-class NewDepth:
-    """Depth of a camera has arrived that labels are waiting for."""
-
-    camera: CameraOutputs
-
-
 @dataclass
 class FrameInFlight:
     """
@@ -83,7 +76,7 @@ class FrameWorker:
         self.preparing = ''  # size of the images that the network is being prepared for
         self._node = node
         self._live = live
-        self._mailbox: Latest[NewImage | NewDepth] = Latest()
+        self._mailbox: Latest[NewImage] = Latest()
         self._running = threading.Event()
         self._processing = threading.Lock()  # held while the thread processes what it took from the mailbox
         self._thread = threading.Thread(target=self._work, name='segmentation', daemon=True)
@@ -111,15 +104,11 @@ class FrameWorker:
 
     def put_image(self, camera: CameraOutputs, msg: Image | CompressedImage) -> None:
         """Leave an image for the thread; never blocks."""
-        self._mailbox.put(NewImage(camera, msg), (NewImage, camera.name))
-
-    def put_depth(self, camera: CameraOutputs) -> None:
-        """Make the thread match waiting labels with depth; never blocks."""
-        self._mailbox.put(NewDepth(camera), (NewDepth, camera.name))
+        self._mailbox.put(NewImage(camera, msg), camera.name)
 
     def dropped(self, camera: CameraOutputs) -> int:
         """Return how many images of the camera were replaced by a newer one before they were segmented."""
-        return self._mailbox.dropped[NewImage, camera.name]
+        return self._mailbox.dropped[camera.name]
 
     def _work(self) -> None:
         while not self._mailbox.closed:
@@ -135,15 +124,12 @@ class FrameWorker:
                 else:
                     self._mailbox.discard(items)
 
-    def _process(self, items: list[NewImage | NewDepth]) -> None:
+    def _process(self, items: list[NewImage]) -> None:
         with self._live.use() as segmenter:
             plan = self.plan  # the same for all that is made of these images
             frames: list[FrameInFlight] = []
             for item in items:
-                if isinstance(item, NewImage):
-                    frames += self._decode(plan, item)
-                elif item.camera.points:
-                    item.camera.points.match()
+                frames += self._decode(plan, item)
             # The other outputs take longer than the labels: first the labels of all cameras.
             count = self._live.batch_limit
             started: list[StartedBatch] = []

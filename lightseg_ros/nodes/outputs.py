@@ -64,12 +64,12 @@ class CameraOutputs:
     """
     The publishers of one camera, and the health of its frames.
 
-    `name`: '' for a single camera, whose topics have no prefix. `wake` is called when depth arrives that
-    labels are waiting for, `on_match` when a subscriber of an output appears or leaves.
+    `name`: '' for a single camera, whose topics have no prefix. `on_match` is called when a subscriber of an
+    output appears or leaves.
     """
 
     def __init__(self, node: Node, name: str, parameters: SegmentationParameters,
-                 wake: Callable[['CameraOutputs'], None], on_match: Callable[[], None]):
+                 on_match: Callable[[], None]):
         self._node = node
         self.name = name
         self.prefix = f'{name}/' if name else ''
@@ -83,7 +83,7 @@ class CameraOutputs:
             output: node.create_publisher(kind, f'~/{self.prefix}{output}', copy(RESULT_QOS),
                                           qos_overriding_options=overriding, event_callbacks=events)
             for output, kind in OUTPUTS.items()}
-        self.points = Points(node, self.prefix, parameters, self.health, lambda: wake(self),
+        self.points = Points(node, self.prefix, parameters, self.health,
                              events) if parameters.publish_points else None
 
     @property

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairs the labels of a camera with its depth by their stamps, and publishes labelled point clouds."""
 from collections import deque
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 import threading
@@ -53,20 +52,22 @@ class Points:
 
     The labels of an image are combined with the depth image whose stamp is nearest, if the stamps differ by
     at most `tolerance_s`. The nearest one is known once depth with the image's stamp or a later one has
-    arrived; until then the labels wait. When depth arrives, `wake` is called in the executor's thread. `add`
-    and `match` do the work in the thread that calls them. `undistort`: image and depth are not rectified.
+    arrived; until then the labels wait. A thread makes the points, so that no image waits for them. If it is
+    slower than the camera, the newest labels win.
     """
 
     def __init__(self, node: Node, prefix: str, parameters: SegmentationParameters, health: Health,
-                 wake: Callable[[], None], events: PublisherEventCallbacks | None):
-        self._node, self._health, self._wake = node, health, wake
+                 events: PublisherEventCallbacks | None):
+        self._node, self._health = node, health
         self._undistort = parameters.undistort_points
         self._tolerance_ns = round(1e9 * parameters.depth_tolerance)
-        self._lock = threading.Lock()  # protects _kept, which the executor fills and the worker reads
+        self._changed = threading.Condition()  # protects _kept, _waiting and _closed
+        self._publishing = threading.Lock()  # held while points are made and published
+        self._closed = False
         self._kept: deque[Image | CompressedImage] = deque()
         self._waiting: deque[LabelledImage] = deque()
         self._used_ns = -1
-        self._published = self._missed = self._missed_in_a_row = self._failed = 0
+        self._published = self._missed = self._missed_in_a_row = self._failed = self._dropped = 0
         self._last_error = ''
         self._logged_s = float('-inf')
         self._warned_of_frame = self._warned_of_distortion = False
@@ -79,6 +80,8 @@ class Points:
             PointCloud2, f'~/{prefix}points', copy(POINTS_QOS), event_callbacks=events,
             qos_overriding_options=QoSOverridingOptions.with_default_policies())
         self._prefix = prefix
+        self._thread = threading.Thread(target=self._work, name='points', daemon=True)
+        self._thread.start()
 
     def subscribe(self) -> None:
         """Subscribe to depth and camera_info, unless that is done."""
@@ -94,15 +97,24 @@ class Points:
         self._group.wanted = self.wanted()
 
     def unsubscribe(self) -> None:
-        """Undo `subscribe`."""
+        """Undo `subscribe`; nothing is published afterwards."""
+        with self._changed:
+            self._waiting.clear()
+            self._kept.clear()
+        with self._publishing:
+            pass
         if self._depth is not None:
             self._node.destroy_subscription(self._depth)
             self._depth = None
         self.info.unsubscribe()
 
     def destroy(self) -> None:
-        """Destroy the publisher and the subscriptions."""
+        """Destroy the publisher and the subscriptions, and end the thread."""
         self.unsubscribe()
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
         self._node.destroy_publisher(self._publisher)
 
     def wanted(self) -> bool:
@@ -115,39 +127,55 @@ class Points:
 
     def values(self) -> dict[str, str]:
         """Return counts for the diagnostics."""
-        out = {'points published': str(self._published), 'labels without depth': str(self._missed),
-               'points failed': str(self._failed)}
+        out = {'points published': str(self._published), 'points dropped': str(self._dropped),
+               'points failed': str(self._failed), 'labels without depth': str(self._missed)}
         return out | ({'last points error': self._last_error} if self._last_error else {})
 
     def add(self, labelled: LabelledImage) -> None:
-        """Publish these labels as points, now or when their depth arrives."""
-        self._waiting.append(labelled)
-        if len(self._waiting) > MAX_WAITING:
-            self._waiting.popleft()
-            self._without_depth()
-        self.match()
+        """Leave labels for the thread, which publishes them as points once their depth has arrived."""
+        with self._changed:
+            self._waiting.append(labelled)
+            if len(self._waiting) > MAX_WAITING:
+                self._waiting.popleft()
+                self._without_depth()
+            self._changed.notify()
 
-    def match(self) -> None:
-        """Publish the labels whose depth has arrived; a failure is counted and logged."""
-        while self._waiting:
-            stamp_ns = _ns(self._waiting[0].header)
-            with self._lock:
-                if not self._kept or max(_ns(depth.header) for depth in self._kept) < stamp_ns:
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                pair = None
+                while not self._closed and (pair := self._newest_pair()) is None:
+                    self._changed.wait()
+                if pair is None:
                     return
-                near = min(self._kept, key=lambda depth: abs(_ns(depth.header) - stamp_ns))
+                self._publishing.acquire()  # before `unsubscribe` may take it
+            try:
+                self._publish(*pair)
+            except Exception as e:  # whatever is wrong with one depth image must not end the thread
+                if self._node.context.ok():  # otherwise a signal shut the context down during publishing
+                    self._failed += 1
+                    self._last_error = error_line(e)
+                    self._log(f'no points: {self._last_error}')
+            finally:
+                self._publishing.release()
+
+    def _newest_pair(self) -> tuple[Image | CompressedImage, LabelledImage] | None:
+        """Return the last depth that has labels, and these; the labels before them are taken and counted."""
+        pair = None
+        while self._waiting and self._kept:
+            stamp_ns = _ns(self._waiting[0].header)
+            if max(_ns(depth.header) for depth in self._kept) < stamp_ns:
+                break
+            near = min(self._kept, key=lambda depth: abs(_ns(depth.header) - stamp_ns))
             labelled, near_ns = self._waiting.popleft(), _ns(near.header)
             # Each depth image is published once: if two images share one, the first image labels it.
             if abs(near_ns - stamp_ns) > self._tolerance_ns or near_ns == self._used_ns:
                 self._without_depth()
                 continue
             self._used_ns, self._missed_in_a_row = near_ns, 0
-            try:
-                self._publish(near, labelled)
-            except Exception as e:  # whatever is wrong with one depth image must not end the thread
-                if self._node.context.ok():  # otherwise a signal shut the context down during publishing
-                    self._failed += 1
-                    self._last_error = error_line(e)
-                    self._log(f'no points: {self._last_error}')
+            self._dropped += pair is not None
+            pair = near, labelled
+        return pair
 
     def _publish(self, near: Image | CompressedImage, labelled: LabelledImage) -> None:
         began = perf_counter()
@@ -188,14 +216,13 @@ class Points:
 
     def _on_depth(self, msg: Image | CompressedImage) -> None:
         wanted = self.wanted()
-        with self._lock:
+        with self._changed:
             if wanted:
                 self._kept.append(msg)
             # abs: a clock that is set back, or a bag that starts again, empties the queue too.
             while self._kept and (not wanted or abs(_ns(msg.header) - _ns(self._kept[0].header)) > KEPT_NS):
                 self._kept.popleft()
-        if self._waiting:
-            self._wake()
+            self._changed.notify()
 
 
 def _ns(header: Header) -> int:

@@ -122,7 +122,7 @@ class SegmentationNode(LifecycleNode):
             self._live = self._take_loaded() or _load(p)
             plan = Plan.make(p, self._live.segmenter.labels)
             self._worker = FrameWorker(self, self._live, plan)
-            self._cameras = [CameraOutputs(self, name, p, self._worker.put_depth, self._update_subscriptions)
+            self._cameras = [CameraOutputs(self, name, p, self._update_subscriptions)
                              for name in p.camera_names()]
             kind, suffix = (String, '_json') if LabelInfo is None else (LabelInfo, '')
             self._label_info = {of: self.create_publisher(kind, f'~/{of}_info{suffix}', LATCHED_QOS)
