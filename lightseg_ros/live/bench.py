@@ -141,8 +141,10 @@ def _bench_subscribers(parameters: dict[str, Any], size: tuple[int, int], rate: 
                 probe.wait_connected(120.0, node)
                 for output in list(OPTIONAL) * TURNS:
                     if kind := OPTIONAL[output]:
+                        # Raw: this process would read a label late if it had 22 MB of points to convert.
                         subscription = probe.create_subscription(
-                            kind, f'/segmentation/{output}', lambda _, output=output: count(output), RELIABLE)
+                            kind, f'/segmentation/{output}', lambda _, output=output: count(output), RELIABLE,
+                            raw=True)
                     for _ in range(10):  # until the new subscriber gets what it asks for
                         before = len(seen), counts[output]
                         publishers[1].publish(info)
