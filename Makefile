@@ -5,14 +5,17 @@ MODEL ?= laanet
 RESOLUTION ?=
 SECONDS ?= 30
 TOPIC ?=
+CASES ?= 3000
+SEED ?= 0
 BIN := .venv/bin
 
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test check docs fuzz bench clean
 
 help:
 	@echo 'make demo [INPUT=folder|video|bag|/dev/video0] [MODEL=laanet] [RESOLUTION=WxH] [SECONDS=30] [TOPIC=image topic of a bag]'
 	@echo 'make test     tests'
 	@echo 'make check    ruff and mypy'
+	@echo 'make fuzz     [CASES=3000] [SEED=0] mutated input for everything that reads what others wrote'
 	@echo 'make docs     rewrite the generated blocks of the documentation'
 	@echo 'make bench    speed tables for this machine'
 	@echo 'make clean    remove what the others made, .venv too'
@@ -30,6 +33,9 @@ check: .venv/dev
 
 docs: .venv/run
 	$(BIN)/python docs/update.py
+
+fuzz: .venv/dev
+	OPENCV_LOG_LEVEL=SILENT $(BIN)/python test/fuzz.py --cases $(CASES) --seed $(SEED)
 
 bench: .venv/run
 	$(BIN)/lightseg bench
