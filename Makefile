@@ -25,7 +25,7 @@ demo: .venv/run
 	  --image-topic '$(TOPIC)'
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
+	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=15
 
 check: .venv/dev
 	$(BIN)/ruff check .

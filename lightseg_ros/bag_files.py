@@ -100,10 +100,17 @@ class ChunkedFile(ABC):
         self._chunks = sorted(index.chunks, key=lambda c: c.first_ns)
         self._file = open(path, 'rb')  # noqa: SIM115  `close` closes it
 
+    @classmethod
+    def content(cls, file: BinaryIO, chunk: Chunk) -> bytes:
+        """Return a chunk's records, decompressed and checked; `DamagedError` if that fails."""
+        file.seek(chunk.at)
+        data = file.read(chunk.length)
+        return data if chunk.plain else cls.unpack(data)
+
     @staticmethod
     @abstractmethod
-    def content(file: BinaryIO, chunk: Chunk) -> bytes:
-        """Return a chunk's records, decompressed and checked; `DamagedError` if that fails."""
+    def unpack(data: bytes) -> bytes:
+        """Return the records of a chunk that was read whole; `DamagedError` if that fails."""
 
     @staticmethod
     @abstractmethod
@@ -149,11 +156,7 @@ class McapFile(ChunkedFile):
         super().__init__(path, _mcap_index(path, found.st_size, found.st_mtime_ns))
 
     @staticmethod
-    def content(file: BinaryIO, chunk: Chunk) -> bytes:
-        file.seek(chunk.at)
-        data = file.read(chunk.length)
-        if chunk.plain:
-            return data
+    def unpack(data: bytes) -> bytes:
         try:
             _, _, size, crc, name_size = struct.unpack_from('<QQQII', data)
             compression = data[32:32 + name_size].decode('latin-1')
@@ -180,11 +183,7 @@ class Ros1File(ChunkedFile):
         super().__init__(path, _ros1_index(path, found.st_size, found.st_mtime_ns))
 
     @staticmethod
-    def content(file: BinaryIO, chunk: Chunk) -> bytes:
-        file.seek(chunk.at)
-        data = file.read(chunk.length)
-        if chunk.plain:
-            return data
+    def unpack(data: bytes) -> bytes:
         fields, content = next(_ros1_records(data))
         if fields.get(b'op') != b'\5' or len(fields.get(b'size', b'')) != 4:
             raise DamagedError('there is no chunk at that place')

@@ -120,12 +120,16 @@ def _messages() -> list[dict[str, Any]]:
 
 
 def _read_message(msg: dict[str, Any], folder: Path) -> None:
+    """Read a message as image, labels and depth; the last error if it is none of them."""
+    refusals = []
     for read in (images.decode, images.decode_labels, images.decode_depth):
         try:
             found = read(SimpleNamespace(**msg))
             assert found.size <= msg['height'] * msg['width'] * 3
-        except images.ImageError:
-            pass
+        except images.ImageError as e:
+            refusals.append(e)
+    if len(refusals) == 3:
+        raise refusals[-1]
 
 
 def _bag_seeds(folder: Path) -> list[tuple[str, bytes]]:

@@ -14,3 +14,5 @@ def test_mutated_input_is_read_or_refused():
     assert not broken
     assert sum(outcomes.values()) == 500
     assert {kind for _, kind in outcomes} == {'read', 'refused'}
+    # A reader that refuses none of its damaged inputs would hide its errors.
+    assert all(outcomes[name, 'refused'] for name, _ in outcomes)

@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node in a process of its own, fed by real publishers over DDS."""
 import json
+from pathlib import Path
 import signal
 import subprocess
 import sys
 import time
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from lightseg_ros.inference import segmenter  # noqa: E402
 from lightseg_ros.live.probe import NodeProcess, nodes  # noqa: E402
 from lightseg_ros.nodes import segmentation  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
 RELIABLE = QoSProfile(depth=20, reliability=QoSReliabilityPolicy.RELIABLE)
 DEEP = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
 BEST_EFFORT = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
@@ -393,6 +396,17 @@ def test_nothing_that_is_asked_for_ends_the_node(tester, reference, random_weigh
     assert (images.decode(label)[..., 0] == reference([frame])[0].labels).mean() > 0.999
     log = tester.process.log.read_text()
     assert 'Traceback' not in log and max(map(len, log.splitlines())) < 2000
+
+
+def test_the_security_policy_allows_what_the_node_does(tester):
+    """SROS 2 would refuse every topic and service that config/segmentation.policy.xml does not name."""
+    profile = ElementTree.parse(ROOT / 'config' / 'segmentation.policy.xml').find('.//profile')
+    node, name = tester.node, ('segmentation', '/')
+    for rule, found in (('topics[@publish]/topic', node.get_publisher_names_and_types_by_node(*name)),
+                        ('topics[@subscribe]/topic', node.get_subscriber_names_and_types_by_node(*name)),
+                        ('services[@reply]/service', node.get_service_names_and_types_by_node(*name))):
+        allowed = {entry.text for entry in profile.findall(rule)}
+        assert found and {topic for topic, _ in found} <= allowed
 
 
 def test_at_rest_it_leaves_images_alone(tester):
