@@ -13,6 +13,7 @@ BIN := .venv/bin
 
 help:
 	@echo 'make demo [INPUT=folder|video|bag|/dev/video0] [MODEL=laanet] [RESOLUTION=WxH] [SECONDS=30] [TOPIC=image topic of a bag]'
+	@echo '              camera in, labels out; writes picture, video and figures to out/demo'
 	@echo 'make test     tests'
 	@echo 'make check    ruff and mypy'
 	@echo 'make fuzz     [CASES=3000] [SEED=0] mutated input for everything that reads what others wrote'

@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which room may know which: imports go one way only."""
+"""Which part of the package may import which: imports go one way only."""
 import ast
 from pathlib import Path
 import subprocess
@@ -14,7 +14,7 @@ ROS = {'rclpy', 'sensor_msgs', 'std_msgs', 'std_srvs', 'diagnostic_msgs', 'rcl_i
        'ament_index_python'}
 # Folders whose modules may import ROS.
 WITH_ROS = ('nodes', 'live')
-# What each room may import of the package, besides `texts`; a room is a folder, or a module at the top.
+# What each part may import of the package, besides `texts`. A part is a folder, or a module at the top.
 MAY = {
     'texts': set(), 'files': set(), 'latest': set(), 'machine': set(), 'metrics': set(), 'sizes': set(),
     'pictures': {'files'}, 'images': {'pictures'},
@@ -77,34 +77,34 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
 
 
 def test_every_room_is_bound():
-    rooms = {name.split('.')[0] for name in modules()}
-    assert rooms <= set(MAY), f'no rule for {rooms - set(MAY)}: say in MAY what they may import'
+    parts = {name.split('.')[0] for name in modules()}
+    assert parts <= set(MAY), f'no rule for {parts - set(MAY)}: say in MAY what they may import'
 
 
 def test_directions():
     for name, path in modules().items():
-        room = name.split('.')[0]
+        part = name.split('.')[0]
         own, foreign = imports(path)
         assert 'lightseg_ros' not in foreign, f'{name} imports the package by its name; use a relative import'
-        own -= {room, 'texts'}
-        assert own <= MAY[room], f'{name} imports {own - MAY[room]}'
-        if room not in WITH_ROS:
+        own -= {part, 'texts'}
+        assert own <= MAY[part], f'{name} imports {own - MAY[part]}'
+        if part not in WITH_ROS:
             assert not foreign & ROS, f'{name} imports {foreign & ROS}; only {", ".join(WITH_ROS)} may'
-        if name in LIGHT or room in LIGHT:
+        if name in LIGHT or part in LIGHT:
             assert 'torch' not in foreign, f'{name} imports torch'
 
 
-def test_no_circle_among_the_rooms():
+def test_no_circle_among_the_parts():
     """If A may import B, B may not import A, over any number of steps."""
     rank: dict[str, int] = {}
 
-    def height(room: str, above: tuple[str, ...] = ()) -> int:
-        assert room not in above, f'circle: {" -> ".join((*above, room))}'
-        if room not in rank:
-            rank[room] = 1 + max((height(r, (*above, room)) for r in MAY[room]), default=0)
-        return rank[room]
+    def height(part: str, above: tuple[str, ...] = ()) -> int:
+        assert part not in above, f'circle: {" -> ".join((*above, part))}'
+        if part not in rank:
+            rank[part] = 1 + max((height(r, (*above, part)) for r in MAY[part]), default=0)
+        return rank[part]
 
-    assert max(height(room) for room in MAY) > 3
+    assert max(height(part) for part in MAY) > 3
 
 
 def test_everything_but_nodes_and_live_imports_without_ros():

@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The cache of converted models on disk: checked at every load, bounded in size, and never a condition."""
+"""The cache of converted models on disk: checked at every load, bounded in size, not needed to run."""
 import atexit
 from collections.abc import Callable, Iterator
 from contextlib import suppress
