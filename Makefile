@@ -9,7 +9,7 @@ CASES ?= 3000
 SEED ?= 0
 BIN := .venv/bin
 
-.PHONY: help demo test check docs fuzz bench clean
+.PHONY: help demo test check docs fuzz bench lock sbom clean
 
 help:
 	@echo 'make demo [INPUT=folder|video|bag|/dev/video0] [MODEL=laanet] [RESOLUTION=WxH] [SECONDS=30] [TOPIC=image topic of a bag]'
@@ -19,6 +19,7 @@ help:
 	@echo 'make fuzz     [CASES=3000] [SEED=0] mutated input for everything that reads what others wrote'
 	@echo 'make docs     rewrite the generated blocks of the documentation'
 	@echo 'make bench    speed tables for this machine'
+	@echo 'make lock     pin every package in requirements.lock, with hashes; make sbom lists them as CycloneDX'
 	@echo 'make clean    remove what the others made, .venv too'
 
 demo: .venv/run
@@ -40,6 +41,16 @@ fuzz: .venv/dev
 
 bench: .venv/run
 	$(BIN)/lightseg bench
+
+lock: .venv/run
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv pip compile requirements.txt --universal --python-version 3.10 --generate-hashes --no-annotate --quiet \
+	  --no-emit-package lightseg-ros --custom-compile-command 'make lock' --output-file requirements.lock
+
+sbom: .venv/run
+	$(BIN)/python -m pip install -q --disable-pip-version-check cyclonedx-bom
+	mkdir -p out
+	$(BIN)/cyclonedx-py requirements requirements.lock --output-file out/sbom.json
 
 clean:
 	rm -rf .venv out build install log lightseg_ros.egg-info

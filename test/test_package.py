@@ -104,6 +104,26 @@ def test_pip_gets_the_requirements(installed):
     assert not known & {re.split(r'[^\w-]', line)[0] for line in lines}
 
 
+def test_the_lock_file_pins_all_requirements():
+    packaging = pytest.importorskip('packaging.requirements', reason='packaging is not installed')
+    pinned: dict[str, list[str]] = {}
+    for entry in re.split(r'\n(?=[a-z])', (ROOT / 'requirements.lock').read_text()):
+        found = re.match(r'([\w.-]+)==(\S+)', entry)
+        if found:
+            assert '--hash=sha256:' in entry, f'{found[1]} has no hash; run "make lock"'
+            pinned.setdefault(found[1], []).append(found[2])
+    setup = ast.parse((ROOT / 'setup.py').read_text())
+    values = {node.targets[0].id: node.value for node in setup.body
+              if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}
+    texts = ast.literal_eval(values['REQUIRED']) + sum(ast.literal_eval(values['EXTRAS']).values(), [])
+    assert len(texts) > 20
+    for text in texts:
+        wanted = packaging.Requirement(text)
+        versions = pinned.get(wanted.name.replace('.', '-'), [])
+        assert versions and all(v in wanted.specifier for v in versions), f'{text}: run "make lock"'
+    assert f'torch=={pinned["torch"][0]}\n' in (ROOT / 'requirements.txt').read_text()
+
+
 def test_versions_agree():
     import lightseg_ros
     version = ElementTree.parse(ROOT / 'package.xml').findtext('version')
