@@ -25,7 +25,7 @@ def test_recipes_are_the_papers():
 def test_options_beyond_the_papers_are_off():
     """Only the recalibration of the norms, which trains nothing, is part of every recipe."""
     off = {'aspect': 0, 'edges': 0, 'padding': 'mean', 'gamma': 0, 'dusk': 0, 'noise': 0, 'erase': 0,
-           'street_share': 0, 'weighting': 'log', 'dropout': 0, 'swa': 0, 'recalibrate': True}
+           'recolor': 0, 'street_share': 0, 'weighting': 'log', 'dropout': 0, 'swa': 0, 'recalibrate': True}
     for name in recipes.RECIPES:
         recipe = recipes.load(name, 'laanet')
         assert {k: getattr(recipe, k) for k in off} == off

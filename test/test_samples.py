@@ -104,7 +104,7 @@ def test_a_draw_depends_on_its_generator_alone():
         return samples.draw(10, 4, torch.Generator().manual_seed(seed), size=(96, 128), crop=(64, 64),
                          scale=(0.5, 2.0), color=0.2, blur=0.5, mix=0.5, num_classes=11, gamma=0.2,
                          noise=5.0, erase=0.5, edges=0.5, aspect=0.1, dusk=0.5, extra=5,
-                         extra_share=0.5)
+                         extra_share=0.5, recolor=0.5)
     first, again, other = drawn(1), drawn(1), drawn(2)
     assert all(torch.equal(a, b) for a, b in zip(first, again))
     assert not torch.equal(first.theta, other.theta)
@@ -118,8 +118,8 @@ def test_options_that_are_off_draw_nothing():
         return samples.draw(8, 4, torch.Generator().manual_seed(1), size=(96, 128), crop=(64, 64),
                             scale=(0.5, 2.0), color=0.2, blur=0.5, mix=0.5, num_classes=11, **options)
     plain = drawn()
-    assert plain[5:] == (None, None, None)
-    every = drawn(aspect=0.2, edges=0.5, gamma=0.3, dusk=0.5, noise=9.0, erase=0.5)
+    assert plain[5:] == (None,) * 5
+    every = drawn(aspect=0.2, edges=0.5, gamma=0.3, dusk=0.5, noise=9.0, erase=0.5, recolor=0.5)
     assert all(torch.equal(getattr(plain, name), getattr(every, name))
                for name in ('chosen', 'color', 'sigma', 'paste'))
 
@@ -187,6 +187,28 @@ def test_gamma_and_dusk_change_the_tone(device):
     tint = dark[night].mean((2, 3)) / x[night].mean((2, 3))
     assert (tint.max(1).values / tint.min(1).values).max() > 1.1
     assert torch.equal(y, y2) and torch.equal(y, y3)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_recolor_gives_each_class_a_colour_of_its_own(device):
+    _, _, _, (x, y) = sample(device, n=64)
+    _, _, drawn, (changed, y2) = sample(device, n=64, recolor=0.5)
+    assert torch.equal(y, y2)
+    void = drawn.tints.shape[1] - 1
+    assert torch.all(drawn.tints[:, void] == 1)
+    # The reference, pixel by pixel: the factor of the class, and a shade that is linear in the logarithm.
+    n, _, height, width = x.shape
+    u, v = torch.linspace(-1, 1, width), torch.linspace(-1, 1, height)
+    tints, shade, ids = drawn.tints.cpu(), drawn.shade.cpu(), y.cpu()
+    expected = x.cpu().clone()
+    for i in range(n):
+        for k in ids[i].unique().tolist():
+            here = ids[i] == k
+            expected[i][:, here] *= tints[i, min(k, void)].view(3, 1)
+        expected[i] *= (shade[i, 0] * u + shade[i, 1] * v.view(-1, 1)).exp()
+    assert torch.allclose(changed.cpu(), expected.clamp(0, 255), atol=1e-2)
+    plain = (tints == 1).all(2).all(1)
+    assert 16 < int(plain.sum()) < 48, 'about half of the images keep the colours of their classes'
 
 
 @pytest.mark.parametrize('device', DEVICES)

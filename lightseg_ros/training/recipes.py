@@ -62,6 +62,8 @@ class Recipe:
     dusk: float = _number(0.0, 'share of the images that are darkened and tinted like at dusk, 0 to 1')
     noise: float = _number(0.0, 'largest standard deviation of the noise, on the scale of 0 to 255')
     erase: float = _number(0.0, 'share of the images with a rectangle erased, its label void, 0 to 1')
+    recolor: float = _number(0.0, 'share of the images in which classes get random colours and brightness, '
+                                  'and of those with a gradient of brightness, 0 to 1')
     street_share: float = _number(0.0, 'share of the samples from the built-in synthetic street, 0 to 1')
     loss: str = _number('ce', 'ce: cross entropy; ohem: ce of the hard pixels; owfl: OWFL + 0.5 ce (AFFNet)')
     class_weights: bool = _number(True, 'weight classes in ce and ohem')
@@ -99,7 +101,7 @@ class Recipe:
         if self.batch < 2:
             raise RecipeError('batch is 1; expected 2 or more, since LAANet normalises a global average')
         for name in ('first_share', 'blur', 'mix', 'smoothing', 'ema', 'color', 'edges', 'dusk', 'erase',
-                     'street_share', 'dropout', 'swa'):
+                     'recolor', 'street_share', 'dropout', 'swa'):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f'{name} is {getattr(self, name)!r}; expected 0 to 1')
         for name in ('crop', 'first_crop'):

@@ -20,6 +20,9 @@ PATTERN = 512  # side of the tile of noise, in pixels
 # Ranges of what happens to an image at dusk, and of the sides of an erased rectangle.
 DUSK_GAIN, DUSK_EXPONENT, DUSK_TINT = (0.25, 0.8), (1.0, 1.5), (0.8, 1.1)
 ERASED = (0.1, 0.4)
+# Ranges of what recolours a class: brightness, and factors of red, green and blue; and of the shade, as the
+# natural logarithm of the factor at an edge of the crop.
+CLASS_GAIN, CLASS_TINT, SHADE = (0.4, 1.4), (0.7, 1.2), 0.4
 
 
 def to_device(dataset: DataSet, device: str | torch.device, size: tuple[int, int] | None = None) \
@@ -101,7 +104,10 @@ class AugmentParams(NamedTuple):
     width of the blur in pixels. `paste` (n, K) bool: classes that are pasted in from the sample before.
     `tone` (n, 5): gain, exponent, and the factors of red, green and blue. `noise` (n, 3): standard deviation
     on the 0-255 scale, and row and column in the pattern of noise. `box` (n, 4): top, left, bottom and right
-    of the rectangle that is erased, as fractions of the crop; all 0 where nothing is erased.
+    of the rectangle that is erased, as fractions of the crop; all 0 where nothing is erased. `tints`
+    (n, K + 1, 3): factors of red, green and blue for the pixels of each class, the last row for void. `shade`
+    (n, 2): natural logarithm of the brightness factor at the right and bottom edge; it is linear in between,
+    and has the other sign at the left and top edge.
     """
 
     chosen: Tensor
@@ -112,6 +118,8 @@ class AugmentParams(NamedTuple):
     tone: Tensor | None = None
     noise: Tensor | None = None
     box: Tensor | None = None
+    tints: Tensor | None = None
+    shade: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> 'AugmentParams':
         return AugmentParams(*(t if t is None else function(t) for t in self))  # type: ignore[arg-type]
@@ -121,16 +129,16 @@ def draw(count: int, batch: int, generator: torch.Generator, *, size: tuple[int,
          scale: tuple[float, ...] = (1.0, 1.0), color: float = 0.0, blur: float = 0.0, mix: float = 0.0,
          num_classes: int = 255, aspect: float = 0.0, edges: float = 0.0, gamma: float = 0.0,
          dusk: float = 0.0, noise: float = 0.0, erase: float = 0.0, extra: int = 0,
-         extra_share: float = 0.0) -> AugmentParams:
+         extra_share: float = 0.0, recolor: float = 0.0) -> AugmentParams:
     """
     Draw an epoch: `count` images in random order, as many as fill whole batches, and their augmentation.
 
     `size`, `crop`: (height, width) of the images and of the crops. `scale`: two numbers are a range of the
     zoom, drawn log-uniformly; more are a set. `color`: half-range of the factors. `blur`, `mix`, `edges`,
-    `dusk`, `erase`: share of the samples. `aspect`, `gamma`: largest factor, less 1. `noise`: largest
-    standard deviation. The share `extra_share` of the samples is replaced by synthetic images, which follow
-    the others: indices `count` to `count + extra - 1`. Their colours vary more. Everything is drawn on the
-    CPU from the generator alone, so that every device and every resumed run trains on the same samples.
+    `dusk`, `erase`, `recolor`: share of the samples. `aspect`, `gamma`: largest factor, less 1. `noise`:
+    largest standard deviation. The share `extra_share` of the samples is replaced by synthetic images, which
+    follow the others: indices `count` to `count + extra - 1`. Their colours vary more. Everything is drawn on
+    the CPU from the generator alone, so that every device and every resumed run trains on the same samples.
     """
     n = count // batch * batch
 
@@ -179,7 +187,14 @@ def draw(count: int, batch: int, generator: torch.Generator, *, size: tuple[int,
         chosen = torch.where(synthetic, count + torch.randint(extra, (n,), generator=generator), chosen)
         wild = torch.cat([uniform(0.6, 1.2, 1), uniform(-0.4, 0.4, 1).exp(), uniform(0.75, 1.25, 3)], 1)
         tone = torch.where(synthetic[:, None], wild, tone)
-    return AugmentParams(chosen, theta, factors, sigma, paste, tone, spread, box)
+    tints = shade = None
+    if recolor:
+        gain = uniform(math.log(CLASS_GAIN[0]), math.log(CLASS_GAIN[1]), num_classes, 1).exp()
+        tints = gain * uniform(*CLASS_TINT, num_classes, 3)
+        changed = (uniform(0, 1, num_classes, 1) < 0.5) & (uniform(0, 1, 1, 1) < recolor)
+        tints = F.pad(torch.where(changed, tints, 1.0), (0, 0, 0, 1), value=1.0)
+        shade = uniform(-SHADE, SHADE, 2) * (uniform(0, 1, 1) < recolor)
+    return AugmentParams(chosen, theta, factors, sigma, paste, tone, spread, box, tints, shade)
 
 
 def _widen(theta: Tensor, factor: Tensor) -> None:
@@ -216,6 +231,12 @@ def augment(images: Tensor, labels: Tensor, drawn: AugmentParams, *, crop: tuple
         known = other_y < drawn.paste.shape[1]
         pasted = drawn.paste.gather(1, other_y.where(known, 0).flatten(1)).view_as(y) & known
         x, y = torch.where(pasted.unsqueeze(1), other_x, x), torch.where(pasted, other_y, y)
+    if drawn.tints is not None and drawn.shade is not None:
+        void = drawn.tints.shape[1] - 1
+        factors = drawn.tints.gather(1, y.clamp(max=void).view(n, -1, 1).expand(-1, -1, 3))
+        right, bottom = (torch.linspace(-1, 1, v, device=x.device) for v in (crop[1], crop[0]))
+        slope = drawn.shade[:, 0].view(n, 1, 1) * right + drawn.shade[:, 1].view(n, 1, 1) * bottom.view(-1, 1)
+        x = (x * factors.mT.reshape(x.shape) * slope.exp().unsqueeze(1)).clamp(0, 255)
     if drawn.sigma is not None:
         x = _blur(x, drawn.sigma)
     if drawn.color is not None:

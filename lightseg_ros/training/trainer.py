@@ -198,7 +198,8 @@ class Trainer:
                              scale=(first and r.first_scale) or r.scale, color=r.color, blur=r.blur,
                              mix=r.mix, num_classes=self.num_classes, aspect=r.aspect, edges=r.edges,
                              gamma=r.gamma, dusk=r.dusk, noise=r.noise, erase=r.erase,
-                             extra=len(self.images) - len(self.dataset), extra_share=r.street_share)
+                             extra=len(self.images) - len(self.dataset), extra_share=r.street_share,
+                             recolor=r.recolor)
         return drawn.map(lambda t: t[self.rank::self.world].to(self.device))
 
     def forward_backward(self, drawn: AugmentParams, crop: tuple[int, int]) -> Tensor:
