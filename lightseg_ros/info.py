@@ -168,6 +168,8 @@ def card_page(path: Path, card: Card) -> str:
         ('data set', f'{card.dataset or "–"}, split {card.split or "–"}'),
         *((f'mIoU, {split}', f'{measured["miou"]} %, by: {measured.get("command", "–")}')
           for split, measured in card.metrics.items() if isinstance(measured, dict) and 'miou' in measured),
+        ('temperature', f'{card.temperature:g} of the confidence, from {card.calibration.get("data", "–")}'
+         if card.calibration else '–'),
         ('licence', card.license or '–'), ('source', card.source or '–')]
     return _table([('weights', ''), *rows])
 

@@ -34,6 +34,34 @@ def resident_mb(process: int | str = 'self') -> float:
         return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
+def free_bytes() -> int:
+    """
+    Return the bytes of memory that a process can still have without swapping.
+
+    It is what Linux calls available, or less where a container has a limit of its own (cgroup 2).
+    """
+    free = int(_field('/proc/meminfo', 'MemAvailable') or 1 << 52) * 1024
+    try:
+        limit = Path('/sys/fs/cgroup/memory.max').read_text().strip()
+        used = int(Path('/sys/fs/cgroup/memory.current').read_text())
+    except (OSError, ValueError):
+        return free
+    cached = int(_field('/sys/fs/cgroup/memory.stat', 'inactive_file') or 0)  # given back when it is needed
+    return min(free, int(limit) - used + cached) if limit.isdigit() else free
+
+
+def _field(path: str, name: str) -> str:
+    """Return the first word behind a name in a file of such lines; '' where it is not there."""
+    try:
+        for line in Path(path).read_text().splitlines():
+            words = line.replace(':', ' ').split()
+            if words[:1] == [name]:
+                return words[1]
+    except OSError:
+        pass
+    return ''
+
+
 def versions() -> dict[str, str]:
     """Return the versions of lightseg_ros, Python, the system and those of PACKAGES that are installed."""
     out = {'lightseg_ros': __version__, 'python': platform.python_version(),

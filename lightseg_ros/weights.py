@@ -24,7 +24,8 @@ FORMAT = 'lightseg-1'
 MAX_CARD = 1 << 20
 MAX_STATISTIC = 1e5
 KINDS: dict[str, type] = {'network': str, 'dataset': str, 'split': str, 'license': str, 'source': str,
-                          'options': dict, 'recipe': dict, 'metrics': dict}
+                          'options': dict, 'recipe': dict, 'metrics': dict, 'calibration': dict}
+TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that a card may hold
 
 
 class WeightsError(ValueError):
@@ -39,7 +40,8 @@ class Card:
     `network`, `options`: arguments of `networks.build`. `mean`, `std`: RGB order, 0-255 scale; the network's
     input is (rgb - mean) / std. `resolution`: (width, height) in pixels that it was trained for. `dataset`,
     `split`: trained on. `recipe`: how. `metrics`: what was measured, `miou` in percent, with `command`.
-    `license`: of the data.
+    `license`: of the data. `calibration`: empty, or the `temperature` of the confidence, where it comes from
+    and what it changed.
     """
 
     network: str
@@ -54,9 +56,17 @@ class Card:
     metrics: dict[str, Any] = field(default_factory=dict)
     license: str = ''
     source: str = ''
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before the softmax; 1 without a calibration."""
+        return float(self.calibration.get('temperature', 1.0))
 
     def to_json(self) -> str:
         d = asdict(self)
+        if not self.calibration:
+            del d['calibration']  # older versions know no such key
         d['labels'] = self.labels.to_dict()
         d['channel_order'] = 'rgb'
         return json.dumps(d, indent=1)
@@ -83,6 +93,10 @@ class Card:
             if not all(type(v) is int and SMALLEST <= v <= LARGEST for v in (width, height)):
                 raise WeightsError(f'resolution is {one_line(width, 40)} x {one_line(height, 40)}; expected '
                                    f'whole numbers from {SMALLEST} to {LARGEST}')
+            temperature, (low, high) = d.get('calibration', {}).get('temperature', 1.0), TEMPERATURES
+            if not (type(temperature) in (int, float) and low <= temperature <= high):
+                raise WeightsError(f'temperature is {one_line(temperature, 40)}; expected a number from '
+                                   f'{low} to {high}')
             d.update(labels=LabelSet.from_dict(d['labels']), mean=mean, std=std,
                      resolution=(width, height))
             return cls(**d)

@@ -33,7 +33,9 @@ def test_options_beyond_the_papers_are_off():
 
 
 @pytest.mark.parametrize('changes, expected', [
-    ({'batch': 1}, 'batch is 1; expected 2 or more'),
+    ({'batch': 1}, 'batch is 1; laanet needs 2 or more, since .* every network but laanet trains on single'),
+    ({'freeze': 2}, 'freeze is 2 without init'),
+    ({'keep': 'first'}, "unknown keep 'first'; known: last, best"),
     ({'loss': 'dice'}, "unknown loss 'dice'; known: ce, ohem, owfl"),
     ({'crop': (32, 64)}, r'crop is \(32, 64\); expected height and width'),
     ({'first_scale': (0.5,)}, r'first_scale is \(0.5,\); expected two or more numbers above 0'),
@@ -47,3 +49,12 @@ def test_options_beyond_the_papers_are_off():
 def test_a_recipe_that_does_not_fit_says_why(changes, expected):
     with pytest.raises(recipes.RecipeError, match=expected):
         recipes.load('best', 'laanet', **changes)
+
+
+def test_a_borrowed_recipe_is_named(caplog):
+    assert recipes.load('paper', 'elanet_released').warmup == recipes.load('paper', 'elanet').warmup == 500
+    assert not caplog.records
+    recipes.load('paper', 'laanet')
+    assert 'laanet, recipe paper: its paper names SGD without a number' in caplog.text
+    with pytest.raises(recipes.RecipeError, match="no recipe of a paper for 'unet'.*choose --recipe best"):
+        recipes.load('paper', 'unet')

@@ -4,6 +4,7 @@
 from dataclasses import replace
 import json
 import operator
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from training_runs import arguments, close, command, environment, ROOT, rows_of,
 
 from lightseg_ros import datasets, weights
 from lightseg_ros.cli import main
+from lightseg_ros.training import run as run_module
 from lightseg_ros.training import samples
 from lightseg_ros.training.recalibration import recalibrate_weights, weights_of_checkpoint
 from lightseg_ros.training.run import train
@@ -41,7 +43,17 @@ def test_training_learns_and_leaves_a_card(scenes, tmp_path, device):
         ('scenes', 'train', (64, 64), ('sky', 'floor', 'box'))
     assert card.recipe['loss'] == 'owfl' and card.recipe['steps'] == 24
     assert card.metrics['val']['miou'] == scored[-1]
+    found = card.calibration
+    assert found['data'] == 'scenes val' and found['nll_after'] <= found['nll_before']
     assert cv2.imread(str(tmp_path / 'curve.png')).std() > 5
+    # Each class at each validation, and what the network made of the validation images.
+    by_class = rows_of(tmp_path, 'iou.csv')
+    assert [r['epoch'] for r in by_class] == ['3', '6', '9', '12']
+    assert {n: float(v) for n, v in by_class[-1].items() if n != 'epoch'} == card.metrics['val']['iou']
+    picture = cv2.imread(str(tmp_path / 'predictions.png'))[24:, :, ::-1]
+    assert picture.shape == (4 * 64, 3 * 64, 3)
+    truth, found = picture[:, 64:128], picture[:, 128:]
+    assert (truth == found).all(2).mean() > 0.7
     # The file on disk scores what its card says.
     pytest.importorskip('rosbags', reason='rosbags is not installed, which lightseg evaluate needs')
     assert main(['evaluate', '--model', str(path), '--data', 'folder', '--data-root', str(scenes), '--split',
@@ -245,3 +257,80 @@ def test_recalibrate_on_the_command_line(scenes, tmp_path, capsys):
         assert close(out, path)
         assert str(out) in capsys.readouterr().out
     assert main(['recalibrate', str(path), '--data', 'camvid', '--out', str(out)]) == 1
+
+
+def test_the_weights_of_the_best_validation_are_kept(scenes, tmp_path):
+    """Ten images that look alike at a high rate: the scores go up and down, and the best is not the last."""
+    dataset, held = datasets.load('folder', 'train', scenes), datasets.load('folder', 'val', scenes)
+    recipe = replace(TINY, epochs=5, keep='best', lr=0.05, warmup=0, ema=0.0, recalibrate=False)
+    path = train(recipe, dataset, tmp_path / 'best', validation=held, validate_every=1, device='cpu')
+    scores = [float(r['miou']) for r in rows_of(tmp_path / 'best')]
+    best = scores.index(max(scores)) + 1
+    assert best < 5, scores
+    card = weights.read_card(path)
+    assert card.recipe['kept_epoch'] == best and card.metrics['val']['miou'] == max(scores)
+    # A run that stops after that epoch ends with the same weights; so does a resumed run.
+    calls = iter(range(1000))
+    parts = tmp_path / 'parts'
+    assert train(recipe, dataset, parts, validation=held, validate_every=1, device='cpu',
+                 stop=lambda: next(calls) == 2 * best + 1) is None
+    again = train(recipe, dataset, parts, validation=held, validate_every=1, device='cpu', resume=True)
+    assert same(path, again)
+    last = train(replace(recipe, keep='last'), dataset, tmp_path / 'last', validation=held, device='cpu')
+    assert not same(path, last)
+    with pytest.raises(TrainError, match='--keep best and --patience go by the validation'):
+        train(recipe, dataset, tmp_path / 'none', device='cpu')
+
+
+def test_a_run_without_progress_stops(scenes, tmp_path):
+    dataset, held = datasets.load('folder', 'train', scenes), datasets.load('folder', 'val', scenes)
+    recipe = replace(TINY, epochs=1000, patience=2, ema=0.0)
+    arguments = {'validation': held, 'validate_every': 1, 'device': 'cpu'}
+    path = train(recipe, dataset, tmp_path, **arguments)
+    scores = [float(r['miou']) for r in rows_of(tmp_path)]
+    best = scores.index(max(scores[:-1]))  # the last row has the score of the recalibrated weights
+    assert 3 <= len(scores) < 100 and best == len(scores) - 3
+    before = path.read_bytes()
+    assert train(recipe, dataset, tmp_path, resume=True, **arguments) == path
+    assert path.read_bytes() == before and len(rows_of(tmp_path)) == len(scores)
+
+
+def test_the_expected_time_is_told_after_a_few_steps(scenes, tmp_path, caplog, monkeypatch):
+    caplog.set_level('INFO')
+    dataset = datasets.load('folder', 'train', scenes)
+    monkeypatch.setattr(run_module, 'TIMED_S', 0.0)
+    calls = iter(range(100))
+    train(replace(TINY, epochs=100_000), dataset, tmp_path / 'long', device='cpu',
+          stop=lambda: next(calls) == 4)
+    told = [r.message for r in caplog.records if 'a step of' in r.message]
+    assert len(told) == 1
+    found = re.match(r'laanet: about ([0-9.]+) hours for 99999 epochs of 8 images: ([0-9.]+) s a step of 4',
+                     told[0])
+    assert float(found[1]) * 3600 == pytest.approx(199_998 * float(found[2]), rel=0.1)
+    assert '--budget-s' in told[0]
+
+
+def test_what_a_laptop_s_owner_gives(scenes, tmp_path, capsys, caplog):
+    """No recipe, one image per step, licence and source."""
+    data = ['train', '--data', 'folder', '--data-root', str(scenes), '--device', 'cpu', '--out',
+            str(tmp_path)]
+    small = ['--crop', '64x64', '--first-crop', '64x64', '--epochs', '1']
+    assert main([*data, '--model', 'affnet', '--batch', '1', *small, '--license', 'CC0', '--source',
+                 'our yard, 2026']) == 0
+    card = weights.read_card(tmp_path / 'affnet-scenes.safetensors')
+    assert (card.license, card.source) == ('CC0', 'our yard, 2026')
+    assert card.recipe['lr'] == 6e-3 and card.recipe['auxiliary'] == 0.4  # those of the recipe cpu
+    assert main([*data, '--model', 'laanet', '--batch', '1', *small, '--out', str(tmp_path / 'x')]) == 1
+    assert 'laanet needs 2 or more' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*data, '--model', 'affnet', '--license', 'a\nb'])
+
+
+def test_a_data_set_that_does_not_fit_is_refused_before_it_is_read(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(samples.machine, 'free_bytes', lambda: 100_000)
+    with pytest.raises(datasets.DataError, match=r'8 images of 64x64 take 0.0 GB, and 0.0 GB are free on '
+                                                 'cpu; choose a smaller --size'):
+        train(TINY, datasets.load('folder', 'train', scenes), tmp_path, device='cpu')
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (10 ** 9, 2 * 10 ** 9))
+    with pytest.raises(datasets.DataError, match=r'take 25.0 GB, and 1.0 GB are free on cuda:0; .* 1024x512'):
+        samples.check_room('cuda:0', 2975, 1024, 2048, 'cityscapes train')

@@ -3,6 +3,7 @@
 """One training step: learning rate, averages, teachers, second classifier, CUDA graphs."""
 from dataclasses import replace
 import operator
+import weakref
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from training_runs import TINY
 
 from lightseg_ros import datasets, labels, networks, weights
 from lightseg_ros.training import trainer as trainers
+from lightseg_ros.training.recalibration import recalibrate_weights
 from lightseg_ros.training.recipes import Recipe
 from lightseg_ros.training.run import train
 from lightseg_ros.training.samples import Statistics
@@ -240,3 +242,57 @@ def test_automatic_precision_is_what_the_machine_is_fast_in(scenes, monkeypatch)
         monkeypatch.setattr(trainers.machine, 'has_bfloat16', lambda fast=fast: fast)
         trainer = Trainer(replace(TINY, precision='auto'), dataset, device='cpu')
         assert trainer.precision == expected and trainer.card({}).recipe['precisions'] == [expected]
+
+
+@pytest.mark.parametrize('network', [n for n in networks.PAPER_NETWORKS if n != 'laanet'])
+def test_single_images_train_all_networks_but_laanet(scenes, network):
+    recipe = replace(TINY, network=network, batch=1, mix=0.0)
+    trainer = Trainer(recipe, datasets.load('folder', 'train', scenes), device='cpu')
+    drawn = trainer.draw(0, (64, 64)).map(lambda t: t[:1])
+    assert all(float(trainer.train_step(drawn, (64, 64), i)) > 0 for i in range(2))
+
+
+def test_frozen_stages_keep_weights_and_statistics(scenes, tmp_path):
+    dataset = datasets.load('folder', 'train', scenes)
+    first = train(replace(TINY, network='affnet', epochs=1), dataset, tmp_path / 'first', device='cpu')
+    recipe = replace(TINY, network='affnet', epochs=2, init=str(first), freeze=3, seed=9)
+    path = train(recipe, dataset, tmp_path / 'second', device='cpu')
+    before, after = (weights.load(p)[0].state_dict() for p in (first, path))
+    kept = {k.partition('.')[0] for k in before if k.endswith(('weight', 'running_mean'))
+            and torch.equal(before[k], after[k])}
+    assert kept == {'stage8', 'stage16', 'stage32'}
+    assert all(torch.equal(before[k], after[k]) for k in before if k.partition('.')[0] in kept)
+    out = tmp_path / 'again.safetensors'
+    recalibrate_weights(path, dataset, out)
+    again = weights.load(out)[0].state_dict()
+    assert all(torch.equal(before[k], again[k]) for k in before if k.partition('.')[0] in kept)
+    with pytest.raises(TrainError, match='affnet has the stages stage8, .*, of which 5 or fewer can be'):
+        Trainer(replace(recipe, freeze=6), dataset, device='cpu')
+
+
+def test_a_resumed_run_takes_the_layout_of_its_checkpoint(scenes, monkeypatch):
+    """Without timing it again; on another device it is chosen anew."""
+    dataset = datasets.load('folder', 'train', scenes)
+    layout = Trainer(TINY, dataset, device='cpu').state()['layout']
+    assert layout[1] == 'torch.channels_last'
+    other = Trainer(TINY, dataset, device='cpu', layout=[layout[0], 'torch.contiguous_format'])
+    assert other.layout is torch.contiguous_format and other.state()['layout'][1] == 'torch.contiguous_format'
+    elsewhere = Trainer(TINY, dataset, device='cpu', layout=['H200', 'torch.contiguous_format'])
+    assert elsewhere.layout is torch.channels_last
+
+
+def test_the_first_crop_s_graph_is_freed(scenes):
+    """A stand-in for what a graph holds lives as long as crops of its size are trained, and no longer."""
+    trainer = Trainer(TINY, datasets.load('folder', 'train', scenes), device='cpu')
+    held = []
+    prepare = trainer._prepare
+
+    def with_graph(drawn, crop):
+        step, graph = prepare(drawn, crop), torch.zeros(1)
+        held.append(weakref.ref(graph))
+        return lambda batch: (graph, step(batch))[1]
+
+    trainer._prepare = with_graph
+    for step, crop in enumerate(((64, 64), (64, 64), (96, 96), (96, 96))):
+        trainer.train_step(trainer.draw(0, crop).map(lambda t: t[:4]), crop, step)
+    assert [ref() is None for ref in held] == [True, False]

@@ -19,7 +19,8 @@ TINY = Recipe('laanet', epochs=4, batch=4, crop=(64, 64), first_crop=(64, 64), s
 def arguments(scenes: Path, out: Path, recipe: Recipe = TINY, *more: str) -> list[str]:
     """`lightseg train` of a recipe like TINY."""
     return ['train', '--model', recipe.network, '--data', 'folder', '--data-root', str(scenes), '--device',
-            'cpu', '--out', str(out), '--batch', '4', '--crop', '64x64', '--first-crop', '64x64',
+            'cpu', '--out', str(out), '--recipe', 'best', '--batch', '4',
+            '--crop', '64x64', '--first-crop', '64x64',
             '--scale', '0.8', '1.25', '--color', '0.1', '--blur', '0.3', '--mix', str(recipe.mix),
             '--warmup', '2', '--ema', '0.5', '--precision', 'float32', '--lr', '0.003',
             '--weight-decay', '0.01', '--epochs', str(recipe.epochs), *more]
@@ -33,8 +34,8 @@ def environment() -> dict[str, str]:
     return os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': str(torch.get_num_threads())}
 
 
-def rows_of(run: Path) -> list[dict[str, str]]:
-    with open(run / 'log.csv', newline='') as f:
+def rows_of(run: Path, name: str = 'log.csv') -> list[dict[str, str]]:
+    with open(run / name, newline='') as f:
         return list(csv.DictReader(f))
 
 

@@ -21,6 +21,7 @@ VERBS = {
     'train-all': 'train all networks side by side, within a time limit',
     'folds': 'train once for each held-out sequence, to compare recipes on unseen drives',
     'recalibrate': 'recompute the batch-norm statistics of trained weights',
+    'calibrate': 'fit the temperature that makes the confidence honest',
     'export': 'write a network as ONNX',
     'bench': 'measure how fast the networks run here, beside plain torch and the roofline',
 }

@@ -30,8 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='epochs between two scores')
     parser.add_argument('--size', type=_size, metavar='WIDTHxHEIGHT',
                         help='resize all images and labels to this size')
-    parser.add_argument('--recipe', default='best', choices=RECIPES,
-                        help="paper: the network's own; best: ours, for a GPU; cpu: ours, for a few cores")
+    parser.add_argument('--recipe', choices=RECIPES,
+                        help="paper: the network's own; best: ours, for a GPU; cpu: ours, for a few cores; "
+                             'default: best on a GPU, cpu without one')
+    parser.add_argument('--license', type=_line, default='', metavar='TEXT',
+                        help='licence of the data, for the card of the weights')
+    parser.add_argument('--source', type=_line, default='', metavar='TEXT',
+                        help='where the data comes from, for the card of the weights')
     parser.add_argument('--out', default='',
                         help='folder that gets weights, checkpoint and log; empty: runs/MODEL-DATA')
     parser.add_argument('--device', default='auto',
@@ -74,16 +79,24 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe(args: argparse.Namespace, network: str) -> Recipe:
-    """Build the recipe that --recipe names, changed by the other arguments."""
+    """Build the recipe that --recipe names, or that fits the device, changed by the other arguments."""
+    from ..training.trainer import find_device
     changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
-    return load(args.recipe, network, **changes)
+    name = args.recipe or ('cpu' if find_device(args.device).type == 'cpu' else 'best')
+    return load(name, network, **changes)
 
 
 def _size(text: str) -> tuple[int, int]:
     """Parse WIDTHxHEIGHT to the (height, width) that the trainer uses."""
     width, height = sizes.argument(text)
     return height, width
+
+
+def _line(text: str) -> str:
+    if not text.isprintable() or len(text) > 1000:
+        raise argparse.ArgumentTypeError('expected one line of at most 1000 printable characters')
+    return text
 
 
 def run(args: argparse.Namespace) -> int | None:
@@ -96,6 +109,8 @@ def run(args: argparse.Namespace) -> int | None:
         if validation:
             raise datasets.DataError('--hold-out and --validate both name what to score; give one of the two')
         dataset, validation = datasets.hold_out(dataset, args.hold_out)
+    dataset = dataclasses.replace(dataset, license=args.license or dataset.license,
+                                  source=args.source or dataset.source)
     interrupted = threading.Event()
 
     def interrupt(*_: object) -> None:

@@ -22,7 +22,7 @@ from ..networks.layers import Down, global_mean, Shuffle
 from ..networks.lrnnet import FCB, LRNNet, SVN
 
 
-def fold(network: nn.Module, *, widen: bool = False) -> nn.Module:
+def fold(network: nn.Module, *, widen: bool = False, temperature: float = 1.0) -> nn.Module:
     """
     Return a copy in eval mode that computes the same with less work, up to rounding.
 
@@ -30,9 +30,11 @@ def fold(network: nn.Module, *, widen: bool = False) -> nn.Module:
     b' = b + (bias - mean) * g / sqrt(v + eps). Norms after anything else (a sum, a concatenation) stay.
     1-D convolutions along the channels become dense pointwise ones. The shuffles of LAANet and FBSNet
     disappear, those of LRNNet only if `widen`: its halves then read all channels with weights that are zero
-    for the other half, a third more operations, which pays where those are cheap (half precision).
+    for the other half, a third more operations, which pays where those are cheap (half precision). All
+    logits are divided by `temperature`.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
+    temper(network, temperature)
     _norms(network)
     _attentions(network)
     if isinstance(network, LAANet):
@@ -42,6 +44,14 @@ def fold(network: nn.Module, *, widen: bool = False) -> nn.Module:
     elif isinstance(network, LRNNet) and widen:
         _lrnnet(network)
     return network
+
+
+def temper(network: Any, temperature: float) -> None:
+    """Divide the weights and the bias of the last convolution, and with them all logits."""
+    last = network.classifier[-1] if isinstance(network.classifier, nn.Sequential) else network.classifier
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter /= temperature
 
 
 def _norms(network: nn.Module) -> None:

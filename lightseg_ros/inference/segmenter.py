@@ -129,7 +129,7 @@ class Segmenter:
             raise SegmenterError(str(e)) from e
         self.palette = torch.from_numpy(card.labels.palette())
         self._alpha: float | None = None
-        folded = folding.fold(network, widen=self.precision != 'float32')
+        folded = folding.fold(network, widen=self.precision != 'float32', temperature=card.temperature)
         model = backends.DeployModel(folded, card.mean, card.std)
         self._engine: Engine
         if self.device.type == 'cuda':

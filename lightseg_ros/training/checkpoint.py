@@ -12,7 +12,7 @@ from .recipes import Recipe
 from .trainer import TrainError
 
 # Fields of a recipe that may change between two calls of a run.
-MAY_DIFFER = ('precision', 'recalibrate')
+MAY_DIFFER = ('precision', 'recalibrate', 'patience')
 
 
 def write(path: Path, state: dict[str, Any]) -> None:

@@ -30,9 +30,11 @@ def recalibrate(network: nn.Module, images: Tensor, normalise: Normalise) -> int
     Replace all running means and variances by their averages over images (N, 3, H, W) uint8 RGB.
 
     The batches are random, since neighbouring frames of a video hardly differ, and always the same. The
-    network is left in eval mode. Returns the number of batch norms.
+    network is left in eval mode. Norms whose weights are frozen keep their statistics. Returns the number of
+    batch norms.
     """
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats
+             and (m.weight is None or m.weight.requires_grad)]
     momenta = [m.momentum for m in norms]
     network.eval()
     for norm in norms:
@@ -52,8 +54,8 @@ def recalibrate_weights(path: Path, dataset: DataSet, out: Path, *, device: str 
     """
     Recalibrate a weights file on the data set that it was trained on, and write the result to `out`.
 
-    Images are resized to the resolution in the card. The card's metrics are removed, because they were
-    measured before: score the file again. `TrainError` if the classes differ.
+    Images are resized to the resolution in the card. The card's metrics and temperature are removed, because
+    they were measured before: score and calibrate the file again. `TrainError` if the classes differ.
     """
     network, card = weights.load(path)
     if card.labels.names != dataset.labels.names:
@@ -61,8 +63,11 @@ def recalibrate_weights(path: Path, dataset: DataSet, out: Path, *, device: str 
                          f'{", ".join(dataset.labels.names)}: name the data set that it was trained on')
     where = torch.device(device)
     images, _ = samples.to_device(dataset, where, card.resolution[::-1])
+    for stage in list(network.children())[:card.recipe.get('freeze', 0)]:
+        stage.requires_grad_(False)
     recalibrate(network.to(where), images, normaliser(card.mean, card.std, where))
-    weights.save(out, network, replace(card, metrics={}, recipe=card.recipe | {'recalibrate': True}))
+    weights.save(out, network, replace(
+        card, metrics={}, calibration={}, recipe=card.recipe | {'recalibrate': True}))
 
 
 def weights_of_checkpoint(path: Path, dataset: DataSet, out: Path, *, device: str = 'cpu') -> None:

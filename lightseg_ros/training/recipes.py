@@ -3,7 +3,10 @@
 """Recipes: all the numbers that a training run depends on, and presets for each network."""
 import dataclasses
 from dataclasses import dataclass
+import logging
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 class RecipeError(ValueError):
@@ -16,13 +19,16 @@ CHOICES = {
     'precision': ('auto', 'float32', 'bfloat16'),
     'weighting': ('log', 'median'),
     'padding': ('mean', 'reflect'),
+    'keep': ('last', 'best'),
 }
+# Networks that normalise one value for each image and channel, LAANet's global mean: one image has no spread.
+NEED_TWO = ('laanet',)
 
 
 # The largest values of the numbers that are no shares.
 LIMITS = {'epochs': 1e7, 'batch': 65536, 'lr': 10, 'budget_s': 1e9, 'aspect': 10, 'gamma': 10, 'noise': 255,
           'auxiliary': 1000, 'distill': 1000, 'weight_decay': 10, 'warmup': 1e9, 'power': 100, 'clip': 1e9,
-          'seed': 2 ** 31}
+          'seed': 2 ** 31, 'freeze': 1000, 'patience': 1e6}
 
 
 def _number(default: Any, text: str) -> Any:
@@ -70,6 +76,8 @@ class Recipe:
     weighting: str = _number('log', 'log: 1 / ln(1.10 + frequency); median: median frequency / frequency')
     smoothing: float = _number(0.0, 'label smoothing of ce')
     init: str = _number('', 'weights file to start from instead of random weights; its classes may differ')
+    freeze: int = _number(0, 'first stages of the network (lightseg info lists them) that keep the weights '
+                             'of --init')
     dropout: float = _number(0.0, 'share of the channels that are dropped before the classifier, 0 to 1')
     auxiliary: float = _number(0.0, 'weight of the loss of a second classifier on the deepest '
                                     'features; the finished weights are without it')
@@ -84,6 +92,8 @@ class Recipe:
     clip: float = _number(5.0, 'largest norm of the gradient; 0: no limit')
     ema: float = _number(0.998, 'decay of the averaged weights, the result; 0: no average')
     swa: float = _number(0.0, 'share of the run, at its end, whose weights are averaged equally; 0: none')
+    keep: str = _number('last', 'the result is the last weights, or those of the best validation')
+    patience: int = _number(0, 'stop after this many validations without a better mIoU; 0: never')
     recalibrate: bool = _number(True, 'at the end, recompute the batch-norm statistics over the whole '
                                       'training images')
     divide_std: bool = _number(True, 'divide by std after subtracting the mean')
@@ -98,8 +108,10 @@ class Recipe:
         for name, high in LIMITS.items():
             if not 0 <= getattr(self, name) <= high:
                 raise RecipeError(f'{name} is {getattr(self, name)!r}; expected 0 to {high:g}')
-        if self.batch < 2:
-            raise RecipeError('batch is 1; expected 2 or more, since LAANet normalises a global average')
+        check_batch(self.network, self.batch)
+        if self.freeze and not self.init:
+            raise RecipeError(f'freeze is {self.freeze} without init: random weights would stay random; name '
+                              'the weights to start from with --init')
         for name in ('first_share', 'blur', 'mix', 'smoothing', 'ema', 'color', 'edges', 'dusk', 'erase',
                      'recolor', 'street_share', 'dropout', 'swa'):
             if not 0 <= getattr(self, name) <= 1:
@@ -132,6 +144,15 @@ class Recipe:
         return cls(**values)
 
 
+def check_batch(network: str, batch: int, processes: int = 1) -> None:
+    """Raise `RecipeError` if a process gets fewer images per step than the network can train on."""
+    least = 2 if network in NEED_TWO else 1
+    if batch < least * processes:
+        raise RecipeError(f'batch is {batch}' + f' for {processes} processes' * (processes > 1)
+                          + f'; {network} needs {least * processes} or more, since it normalises a global '
+                          f'mean; every network but {", ".join(NEED_TWO)} trains on single images')
+
+
 # For a few CPU cores. Most epochs see whole images at about half their size, a quarter of the pixels; the
 # others see the full size. Learning rate, decay, second classifier and no averaging were best on CamVid val
 # (docs/training.md): in so few steps the average lags behind the weights.
@@ -148,7 +169,6 @@ DABNET: dict[str, Any] = {
     'optimizer': 'adam', 'lr': 1e-3, 'weight_decay': 2e-4, 'decay_all': True, 'warmup': 100, 'clip': 0.0,
     'ema': 0.0, 'divide_std': False}
 PAPER: dict[str, dict[str, Any]] = {
-    # The paper says SGD on both data sets but gives no numbers, so this is the family's recipe.
     'laanet': DABNET,
     'fbsnet': DABNET | {'batch': 6},
     # The learning rate for CamVid is not documented, so this is the family's.
@@ -160,6 +180,11 @@ PAPER: dict[str, dict[str, Any]] = {
     'affnet': DABNET | {'epochs': 150, 'batch': 10, 'lr': 5e-4, 'weight_decay': 1e-4, 'scale': (1.0, 1.0),
                         'crop': (358, 478), 'loss': 'owfl'},
 }
+PAPER |= {'fbsnet_released': PAPER['fbsnet'], 'elanet_released': PAPER['elanet']}
+# Networks whose recipe in the table is not their paper's own, and why.
+BORROWED = {'laanet': 'its paper names SGD without a number, so this is the recipe of its family (DABNet, '
+                      'FBSNet, ELANet)',
+            'affnet': 'its paper has no result on CamVid, so these are its numbers for Cityscapes'}
 
 # Ours, the same for all networks: AdamW without decay of the norms, averaged weights, more augmentation.
 BEST: dict[str, Any] = {
@@ -173,7 +198,12 @@ def load(name: str, network: str, **changes: Any) -> Recipe:
     """Build a network's recipe by name, with `changes` to its fields; `RecipeError` lists what exists."""
     if name not in RECIPES:
         raise RecipeError(f'unknown recipe {name!r}; known: {", ".join(RECIPES)}')
-    preset = {'paper': PAPER.get(network, DABNET), 'best': BEST, 'cpu': CPU}[name]
+    if name == 'paper' and network not in PAPER:
+        raise RecipeError(f'there is no recipe of a paper for {network!r}; there is for {", ".join(PAPER)}: '
+                          'choose --recipe best or cpu')
+    if name == 'paper' and network in BORROWED:
+        log.warning('%s, recipe paper: %s', network, BORROWED[network])
+    preset = {'paper': PAPER.get(network, {}), 'best': BEST, 'cpu': CPU}[name]
     known = [f.name for f in dataclasses.fields(Recipe)]
     unknown = sorted(set(changes) - set(known))
     if unknown:

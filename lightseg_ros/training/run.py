@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run: the loop over epochs, with log, checkpoints and validation, up to a weights file."""
 from collections.abc import Callable
-import csv
-import io
+from dataclasses import replace
 import json
 import logging
 import math
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from .. import files, weights
 from ..datasets import DataSet
 from ..metrics import ConfusionMatrix
-from . import checkpoint, samples
+from . import calibration, checkpoint, samples, showing
 from .recalibration import recalibrate
 from .recipes import Recipe
 from .trainer import learning_rate, Normalise, Trainer, TrainError
@@ -28,7 +27,9 @@ from .trainer import learning_rate, Normalise, Trainer, TrainError
 log = logging.getLogger(__name__)
 
 CONFUSION = 'confusion.json'
-COLUMNS = ('epoch', 'loss', 'miou', 'train_miou', 'lr', 'seconds', 'images_per_s', 'waited')
+SHOWN = 4  # validation images in predictions.png
+# The expected time is told after so many steps or seconds, the first step left out: it compiles.
+TIMED_STEPS, TIMED_S = 10, 3.0
 
 
 def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: DataSet | None = None,
@@ -40,12 +41,14 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
     Train and write `<out>/<network>-<dataset>.safetensors`; returns its path.
 
     `out` also gets `last.pt` (the checkpoint, every `checkpoint_every_s`), `log.csv`, `curve.png` and, with
-    `validation`, `confusion.json`, its confusion matrix. With `resume`, a run continues from the checkpoint
-    in `out`, if there is one. On a CPU the result has the same bits as that of an uninterrupted run; on a GPU
-    it differs by rounding. `size`: (height, width) in pixels that all images are resized to.
+    `validation`, `iou.csv`, `predictions.png` and `confusion.json`, its confusion matrix. With `resume`, a
+    run continues from the checkpoint in `out`, if there is one. On a CPU the result has the same bits as that
+    of an uninterrupted run; on a GPU it differs by rounding. `size`: (height, width) in pixels that all
+    images are resized to.
 
     `validation` is scored every `validate_every` epochs and at the end, and so is a sample of training images
-    of the same number, always the same ones; the gap between the two scores is overfitting.
+    of the same number, always the same ones; the gap between the two scores is overfitting. The recipe's
+    `keep` and `patience` need it. At the end it gives the temperature of the confidence, too.
 
     Returns None if `time_limit_s` passed, or if `stop` returned true, which is called before every step;
     resume such a run to finish it. Under torchrun all processes call this with an `out` that all of them can
@@ -57,14 +60,17 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
     path = out / 'last.pt'
     if path.exists() and not resume:
         raise TrainError(f'{path} exists; continue with --resume, or choose another --out')
-    trainer = Trainer(recipe, dataset, device=device, mode=mode, size=size)
+    if (recipe.keep == 'best' or recipe.patience) and not validation:
+        raise TrainError('--keep best and --patience go by the validation: give --validate or --hold-out too')
+    state = checkpoint.read(path) if path.exists() else {}
+    trainer = Trainer(recipe, dataset, device=device, mode=mode, size=size, layout=state.get('layout', ()))
     out.mkdir(parents=True, exist_ok=True)
     held = None
     if validation and trainer.rank == 0:
         held = samples.to_device(validation, trainer.device, size)
     run = _Run(trainer, out, validation, held, validate_every, began)
-    if path.exists():
-        run.restore(path)
+    if state:
+        run.restore(path, state)
     result = run.loop(time_limit_s, checkpoint_every_s, stop)
     if trainer.world > 1:  # until the first process has written its files
         distributed.barrier()
@@ -112,15 +118,20 @@ class _Run:
         self.done = 0  # steps of this epoch in this call
         self.miou: float | None = None
         self.train_miou: float | None = None
+        self.worst: str | None = None  # the classes of the lowest IoU
+        self.best: dict[str, Any] | None = None  # epoch, mIoU and weights of the best validation
+        self.plateau = False
+        self.timed_steps, self.timed_s = -1, 0.0  # of this call; -1 before the first step
 
-    def restore(self, path: Path) -> None:
-        state = checkpoint.read(path)
+    def restore(self, path: Path, state: dict[str, Any]) -> None:
         checkpoint.check(path, state, self.recipe, self.trainer.data)
         self.trainer.load_state(state)
         self.rows, self.seconds_before, self.counted = state['rows'], state['seconds'], state['counted']
         self.loss_sum += state['loss_sum']
         scored: dict[str, Any] = next((r for r in reversed(self.rows) if r['miou'] is not None), {})
         self.miou, self.train_miou = scored.get('miou'), scored.get('train_miou')
+        self.best = state.get('best')
+        self.plateau = self._no_better()
 
     def loop(self, time_limit_s: float, checkpoint_every_s: float, stop: Callable[[], bool]) -> Path | None:
         """Train to the end of the schedule, or until it is time to stop."""
@@ -138,7 +149,7 @@ class _Run:
             seconds, spent = self._clock()
             at = self._position(trainer.step, seconds)
             self.bar.update(min(length, round(length * at / total)) - self.bar.n)
-            if at >= total:
+            if at >= total or self.plateau:
                 break
             if spent > time_limit_s or stop():
                 why = 'the time limit' if spent > time_limit_s else 'request'
@@ -150,7 +161,9 @@ class _Run:
                 drawn = trainer.draw(epoch, crop, first=early)
                 self.done, self.epoch_began = 0, time.monotonic()
             batch = slice(i * share, (i + 1) * share)
+            began = time.monotonic()
             self.loss_sum += trainer.train_step(drawn.map(operator.itemgetter(batch)), crop, at)
+            self._time(time.monotonic() - began, crop, seconds)
             self.counted, self.done = self.counted + 1, self.done + 1
             if i + 1 == trainer.steps:
                 self._end_epoch(epoch, at, seconds)
@@ -178,6 +191,39 @@ class _Run:
         budget = self.recipe.budget_s
         return max(step, self.trainer.total * seconds / budget) if budget else step
 
+    def _time(self, step_s: float, crop: tuple[int, int], seconds: float) -> None:
+        """Add up the time of a call's first steps, and tell how long the rest will take; once."""
+        if self.timed_steps >= TIMED_STEPS:
+            return
+        began = time.monotonic()
+        last = self.timed_steps == TIMED_STEPS - 1 or self.timed_s + step_s > TIMED_S
+        if self.timed_steps < 0 or last:
+            float(self.loss_sum)  # waits for the device
+        if self.timed_steps >= 0:
+            self.timed_s += step_s + time.monotonic() - began
+        self.timed_steps += 1
+        if self.timed_steps and last:
+            each, trainer, recipe = self.timed_s / self.timed_steps, self.trainer, self.recipe
+            self.timed_steps = TIMED_STEPS
+            left = self._left(each, crop)
+            epochs = recipe.epochs - trainer.step // trainer.steps
+            if recipe.budget_s and left > recipe.budget_s - seconds:
+                epochs = math.ceil(epochs * (recipe.budget_s - seconds) / left)
+                left = recipe.budget_s - seconds
+            if self.first:
+                self.bar.clear()
+                log.info('%s', showing.expected(recipe.network, left, epochs, len(trainer.dataset),
+                                                recipe.batch, each))
+
+    def _left(self, step_s: float, crop: tuple[int, int]) -> float:
+        """Return the seconds of the steps to come, if steps on `crop` take `step_s`: pixels cost time."""
+        trainer, recipe = self.trainer, self.recipe
+        first = trainer.steps * math.ceil(recipe.first_share * recipe.epochs)
+        small = max(0, first - trainer.step)
+        pixels = small * math.prod(recipe.first_crop) + (
+            trainer.total - trainer.step - small) * math.prod(recipe.crop)
+        return step_s * pixels / math.prod(crop)
+
     def _end_epoch(self, epoch: int, at: float, seconds: float) -> None:
         """Add a row to the log, and validate if it is time to."""
         trainer, recipe = self.trainer, self.recipe
@@ -188,11 +234,14 @@ class _Run:
             raise TrainError(f'the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, or train with '
                              '--precision float32')
         due = (epoch + 1) % self.validate_every == 0
+        iou = None
         if self.held and due:
-            self._validate()
-            trainer.network.train()
+            iou = _iou(self._validate(epoch + 1))
+            self.worst = showing.worst_classes(iou, trainer.dataset.labels.names)
+            self._keep(epoch + 1, self.miou)
+            trainer.training_mode()
         row = {'epoch': epoch + 1, 'loss': round(mean_loss, 4), 'miou': self.miou if due else None,
-               'train_miou': self.train_miou if due else None,
+               'train_miou': self.train_miou if due else None, 'iou': iou,
                'lr': round(learning_rate(trainer.step, at, trainer.total, recipe), 6),
                'seconds': round(seconds, 1),
                'images_per_s': round(self.done * recipe.batch / (ended - self.epoch_began), 1),
@@ -200,8 +249,27 @@ class _Run:
         self.rows.append(row)
         self.loss_sum.zero_()
         self.counted = 0
-        self.bar.set_postfix(epoch=epoch + 1, loss=row['loss'], miou=self.miou,
-                             train_miou=self.train_miou, img_s=row['images_per_s'])
+        self.bar.set_postfix(epoch=epoch + 1, loss=row['loss'], miou=self.miou, train_miou=self.train_miou,
+                             worst=self.worst, img_s=row['images_per_s'])
+        if recipe.patience:
+            self.plateau = self._no_better()
+
+    def _no_better(self) -> bool:
+        """Whether the last `patience` validations were not better than the best one before them."""
+        scores = [r['miou'] for r in self.rows if r['miou'] is not None]
+        patience = self.recipe.patience
+        found = bool(patience and scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
+        if self.trainer.world > 1:  # only the first process validates
+            told = torch.tensor(found, dtype=torch.uint8)
+            distributed.broadcast(told, 0)
+            found = bool(told)
+        return found
+
+    def _keep(self, epoch: int, miou: float | None) -> None:
+        """Keep the weights if their score is the best so far, and if the best are wanted."""
+        if self.recipe.keep == 'best' and miou is not None and (not self.best or miou > self.best['miou']):
+            kept = {k: v.detach().to('cpu', copy=True) for k, v in self.trainer.averaged.state_dict().items()}
+            self.best = {'epoch': epoch, 'miou': miou, 'weights': kept}
 
     def _sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Choose training images to score; they depend on the seed only."""
@@ -210,12 +278,26 @@ class _Run:
         chosen = torch.randperm(len(trainer.dataset), generator=generator)[:count].to(trainer.device)
         return trainer.images[chosen], trainer.ids[chosen]
 
-    def _validate(self) -> ConfusionMatrix:
+    def _validate(self, epoch: int) -> ConfusionMatrix:
         """Score the validation split, and the sample of training images, with the weights as they are."""
         assert self.held and self.seen
+        self._draw(epoch)
         matrix = self._score(*self.held)
         self.miou, self.train_miou = round(matrix.miou(), 2), round(self._score(*self.seen).miou(), 2)
         return matrix
+
+    @torch.no_grad()
+    def _draw(self, epoch: int) -> None:
+        """Write predictions.png: the same few validation images each time, spread over the split."""
+        assert self.held
+        trainer, (images, ids) = self.trainer, self.held
+        chosen = torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).round().long().to(images.device)
+        network = trainer.averaged.eval()
+        found = torch.cat([network(trainer.normalise(images[i:i + 1].float())).argmax(1).byte()
+                           for i in chosen.tolist()])
+        showing.draw_predictions(
+            self.out / 'predictions.png', images[chosen].permute(0, 2, 3, 1).cpu().numpy(),
+            ids[chosen].cpu().numpy(), found.cpu().numpy(), trainer.dataset.labels, f'epoch {epoch}')
 
     def _score(self, images: Tensor, labels: Tensor) -> ConfusionMatrix:
         trainer = self.trainer
@@ -225,14 +307,21 @@ class _Run:
         if not self.first:
             return
         checkpoint.write(self.out / 'last.pt', self.trainer.state() | {
-            'rows': self.rows, 'seconds': seconds, 'counted': self.counted, 'loss_sum': float(self.loss_sum)})
+            'rows': self.rows, 'seconds': seconds, 'counted': self.counted, 'best': self.best,
+            'loss_sum': float(self.loss_sum)})
         if self.rows:
-            _write_log(self.out / 'log.csv', self.rows)
+            self._write_logs()
+
+    def _write_logs(self) -> None:
+        showing.write_logs(self.out, self.rows, self.trainer.dataset.labels.names)
+
+    def _plot(self) -> None:
+        showing.plot(self.out / 'curve.png', self.rows, self.trainer.dataset.labels, self.recipe.network)
 
     def _stop_early(self, epoch: int, seconds: float, why: str) -> None:
         self._save(seconds)
         if self.rows and self.first:
-            _plot(self.out / 'curve.png', self.rows, self.recipe)
+            self._plot()
         self.bar.close()
         log.warning('%s: stopped in epoch %d by %s; continue with --resume', self.recipe.network, epoch + 1,
                     why)
@@ -245,21 +334,44 @@ class _Run:
             return path
         # The checkpoint keeps the statistics of training, so that resuming a finished run changes nothing.
         self._save(seconds)
-        metrics = {}
+        if self.plateau:
+            log.info('%s: the last %d validations were not better than the best: stopped after epoch %d',
+                     recipe.network, recipe.patience, self.rows[-1]['epoch'])
+        metrics: dict[str, Any] = {}
+        calibrated: dict[str, Any] = {}
+        kept: dict[str, int] = {}
+        if self.held and recipe.keep == 'best':
+            last = self.rows[-1]['epoch']
+            if self.rows[-1]['miou'] is None:  # the last weights may be the best ones
+                self._keep(last, round(self._score(*self.held).miou(), 2))
+            assert self.best
+            trainer.averaged.load_state_dict(self.best['weights'])
+            kept = {'kept_epoch': self.best['epoch']}
+            log.info('%s: the weights of epoch %d of %d are kept, mIoU %.2f', recipe.network,
+                     self.best['epoch'], last, self.best['miou'])
         if recipe.recalibrate:
             before = f' (mIoU before: {self._score(*self.held).miou():.2f})' if self.held else ''
             count = recalibrate(trainer.averaged, trainer.images[:len(trainer.dataset)], trainer.normalise)
             log.info('%s: recalibrated %d batch norms%s', recipe.network, count, before)
         if self.held and self.validation:
-            matrix = self._validate()
-            self.rows[-1].update(miou=self.miou, train_miou=self.train_miou)
-            _write_log(self.out / 'log.csv', self.rows)
+            epoch = kept.get('kept_epoch', self.rows[-1]['epoch'])
+            matrix = self._validate(epoch)
+            row = next(r for r in self.rows if r['epoch'] == epoch)
+            row.update(miou=self.miou, train_miou=self.train_miou, iou=_iou(matrix))
+            self._write_logs()
             metrics[self.validation.split] = _metrics(matrix, recipe.network, self.validation)
+            calibrated = calibration.calibrate(trainer.averaged, *self.held, trainer.normalise,
+                                               trainer.num_classes)
+            if calibrated:
+                calibrated['data'] = f'{self.validation.name} {self.validation.split}'
+                log.info('%s: %s', recipe.network, calibration.text(calibrated))
             files.write_whole(self.out / CONFUSION, json.dumps(metrics[self.validation.split] | {
                 'split': self.validation.split, 'classes': trainer.dataset.labels.names,
                 'train_miou': self.train_miou, 'counts': matrix.counts.tolist()}, indent=1) + '\n')
-        weights.save(path, trainer.averaged, trainer.card(metrics))
-        _plot(self.out / 'curve.png', self.rows, recipe)
+        card = trainer.card(metrics)
+        weights.save(path, trainer.averaged, replace(
+            card, recipe=card.recipe | kept, calibration=calibrated))
+        self._plot()
         log.info('%s: %d epochs, %.0f s, %s', recipe.network, self.rows[-1]['epoch'], seconds,
                  _speed(self.rows))
         return path
@@ -273,40 +385,11 @@ def _speed(rows: list[dict[str, Any]]) -> str:
     return f'{sum(r["images_per_s"] for r in recent) / len(recent):.1f} images/s, limited by {limit}'
 
 
+def _iou(matrix: ConfusionMatrix) -> list[float | None]:
+    return [round(float(v), 2) if math.isfinite(v) else None for v in matrix.iou()]
+
+
 def _metrics(matrix: ConfusionMatrix, network: str, dataset: DataSet) -> dict[str, Any]:
     """Return what a card says about a score; a class that does not occur has no IoU."""
-    iou = {name: round(float(v), 2) for name, v in zip(dataset.labels.names, matrix.iou())
-           if math.isfinite(v)}
+    iou = {name: v for name, v in zip(dataset.labels.names, _iou(matrix)) if v is not None}
     return {'miou': round(matrix.miou(), 2), 'iou': iou, 'command': dataset.command(network)}
-
-
-def _write_log(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO(newline='')
-    writer = csv.DictWriter(text, COLUMNS)  # rows of older checkpoints lack train_miou
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_whole(path, text.getvalue())
-
-
-def _plot(path: Path, rows: list[dict[str, Any]], recipe: Recipe) -> None:
-    try:
-        import matplotlib
-        matplotlib.use('Agg')
-        from matplotlib import pyplot
-    except ImportError as e:
-        log.warning('no %s: %s', path, e)
-        return
-    figure, loss = pyplot.subplots(figsize=(8, 4.5), layout='constrained')
-    loss.plot([r['epoch'] for r in rows], [r['loss'] for r in rows], color='tab:gray')
-    loss.set(xlabel='epoch', ylabel='training loss', title=recipe.network)
-    scored = [r for r in rows if r['miou'] is not None]
-    if scored:
-        miou = loss.twinx()
-        for key, label, style in (('miou', 'validation', '-'), ('train_miou', 'training images', ':')):
-            values = [r.get(key) or math.nan for r in scored]
-            miou.plot([r['epoch'] for r in scored], values, style, color='tab:blue', marker='.', label=label)
-        miou.set_ylabel('mIoU (%)', color='tab:blue')
-        miou.legend(loc='lower right')
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-    pyplot.close(figure)

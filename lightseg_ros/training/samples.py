@@ -14,6 +14,7 @@ from torch import Tensor
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from .. import machine
 from ..datasets import DataError, DataSet
 
 PATTERN = 512  # side of the tile of noise, in pixels
@@ -32,7 +33,8 @@ def to_device(dataset: DataSet, device: str | torch.device, size: tuple[int, int
 
     `size`: (height, width) in pixels that every pair is resized to; without it all must have the same size.
     CamVid's 468 training images take 324 MB with their labels, Cityscapes' 2975 take 25 GB (6.2 GB at
-    512x1024). `DataError` names a file that cannot be read or has another size.
+    512x1024). `DataError` names a file that cannot be read or has another size, and says before reading
+    if the memory is too small.
     """
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:
         image, ids = dataset.read(index)
@@ -44,6 +46,7 @@ def to_device(dataset: DataSet, device: str | torch.device, size: tuple[int, int
         return image, ids
 
     height, width = size or dataset.read(0)[1].shape
+    check_room(device, len(dataset), height, width, f'{dataset.name} {dataset.split}')
     images = torch.empty(len(dataset), 3, height, width, dtype=torch.uint8, device=device)
     labels = torch.empty(len(dataset), height, width, dtype=torch.uint8, device=device)
     with ThreadPoolExecutor() as pool:
@@ -56,6 +59,19 @@ def to_device(dataset: DataSet, device: str | torch.device, size: tuple[int, int
             images[i] = torch.from_numpy(image).permute(2, 0, 1)
             labels[i] = torch.from_numpy(np.where(ids == dataset.labels.ignore_id, np.uint8(255), ids))
     return images, labels
+
+
+def check_room(device: str | torch.device, count: int, height: int, width: int, what: str) -> None:
+    """Raise `DataError` if the device has no room for `count` more images of this size and their labels."""
+    where = torch.device(device)
+    if where.type not in ('cpu', 'cuda'):
+        return
+    free = torch.cuda.mem_get_info(where)[0] if where.type == 'cuda' else machine.free_bytes()
+    needed = 4 * count * height * width
+    if needed > free:
+        raise DataError(f'{what}: {count} images of {width}x{height} take {needed / 1e9:.1f} GB, and '
+                        f'{free / 1e9:.1f} GB are free on {where}; choose a smaller --size, such as '
+                        f'{width // 2}x{height // 2}, which takes a quarter')
 
 
 class Statistics(NamedTuple):

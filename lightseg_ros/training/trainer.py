@@ -23,7 +23,7 @@ from ..labels import LabelSet
 from ..networks.layers import upsample
 from ..synthetic.street import Street
 from . import gradients, losses, samples
-from .recipes import Recipe
+from .recipes import check_batch, Recipe
 from .samples import AugmentParams, Statistics
 
 log = logging.getLogger(__name__)
@@ -105,27 +105,29 @@ class Trainer:
     `size`: (height, width) in pixels that all images are resized to. `mode`: 'eager' runs plain torch.
     'graph' replays the forward and backward pass as one CUDA graph. 'compile' compiles the network first, and
     uses a graph too on CUDA. 'auto' is 'graph' on CUDA and 'eager' elsewhere. Under torchrun each process
-    takes its share of every batch, and the mode is always 'eager'. `TrainError` if the device, the batch or
-    the mode does not fit.
+    takes its share of every batch, and the mode is always 'eager'. `layout`: what `state` of an earlier run
+    said, so that the choice is not timed again. `TrainError` if the device, the batch or the mode does not
+    fit.
     """
 
     def __init__(self, recipe: Recipe, dataset: DataSet, *, device: str = 'auto', mode: str = 'auto',
-                 size: tuple[int, int] | None = None):
+                 size: tuple[int, int] | None = None, layout: Sequence[str] = ()):
         if mode not in MODES:
             raise TrainError(f'unknown mode {mode!r}; known: {", ".join(MODES)}')
         self.rank, self.world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-        self.device = _device(device)
+        self.device = find_device(device)
         # The sizes stay the same during a run, so cuDNN times its kernels once and keeps the fastest.
         torch.backends.cudnn.benchmark = True
         if self.world > 1:
-            if recipe.batch % self.world or recipe.batch < 2 * self.world:
+            if recipe.batch % self.world:
                 raise TrainError(f'a batch of {recipe.batch} on {self.world} processes; expected a multiple '
-                                 f'of {self.world} that gives each process 2 images or more')
+                                 f'of {self.world}')
+            check_batch(recipe.network, recipe.batch, self.world)
             if not distributed.is_initialized():
                 distributed.init_process_group('cpu:gloo,cuda:nccl' if self.device.type == 'cuda' else 'gloo')
         if len(dataset) < recipe.batch:
             raise TrainError(f'{dataset.name} {dataset.split} has {len(dataset)} images, fewer than a batch '
-                             f'of {recipe.batch}')
+                             f'of {recipe.batch}; give --batch {len(dataset)} or less')
         self.recipe, self.dataset = recipe, dataset
         self.step = 0
         self.steps = len(dataset) // recipe.batch
@@ -152,7 +154,8 @@ class Trainer:
         if self.start:  # its weights were trained with these statistics
             self.mean, self.std = list(self.start.mean), list(self.start.std)
         self.fill = torch.tensor(self.mean, device=self.device)
-        self.network = network.to(self.device).train()
+        self.network = network.to(self.device)
+        self.frozen = _freeze(network, recipe)
         cuda = self.device.type == 'cuda'
         self.mode = ('graph' if cuda else 'eager') if mode == 'auto' else mode
         if self.world > 1:
@@ -165,8 +168,12 @@ class Trainer:
         self.learner = _Learner(self.network, self.num_classes, bool(recipe.auxiliary),
                                 recipe.dropout).to(self.device)
         self.model: nn.Module = self.learner
+        self.training_mode()
         self._place(layouts[0])
-        if cuda and len(layouts) > 1 and self.world == 1:  # under torchrun all must use the same layout
+        before = [form for form in layouts if [_device_name(self.device), str(form)] == list(layout)]
+        if before:
+            self._place(before[0])
+        elif cuda and len(layouts) > 1 and self.world == 1:  # under torchrun all must use the same layout
             # The lock lets one process at a time measure, so that parallel runs do not disturb each other.
             with _one_at_a_time():
                 self._place(min(layouts, key=self._seconds_in))
@@ -184,6 +191,12 @@ class Trainer:
         self._whole = [mine[k] for k in new if k not in real], [new[k] for k in new if k not in real]
         self.optimizer = _optimizer(self.learner, recipe, self.device)
         self._steps: dict[tuple[int, int], Callable[[AugmentParams], Tensor]] = {}
+
+    def training_mode(self) -> None:
+        """Put the network into training mode, without its frozen stages."""
+        self.learner.train()
+        for stage in self.frozen:
+            stage.eval()
 
     def draw(self, epoch: int, crop: tuple[int, int], *, first: bool = False) -> AugmentParams:
         """
@@ -223,6 +236,9 @@ class Trainer:
     def train_step(self, drawn: AugmentParams, crop: tuple[int, int], position: float) -> Tensor:
         """Train on a batch and return its loss, on the device. `position`: as in `learning_rate`."""
         if crop not in self._steps:
+            # Crops grow once in a run and never shrink again: what the first graph holds is not needed.
+            self._steps.clear()
+            self.learner.zero_grad(set_to_none=True)
             self._steps[crop] = self._prepare(drawn, crop)
         for group in self.optimizer.param_groups:
             group['lr'] = learning_rate(self.step, position, self.total, self.recipe)
@@ -246,6 +262,7 @@ class Trainer:
                 'learner': self.learner.state_dict(),
                 'average': None if self.averaged is self.network else self.averaged.state_dict(),
                 'averages': self.averages, 'precisions': self.precisions,
+                'layout': [_device_name(self.device), str(self.layout)],
                 'optimizer': self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -361,6 +378,7 @@ class Trainer:
         height, width = self.images.shape[2:]
         ids_of = _translation(labels.load('camvid'), self.dataset.labels)
         count = len(self.dataset)
+        samples.check_room(self.device, 3 * count, height, width, 'the synthetic street')  # with torch.cat
         frames, ids = torch.empty_like(self.images), torch.empty_like(self.ids)
         for i in tqdm(range(count), 'synthetic street', leave=False, unit='img', disable=None):
             place, shot = divmod(i, FRAMES_PER_STREET)
@@ -381,7 +399,7 @@ class Trainer:
         return lambda x: network(normalise(x))
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     """Return the device with a name; 'auto' is the GPU (under torchrun the process's own), else the CPU."""
     if name == 'auto':
         name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
@@ -414,6 +432,18 @@ def _drop_before_classifier(network: Any, share: float) -> None:
     last = network.classifier[-1] if isinstance(network.classifier, nn.Sequential) else network.classifier
     last.register_forward_pre_hook(
         lambda module, inputs: (nn.functional.dropout2d(inputs[0], share, module.training),))
+
+
+def _freeze(network: nn.Module, recipe: Recipe) -> list[nn.Module]:
+    """Let the first stages of a network keep their weights; returns these stages."""
+    stages = dict(network.named_children())
+    if recipe.freeze >= len(stages):
+        raise TrainError(f'freeze is {recipe.freeze}; {recipe.network} has the stages {", ".join(stages)}, '
+                         f'of which {len(stages) - 1} or fewer can be frozen')
+    frozen = list(stages.values())[:recipe.freeze]
+    for stage in frozen:
+        stage.requires_grad_(False)
+    return frozen
 
 
 def _translation(source: LabelSet, target: LabelSet) -> np.ndarray:
@@ -478,8 +508,9 @@ def _loss(recipe: Recipe, found: Statistics, device: torch.device) -> Callable[[
 
 def _optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """Build the optimiser. Weight decay applies to convolutions only, unless the recipe has `decay_all`."""
-    decayed = [p for p in network.parameters() if p.ndim > 1 or recipe.decay_all]
-    rest = [p for p in network.parameters() if p.ndim <= 1 and not recipe.decay_all]
+    learned = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in learned if p.ndim > 1 or recipe.decay_all]
+    rest = [p for p in learned if p.ndim <= 1 and not recipe.decay_all]
     groups: list[dict[str, Any]] = [{'params': decayed, 'weight_decay': recipe.weight_decay}]
     if rest:
         groups.append({'params': rest, 'weight_decay': 0.0})

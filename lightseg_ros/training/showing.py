@@ -1,0 +1,124 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run shows of itself: its logs, its curve, its predictions, and how long it will take."""
+from collections.abc import Sequence
+import csv
+import io
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from .. import files
+from ..labels import LabelSet
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ('epoch', 'loss', 'miou', 'train_miou', 'lr', 'seconds', 'images_per_s', 'waited')
+TILE = 480  # largest width of an image in predictions.png
+# From so many seconds on, the expected time comes with what would shorten it.
+LONG_S = 3600
+
+
+def write_logs(folder: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
+    """
+    Write `log.csv`, one row per epoch, and `iou.csv`, the IoU of each class at each validation.
+
+    The rows of checkpoints of older versions lack `train_miou` and `iou`.
+    """
+    _write_csv(folder / 'log.csv', COLUMNS, [{k: r.get(k) for k in COLUMNS} for r in rows])
+    scored = [{'epoch': r['epoch'], **dict(zip(classes, r['iou']))} for r in rows if r.get('iou')]
+    if scored:
+        _write_csv(folder / 'iou.csv', ('epoch', *classes), scored)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    text = io.StringIO(newline='')
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_whole(path, text.getvalue())
+
+
+def worst_classes(iou: Sequence[float | None], classes: Sequence[str], count: int = 2) -> str:
+    """Name the classes of the lowest IoU (percent, None where a class does not occur) with their values."""
+    known = sorted((v, name) for v, name in zip(iou, classes) if v is not None)
+    return ', '.join(f'{name} {v:.0f}' for v, name in known[:count])
+
+
+def plot(path: Path, rows: Sequence[dict[str, Any]], labels: LabelSet, title: str) -> None:
+    """Draw the loss and the mIoU over the epochs, and beside them the IoU of each class in its colour."""
+    try:
+        import matplotlib
+        matplotlib.use('Agg')
+        from matplotlib import pyplot
+    except ImportError as e:
+        log.warning('no %s: %s', path, e)
+        return
+    by_class = [r for r in rows if r.get('iou')]
+    figure, axes = pyplot.subplots(1, 2 if by_class else 1, figsize=(14 if by_class else 8, 4.5),
+                                   layout='constrained', squeeze=False)
+    loss = axes[0, 0]
+    loss.plot([r['epoch'] for r in rows], [r['loss'] for r in rows], color='tab:gray')
+    loss.set(xlabel='epoch', ylabel='training loss', title=title)
+    scored = [r for r in rows if r['miou'] is not None]
+    if scored:
+        miou = loss.twinx()
+        for key, label, style in (('miou', 'validation', '-'), ('train_miou', 'training images', ':')):
+            values = [r.get(key) or math.nan for r in scored]
+            miou.plot([r['epoch'] for r in scored], values, style, color='tab:blue', marker='.', label=label)
+        miou.set_ylabel('mIoU (%)', color='tab:blue')
+        miou.legend(loc='lower right')
+    if by_class:
+        classes = axes[0, 1]
+        for i, name in enumerate(labels.names):
+            values = [math.nan if r['iou'][i] is None else r['iou'][i] for r in by_class]
+            # A pale colour would not show on white.
+            color = np.minimum(np.array(labels.colors[i]) / 255, 0.85)
+            classes.plot([r['epoch'] for r in by_class], values, marker='.', color=color, label=name)
+        classes.set(xlabel='epoch', ylabel='IoU of the validation (%)', ylim=(0, 100))
+        classes.legend(loc='center left', bbox_to_anchor=(1, 0.5), fontsize='small')
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    pyplot.close(figure)
+
+
+def draw_predictions(path: Path, images: np.ndarray, truth: np.ndarray, prediction: np.ndarray,
+                     labels: LabelSet, title: str) -> None:
+    """
+    Write a picture with a row for each image: image, ground truth, prediction; void is black.
+
+    images (N, H, W, 3) uint8 RGB; truth and prediction (N, H, W) uint8.
+    """
+    height, width = truth.shape[1:]
+    scale = min(1.0, TILE / width)
+    size = (round(width * scale), max(1, round(height * scale)))
+    palette = labels.palette()
+    rows = []
+    for rgb, *ids in zip(images, truth, prediction):
+        tiles = [cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)]
+        tiles += [palette[cv2.resize(i, size, interpolation=cv2.INTER_NEAREST)] for i in ids]
+        rows.append(np.concatenate(tiles, 1))
+    head = np.full((24, 3 * size[0], 3), 255, np.uint8)
+    for i, text in enumerate((f'image, {title}', 'ground truth', 'prediction')):
+        cv2.putText(head, text, (i * size[0] + 6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1,
+                    cv2.LINE_AA)
+    picture = np.concatenate([head, *rows])[..., ::-1]
+    files.write_whole(path, cv2.imencode('.png', picture)[1].tobytes())
+
+
+def duration(seconds: float) -> str:
+    """Say a time in words: '50 seconds', '40 minutes', '3.5 hours'."""
+    if seconds < 90:
+        return f'{max(1, round(seconds))} seconds'
+    return f'{round(seconds / 60)} minutes' if seconds < 5400 else f'{seconds / 3600:.1f} hours'
+
+
+def expected(network: str, left_s: float, epochs: int, images: int, batch: int, step_s: float) -> str:
+    """Say how long a run will take, and how to shorten it where that is long."""
+    text = (f'{network}: about {duration(left_s)} for {epochs} epochs of {images} images: {step_s:.2g} s a '
+            f'step of {batch}, validation comes on top')
+    return text + ('; --epochs, --budget-s or --size make it shorter' if left_s > LONG_S else '')
