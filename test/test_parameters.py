@@ -47,7 +47,7 @@ def node_of():
 
 
 def test_declares_every_field_with_its_description_and_range(node_of):
-    node = node_of(width=7, rate=10, source=0)  # whole numbers for a float and for a text
+    node = node_of(width=7.0, rate=10, source=0)  # numbers of another type, where nothing is lost
     assert declare(node, Values) == Values(width=7, rate=10.0, source='0')
     assert node.get_parameter('rate').value == 10.0 and node.get_parameter('loop').value is True
     rate, width = node.describe_parameter('rate'), node.describe_parameter('width')
@@ -93,7 +93,21 @@ def test_a_change_is_validated_applied_or_rejected(node_of):
         assert not result.successful and words in result.reason
     assert node.get_parameter('rate').value == 5.0 and len(seen) == 2
     assert change(loop=False).successful
+    assert not change(loop=1).successful and not change(width=2.5).successful
     assert seen[-1] == Values(rate=5.0, width=3, encoding='bgr8', loop=False)
+
+
+def test_numbers_of_another_type_are_stored_as_the_parameter_s_own(node_of):
+    node = node_of()
+    values = declare(node, Values)
+    seen = []
+    watch(node, values, seen.append)
+    for name, value, stored in (('rate', 5, 5.0), ('width', 3.0, 3), ('rate', 7.5, 7.5)):
+        assert node.set_parameters([Parameter(name, value=value)])[0].successful
+        assert (found := node.get_parameter(name).value) == stored and type(found) is type(stored)
+    assert seen[-1] == Values(rate=7.5, width=3) and type(seen[-1].width) is int
+    refused, = node.set_parameters([Parameter('rate', value=200)])
+    assert not refused.successful and 'range' in refused.reason
 
 
 def test_an_unknown_name_is_reported_with_the_nearest_known():

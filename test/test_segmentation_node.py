@@ -16,7 +16,7 @@ rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue  # noqa: E402
-from rcl_interfaces.srv import SetParameters  # noqa: E402
+from rcl_interfaces.srv import GetParameters, SetParameters  # noqa: E402
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy  # noqa: E402
 from rclpy.serialization import serialize_message  # noqa: E402
 from rclpy.time import Time  # noqa: E402
@@ -96,7 +96,7 @@ class Peer:
 @pytest.fixture(scope='module')
 def process(ros, random_weights, tmp_path_factory):
     with nodes(NodeProcess('segmentation', tmp_path_factory.mktemp('log') / 'node.log', {
-            'weights': str(random_weights), 'resolution': '128x96', 'diagnostics_rate': 10.0,
+            'weights': str(random_weights), 'resolution': '128x96', 'diagnostics_rate': 10,
             'overlay_alfa': 0.3})) as (process,):
         yield process
     assert process.process.returncode == 0
@@ -285,6 +285,30 @@ def test_parameters_are_live_and_validated_or_read_only(tester):
     assert not set_parameter(tester, 'overlay_alpha', double(1.5)).successful
     assert not set_parameter(tester, 'device', text('cpu')).successful
     assert set_parameter(tester, 'overlay_alpha', double(0.5)).successful
+
+
+def test_integers_for_floats_and_numbers_for_texts(tester):
+    """What YAML makes of `ros2 param set /segmentation max_rate 5`; it reads back as the declared type."""
+    def integer(value):
+        return ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=value)
+
+    client = tester.node.create_client(GetParameters, f'/{tester.name}/get_parameters')
+    assert client.wait_for_service(10)
+    for name, value, stored in (
+            ('max_rate', integer(5), double(5.0)), ('max_rate', integer(0), double(0.0)),
+            ('overlay_alpha', integer(1), double(1.0)), ('overlay_alpha', double(0.5), double(0.5)),
+            ('max_pixels', double(2.0 ** 26), integer(2 ** 26)), ('rotation', integer(180), text('180')),
+            ('rotation', integer(0), text('0'))):
+        assert set_parameter(tester, name, value).successful, name
+        future = client.call_async(GetParameters.Request(names=[name]))
+        tester.spin(future.done)
+        assert future.result().values == [stored]
+    for name, value, words in (('roi', integer(12), "roi is '12'; expected WIDTHxHEIGHT+X+Y"),
+                               ('max_rate', integer(1001), 'out of range'),
+                               ('rotation', double(45.5), "rotation is '45.5'; expected one of 0, 90")):
+        refused = set_parameter(tester, name, value)
+        assert not refused.successful and words in refused.reason
+    tester.send(images.encode(picture(), 'rgb8', tester.header(), Image()))
 
 
 def test_the_range_of_a_16_bit_camera(tester, reference, process):
@@ -563,6 +587,15 @@ def test_a_wrong_parameter_is_one_line_and_exit_code_1(random_weights, parameter
     assert done.returncode == 1
     error, = (line for line in done.stderr.splitlines() if line.startswith('ERROR: '))
     assert message in error and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('node, example', [('segmentation', '-r image:=/camera/image_raw'),
+                                           ('camera', '-p source:=images/')])
+def test_help_starts_nothing(node, example):
+    done = subprocess.run([sys.executable, '-m', f'lightseg_ros.nodes.{node}', '--help'],
+                          capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and not done.stderr
+    assert example in done.stdout and 'docs/node.md' in done.stdout and '\n  image_transport (' in done.stdout
 
 
 def test_a_parameter_file_that_cannot_be_parsed_is_one_line(tmp_path):

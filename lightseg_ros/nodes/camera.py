@@ -20,7 +20,7 @@ from std_msgs.msg import Header
 from .. import images
 from ..sources import open_source, SourceFrame
 from .lifetime import run
-from .parameters import declare, parameter, ParameterError, watch
+from .parameters import declare, parameter, ParameterError, usage, watch
 
 QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 OUTPUTS = {'raw': (Image, 'image'), 'compressed': (CompressedImage, 'image/compressed')}
@@ -180,7 +180,10 @@ class CameraNode(Node):
 def main() -> None:
     """Console script `camera_node`."""
     cv2.setNumThreads(1)  # leave the other cores to the network
-    sys.exit(run(CameraNode, lambda node: isinstance(node, CameraNode) and node.done()))
+    sys.exit(run(CameraNode, lambda node: isinstance(node, CameraNode) and node.done(), usage(
+        'camera_node: publishes a folder, a video, a device, a bag or the built-in street as image and '
+        'camera_info.\nMore: docs/node.md', CameraParameters,
+        'camera_node --ros-args -p source:=images/ -p rate:=5 -p loop:=true -r image:=/camera/image_raw')))
 
 
 if __name__ == '__main__':

@@ -17,16 +17,21 @@ from ..texts import error_line, one_line
 
 N = TypeVar('N', bound=Node)
 
-def run(make_node: Callable[[], N], done: Callable[[N], bool] = lambda node: False,
-        args: list[str] | None = None) -> int:
+
+def run(make_node: Callable[[], N], done: Callable[[N], bool] = lambda node: False, usage: str = '') -> int:
     """
     Create a node, spin it until SIGINT, SIGTERM or `done`, and clean up; returns the exit code.
+
+    With `--help` or `-h` among the arguments it prints `usage` instead.
 
     An error while the node is made, and one that `done` raises, become one line on stderr and exit code 1. An
     error in a callback is logged, and the node goes on.
     """
+    if {'-h', '--help'} & set(sys.argv[1:]):
+        print(usage)
+        return 0
     try:
-        rclpy.init(args=args)
+        rclpy.init()
     except Exception as e:  # a parameter file or a remapping that cannot be parsed
         print(f'ERROR: {one_line(e)}', file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ The parameters of a node are the fields of one frozen dataclass.
 from collections.abc import Callable
 import dataclasses
 import difflib
+import textwrap
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -23,6 +24,8 @@ from rclpy.parameter import Parameter
 from ..texts import error_line
 
 T = TypeVar('T')
+# Whether rclpy lets a node convert values before it checks their types, which Humble's cannot.
+CONVERTS = hasattr(Node, 'add_pre_set_parameters_callback')
 # Parameters that rclpy declares itself, some of them later (QoS overrides, with their topic).
 FOREIGN = ('use_sim_time', 'start_type_description_service', 'qos_overrides.')
 
@@ -37,21 +40,24 @@ def parameter(default: Any, description: str, *, limits: tuple[Any, Any] | None 
     Return a dataclass field that is a ROS parameter; its type (bool, int, float, str) is the default's.
 
     `limits`: lowest and highest valid value; `choices`: the valid values of a string; `read_only`: cannot be
-    set while the node runs; `any_type`: a string that may also be set as a number or a list. For other
-    checks, the dataclass raises a ValueError in `__post_init__`.
+    set while the node runs; `any_type`: a string that may also be set as a boolean. For other checks, the
+    dataclass raises a ValueError in `__post_init__`.
+
+    Whoever sets a parameter may write `5` for a float, `5.0` for a whole number, and a number or a list for
+    a string: it is stored as the parameter's own type.
     """
     return dataclasses.field(default=default, metadata={
         'description': description, 'limits': limits, 'choices': choices, 'read_only': read_only,
         # YAML reads the choices true and false as booleans.
-        'dynamic': any_type or 'true' in choices})
+        'any_type': any_type or 'true' in choices})
 
 
 def declare(node: Node, cls: type[T]) -> T:
     """
     Declare every field of the dataclass `cls` as a parameter; return an instance with the given values.
 
-    A whole number is accepted for a float or a string (`rate:=10`, `source:=0`). A given parameter that is
-    not a field is reported as a warning with the nearest name; rclpy would ignore it silently. It is not an
+    Values of another type are converted where nothing is lost (`rate:=10`). A given parameter that is not a
+    field is reported as a warning with the nearest name; rclpy would ignore it silently. It is not an
     error, because one parameter file may serve several nodes. `ParameterError` if a type, a range, a choice
     or the check of the class fails.
     """
@@ -117,6 +123,10 @@ def watch(node: Node, values: T, apply: Callable[[T], None]) -> Callable[[list[P
         changes = {p.name: _converted(fields[p.name], p.value) for p in parameters if p.name in fields}
         return _build(type(current), {**dataclasses.asdict(current), **changes})  # type: ignore[call-overload]
 
+    def convert(parameters: list[Parameter]) -> list[Parameter]:
+        return [Parameter(p.name, value=_converted(fields[p.name], p.value)) if p.name in fields else p
+                for p in parameters]
+
     def on_set(parameters: list[Parameter]) -> SetParametersResult:
         nonlocal current
         if any(p.name in fields for p in parameters):
@@ -128,25 +138,33 @@ def watch(node: Node, values: T, apply: Callable[[T], None]) -> Callable[[list[P
             current = new
         return SetParametersResult(successful=True)
 
+    if CONVERTS:
+        node.add_pre_set_parameters_callback(convert)
     node.add_on_set_parameters_callback(on_set)
     return preview
 
 
 def _converted(field: dataclasses.Field, value: Any) -> Any:
-    """Return a value as the field's type if nothing is lost: whole numbers, booleans and lists as strings."""
-    if type(value) is bool and field.metadata['dynamic']:
+    """Return a value as the field's type if nothing is lost: numbers, and others as strings."""
+    kind = type(field.default)
+    if type(value) is bool and kind is str and field.metadata['any_type']:
         return str(value).lower()
-    if isinstance(value, (list, tuple)) and isinstance(field.default, str):
+    if isinstance(value, (list, tuple)) and kind is str:
         return ' '.join(map(str, value))
-    if type(value) is int and isinstance(field.default, (float, str)):
-        return type(field.default)(value)
+    if type(value) is int and kind in (float, str):
+        return kind(value)
+    if type(value) is float and (kind is str or kind is int and value.is_integer()):
+        return kind(value)
     return value
 
 
 def _build(cls: type[T], values: dict[str, Any]) -> T:
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         choices = field.metadata['choices']
-        if choices and values[field.name] not in choices:
+        limits = field.metadata['limits']
+        # rclpy compares only values of the declared type with the limits, and Humble's may be of another.
+        if choices and values[field.name] not in choices or \
+                limits and not limits[0] <= values[field.name] <= limits[1]:
             raise ParameterError(f'parameter {field.name!r} is {values[field.name]!r}; {_expected(field)}')
     try:
         return cls(**values)
@@ -167,7 +185,7 @@ def _expected(field: dataclasses.Field) -> str:
 def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     metadata = field.metadata
     descriptor = ParameterDescriptor(description=metadata['description'], read_only=metadata['read_only'],
-                                     dynamic_typing=metadata['dynamic'])
+                                     dynamic_typing=not CONVERTS and type(field.default) in (float, str))
     if metadata['choices']:
         descriptor.additional_constraints = _expected(field)
     if metadata['limits']:
@@ -178,3 +196,11 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
         else:
             descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
     return descriptor
+
+
+def usage(about: str, cls: type, example: str) -> str:
+    """Return what `--help` prints: what a node is, an example of a call, and the parameters of `cls`."""
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    return '\n'.join([about, '', f'example: {example}', '', 'parameters, each with its default:', *(
+        textwrap.fill(f'{field.name} ({field.default!r}): {field.metadata["description"]}', 110,
+                      initial_indent='  ', subsequent_indent='      ') for field in fields)])

@@ -34,7 +34,7 @@ from .frames import FrameWorker
 from .lifetime import run
 from .live_segmenter import LiveSegmenter
 from .outputs import CameraOutputs, MATCHED_EVENTS
-from .parameters import declare, qos_override_error, warn_of_unused_qos_overrides, watch
+from .parameters import declare, qos_override_error, usage, warn_of_unused_qos_overrides, watch
 from .plan import Plan
 from .segmentation_parameters import SegmentationParameters
 
@@ -481,7 +481,10 @@ def main() -> None:
         node.check()
         return False
 
-    sys.exit(run(partial(SegmentationNode, start_in_executor=True), check))
+    sys.exit(run(partial(SegmentationNode, start_in_executor=True), check, usage(
+        'segmentation_node: segments camera images (image, or image/compressed) and publishes ~/label, '
+        '~/overlay and more.\nTopics, parameters and diagnostics: docs/node.md', SegmentationParameters,
+        'segmentation_node --ros-args -p model:=laanet -r image:=/camera/image_raw')))
 
 
 if __name__ == '__main__':
