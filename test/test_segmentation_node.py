@@ -542,6 +542,47 @@ def test_several_cameras(ros, random_weights, reference, tmp_path):
     assert 'left frame failed' in process.log.read_text()
 
 
+def test_a_new_region_is_prepared_beside_the_one_in_force(ros, random_weights, tmp_path, monkeypatch):
+    """Labels of the old framing go on while the network is compiled for the new one, which then holds."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))  # nothing is compiled yet
+    (tmp_path / 'mask.png').write_bytes(bytes(images.encode(
+        np.full((120, 160), 255, np.uint8), 'png', Header(), CompressedImage()).data))
+    with nodes(own('framed', tmp_path, {'weights': str(random_weights), 'resolution': '320x240',
+                                        'image_size': '160x120'})) as (process,):
+        tester = Peer(process, 'framed', topic='/framed/image')
+        client = tester.node.create_client(SetParameters, '/framed/set_parameters')
+        for name, value in (('roi', '160x60+0+60'), ('mask', str(tmp_path / 'mask.png'))):
+            future = client.call_async(SetParameters.Request(parameters=[
+                Parameter(name=name, value=text(value))]))
+            began, times, wholes = time.monotonic(), [], []
+            end = float('inf')
+            while time.monotonic() < end:
+                tester.got['label'].clear()
+                header = tester.header()
+                tester.publisher.publish(images.encode(picture(), 'rgb8', header, Image()))
+                for _ in range(3):
+                    rclpy.spin_once(tester.node, timeout_sec=0.03)
+                if tester.got['label']:
+                    times.append(time.monotonic())
+                    wholes.append((images.decode(tester.got['label'][-1])[:60] != 255).any())
+                if future.done() and end == float('inf'):
+                    took, end = time.monotonic() - began, time.monotonic() + 1
+                process.check()
+                assert time.monotonic() < began + 300
+            assert future.result().results[0].successful
+            longest = max(np.diff([began, *times]))
+            print(f'{name}: answered after {took:.1f} s, longest time without a label {longest:.2f} s')
+            assert longest < max(1.0, took / 3)
+            if name == 'roi':
+                assert took > 1, 'nothing was compiled'
+                # The old framing, then the new one, and never back.
+                assert wholes[0] and not wholes[-1] and wholes == sorted(wholes, reverse=True)
+        tester.close()
+    log = process.log.read_text()
+    assert 'preparing laanet for images of 160x60; the size in force goes on' in log
+    assert 'preparing the network for images of' not in log, 'frames had to wait'
+
+
 def test_compressed_transport(ros, random_weights, tmp_path):
     with nodes(own('packed', tmp_path, {'weights': str(random_weights), 'resolution': '128x96',
                                         'image_transport': 'compressed'})) as (process,):

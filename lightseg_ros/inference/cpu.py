@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import logging
+import threading
 from time import perf_counter
 
 import numpy as np
@@ -40,7 +41,7 @@ class CpuEngine:
     Runs frames on a CPU by one of `backends`.
 
     `submit` runs the network, `labels` and `collect` do the rest: the calls are those of `CudaEngine`.
-    Not thread-safe: one thread calls it. `BackendError` where a network can't be compiled.
+    Not thread-safe but for `prepare`: one thread calls it. `BackendError` where a network can't be compiled.
     """
 
     def __init__(self, backend: str, spec: backends.CompileSpec, palette: Tensor):
@@ -48,6 +49,7 @@ class CpuEngine:
         self.device_name = spec.target
         self.lookup, self.weight = kernels.overlay_lookup(palette, 0.5)
         self._models: OrderedDict[tuple[int, int, int], backends.CompiledModel] = OrderedDict()
+        self._changing = threading.Lock()  # held while _models changes
 
     def set_alpha(self, palette: Tensor, alpha: float) -> None:
         """Blend overlays with another share of the colours."""
@@ -110,21 +112,39 @@ class CpuEngine:
             model(frames)
         return alone
 
+    @torch.inference_mode()
+    def prepare(self, size: tuple[int, int]) -> None:
+        """Compile for frames of (height, width), and run once; another thread may run frames meanwhile."""
+        model = self._built(1, *size)
+        model(torch.zeros((1, *size, 3), dtype=torch.uint8))
+        self._keep((1, *size), model)
+
+    def is_prepared(self, size: tuple[int, int]) -> bool:
+        """Return whether single frames of (height, width) run without being compiled for."""
+        return (1, *size) in self._models
+
     def _model(self, batch: int, height: int, width: int) -> backends.CompiledModel:
         """Return the network compiled for a batch and size; it is compiled when it is first needed."""
         size = (batch, height, width)
-        if size in self._models:
-            self._models.move_to_end(size)
-            return self._models[size]
+        model = self._models.get(size) or self._built(*size)
+        self._keep(size, model)
+        return model
+
+    def _built(self, batch: int, height: int, width: int) -> backends.CompiledModel:
         began = perf_counter()
-        model = backends.build(self.backend, self.spec, *size)
+        model = backends.build(self.backend, self.spec, batch, height, width)
         log.info('%s compiled for %d x %dx%d in %.1f s', self.backend, batch, width, height,
                  perf_counter() - began)
-        self._models[size] = model
-        if len(self._models) > MAX_SIZES:
-            (batch, height, width), _ = self._models.popitem(last=False)
-            log.info('%s for %d x %dx%d is evicted', self.backend, batch, width, height)
         return model
+
+    def _keep(self, size: tuple[int, int, int], model: backends.CompiledModel) -> None:
+        """Keep the model that is used now, and evict the one that was unused for longest."""
+        with self._changing:
+            self._models[size] = model
+            self._models.move_to_end(size)
+            if len(self._models) > MAX_SIZES:
+                (batch, height, width), _ = self._models.popitem(last=False)
+                log.info('%s for %d x %dx%d is evicted', self.backend, batch, width, height)
 
 
 def _stack(frames: Sequence[np.ndarray]) -> Tensor:

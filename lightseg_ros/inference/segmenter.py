@@ -193,6 +193,16 @@ class Segmenter:
             self(frames, overlay=overlay, confidence=confidence)
         return 1e3 * (perf_counter() - began)
 
+    def prepare(self, height: int, width: int) -> None:
+        """On a CPU, compile for frames of a size; another thread may segment frames meanwhile."""
+        assert isinstance(self._engine, CpuEngine)
+        self._engine.prepare(self.network_size(height, width))
+
+    def is_prepared(self, height: int, width: int) -> bool:
+        """Return whether frames of a size need no compilation on a CPU."""
+        return isinstance(self._engine, CpuEngine) and self._engine.is_prepared(
+            self.network_size(height, width))
+
     def network_alone(self, frame: np.ndarray) -> Callable[[], None]:
         """Return a call that runs only the network on a frame, resized already, and waits for its end."""
         size = self.network_size(*frame.shape[:2])

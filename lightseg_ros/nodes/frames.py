@@ -73,6 +73,7 @@ class FrameWorker:
     def __init__(self, node: Node, live: LiveSegmenter, plan: Plan):
         self.plan = plan
         self._ranges_checked: Counter[str] = Counter()
+        self.image_sizes: dict[str, list[tuple[int, int]]] = {}  # (height, width) of each camera's last image
         self.preparing = ''  # size of the images that the network is being prepared for
         self._node = node
         self._live = live
@@ -146,6 +147,7 @@ class FrameWorker:
         try:
             value_range = plan.value_ranges[item.camera.name]
             pixels = images.decode(item.msg, value_range, plan.parameters.max_pixels)
+            self.image_sizes[item.camera.name] = [pixels.shape[:2]]
             if value_range == 'full':
                 self._check_range(item)
             seen = plan.framing(item.camera.name).seen(pixels)

@@ -18,6 +18,7 @@ import torch
 
 from ..inference.segmenter import OutOfMemory, Segmenter
 from ..sizes import parse_size
+from ..texts import error_line
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ class LiveSegmenter:
 
     def is_ready(self, size: tuple[int, int]) -> bool:
         """Return whether frames of (height, width) run at full speed; the first one of a size does not."""
+        if self._segmenter.device.type == 'cpu':
+            return self._segmenter.is_prepared(*size)
         return size in self._ready
 
     def make_ready(self, size: tuple[int, int]) -> None:
@@ -118,13 +121,23 @@ class LiveSegmenter:
         """Return whether `choice` is another network than the one in force, or its file was rewritten."""
         return _identity(choice) != self._loaded
 
-    def prepare(self, choice: NetworkChoice) -> None:
-        """Load a network for `change` while the one in force goes on; `change` raises what goes wrong."""
+    def prepare(self, choice: NetworkChoice, sizes: Sequence[tuple[int, int]] = ()) -> None:
+        """
+        Load a network for `change` while the one in force goes on; `change` raises what goes wrong.
+
+        `sizes`: (height, width) of the images that will come. If the network is the one in force, it is
+        prepared for them.
+        """
+        for size in sizes:
+            self.note(size)
         with self._loading:
+            if not self.differs(choice):
+                self._prepare_sizes(choice, [size for size in sizes if not self.is_ready(size)])
+                return
             identity = _identity(choice)
             try:
                 if self._segmenter.device.type == 'cpu':
-                    self._compile_in_child(choice)
+                    self._compile_in_child(choice, self._sizes)
                 self._prepared = identity, self._load(choice, beside=True)
             except Exception as e:  # without its traceback, which keeps half a network alive
                 self._prepared = identity, e.with_traceback(None)
@@ -210,14 +223,29 @@ class LiveSegmenter:
             self._segmenter, self._loaded = new, identity
             self._ready = set(self._sizes)
 
-    def _compile_in_child(self, choice: NetworkChoice) -> None:
+    def _prepare_sizes(self, choice: NetworkChoice, sizes: Sequence[tuple[int, int]]) -> None:
+        """Prepare the network in force for more sizes, while frames of other sizes go on."""
+        try:
+            if self._segmenter.device.type == 'cpu':
+                self._compile_in_child(choice, sizes)
+                for size in sizes:
+                    self._go_on()
+                    self._segmenter.prepare(*size)
+            else:
+                for size in sizes:
+                    with self._lock:
+                        self.make_ready(size)
+        except Exception as e:  # it is found again, and counted, with the first frame of such a size
+            log.warning('the network could not be prepared beforehand: %s', error_line(e))
+
+    def _compile_in_child(self, choice: NetworkChoice, images: Sequence[tuple[int, int]]) -> None:
         """
         Compile a network in a process of low priority; from its cache on disk it loads without a pause.
 
         Compiling holds Python's interpreter lock for seconds, and would compete for the CPU with the network
         in force. Whatever goes wrong is found again, and reported, when the network is loaded here.
         """
-        sizes = [f'{width}x{height}' for height, width in self._sizes or (DEFAULT_SIZE,)]
+        sizes = [f'{width}x{height}' for height, width in images or (DEFAULT_SIZE,)]
         self._child = subprocess.Popen(
             [sys.executable, '-m', __name__, json.dumps(asdict(choice)), *sizes], stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -357,19 +357,29 @@ class SegmentationNode(LifecycleNode):
             return response
 
     async def _load_beside(self, parameters: list[Any]) -> None:
-        """Load the network that a request asks for while the one in force goes on; errors are `_apply`'s."""
-        live = self._live
-        if live is None or self.executor is None:
+        """
+        Prepare what a request asks for while what is in force goes on; errors are `_apply`'s.
+
+        That is another network, or the sizes at which it sees the cameras' images.
+        """
+        live, worker = self._live, self._worker
+        if live is None or worker is None or self.executor is None:
             return
         try:
-            network = self._preview([Parameter.from_parameter_msg(p) for p in parameters]).network()
+            new = self._preview([Parameter.from_parameter_msg(p) for p in parameters])
+            network, sizes = new.network(), new.seen_sizes(worker.image_sizes)
         except Exception:  # the answer says what is wrong
             return
-        if not live.differs(network):
+        now = live.segmenter.card.network
+        if live.differs(network):
+            what = network.model
+            self.get_logger().info(f'loading {one_line(what)}; {now} goes on meanwhile')
+        elif missing := [size for size in sizes if not live.is_ready(size)]:
+            what = f'{now} for images of ' + ', '.join(f'{width}x{height}' for height, width in missing)
+            self.get_logger().info(f'preparing {what}; the size in force goes on meanwhile')
+        else:
             return
-        self.get_logger().info(f'loading {one_line(network.model)}; {live.segmenter.card.network} goes on '
-                               'meanwhile')
-        await self._in_thread(partial(live.prepare, network), network.model)
+        await self._in_thread(partial(live.prepare, network, sizes), what)
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         """Set the parameter `enabled`."""

@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The parameters of the segmentation node."""
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import os
 import re
@@ -157,10 +158,17 @@ class SegmentationParameters:
         except SizeError as e:
             raise ValueError(f"parameter 'image_size': {e}") from e
 
-    def seen_sizes(self) -> list[tuple[int, int]]:
-        """Return the (height, width) that the network sees of the images to prepare for."""
-        framings = [Framing(rotation, region) for rotation, region, _ in self._parse_framings().values()]
-        return list(dict.fromkeys(f.seen_size(*size) for size in self.image_sizes() for f in framings))
+    def seen_sizes(self, images: Mapping[str, Sequence[tuple[int, int]]] | None = None) -> list[
+            tuple[int, int]]:
+        """
+        Return the (height, width) that the network sees of images.
+
+        `images`: (height, width) of the images of each camera; None: `image_sizes`, of any camera.
+        """
+        return list(dict.fromkeys(
+            Framing(rotation, region).seen_size(*size)
+            for camera, (rotation, region, _) in self._parse_framings().items()
+            for size in (self.image_sizes() if images is None else images.get(camera, ()))))
 
     def network(self) -> NetworkChoice:
         """Return what decides which network runs."""
