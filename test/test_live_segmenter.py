@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from lightseg_ros import labels, networks, weights
-from lightseg_ros.inference import segmenter
+from lightseg_ros import labels, machine, networks, weights
+from lightseg_ros.inference import cpu, segmenter
 from lightseg_ros.nodes.live_segmenter import LiveSegmenter, NetworkChoice
 
 
@@ -71,3 +71,37 @@ def test_a_rewritten_weights_file_is_another_network(tmp_path):
 
 def test_a_cpu_takes_one_camera_after_the_other(choice):
     assert LiveSegmenter(choice, cameras=3).batch_limit == 1
+
+
+def test_a_size_that_needs_more_memory_than_there_is_is_refused(choice, monkeypatch):
+    monkeypatch.setattr(machine, 'free_bytes', lambda: 8 * 10 ** 9)
+    words = r'laanet at 8192x8192 needs about 33.6 GB of memory, and 8.0 GB are available'
+    large = NetworkChoice(choice.model, 'cpu', '8192x8192', 'stretch', 'torch')
+    with pytest.raises(ValueError, match=words):
+        LiveSegmenter(large)
+    live = LiveSegmenter(choice)
+    live.prepare(large)
+    with pytest.raises(ValueError, match=words):
+        live.change(large, print)
+    with live.use() as network:
+        assert network.resolution == (64, 64)
+    # A camera's image at its native size.
+    live = LiveSegmenter(NetworkChoice(choice.model, 'cpu', 'native', backend='torch'), sizes=[(64, 64)])
+    with live.use(), pytest.raises(ValueError, match='laanet at 8000x4000 needs about 16.0 GB'):
+        live.make_ready((4000, 8000))
+
+
+def test_sizes_that_come_later_are_traced_elsewhere_and_evicted(random_weights, monkeypatch, tmp_path):
+    """Torch keeps for ever what a process has traced."""
+    pytest.importorskip('openvino', reason='openvino is not installed')
+    import torch
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr(cpu, 'MAX_SIZES', 1)
+    live = LiveSegmenter(NetworkChoice(str(random_weights), 'cpu', '96x64', backend='openvino'),
+                         sizes=[(64, 64)])
+    monkeypatch.setattr(torch.jit, 'trace', None)  # in this process
+    with live.use() as network:
+        assert live.is_ready((64, 64)) and not live.is_ready((64, 80))
+        live.make_ready((64, 80))
+        assert network([np.zeros((64, 80, 3), np.uint8)])[0].labels.shape == (64, 80)
+        assert live.is_ready((64, 80)) and not live.is_ready((64, 64))

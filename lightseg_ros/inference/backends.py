@@ -150,6 +150,16 @@ def build(backend: str, spec: CompileSpec, batch: int, height: int, width: int) 
     return BACKENDS[backend](spec, batch, height, width)
 
 
+def is_kept(backend: str, spec: CompileSpec, batch: int, height: int, width: int) -> bool:
+    """Return whether the cache on disk holds the converted network, or the backend converts nothing."""
+    if backend not in ('openvino', 'onnxruntime'):
+        return True
+    try:
+        return any(own_dir().glob(f'{backend[:4]}*{spec.key}*-{batch}x{width}x{height}'))
+    except OSError:
+        return True  # nothing is kept
+
+
 def openvino(spec: CompileSpec, batch: int, height: int, width: int) -> CompiledModel:
     """Build for OpenVINO; what is converted is kept on disk, and what it compiles beside it."""
     # OpenVINO's conversion reports to an analytics host, which can delay the end of the process by 20 s.

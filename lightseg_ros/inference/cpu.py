@@ -123,6 +123,10 @@ class CpuEngine:
         """Return whether single frames of (height, width) run without being compiled for."""
         return (1, *size) in self._models
 
+    def is_kept(self, size: tuple[int, int]) -> bool:
+        """Return whether no conversion is needed for single frames of (height, width)."""
+        return backends.is_kept(self.backend, self.spec, 1, *size)
+
     def _model(self, batch: int, height: int, width: int) -> backends.CompiledModel:
         """Return the network compiled for a batch and size; it is compiled when it is first needed."""
         size = (batch, height, width)

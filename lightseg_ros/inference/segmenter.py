@@ -203,6 +203,11 @@ class Segmenter:
         return isinstance(self._engine, CpuEngine) and self._engine.is_prepared(
             self.network_size(height, width))
 
+    def is_kept(self, height: int, width: int) -> bool:
+        """Return whether what frames of a size need on a CPU lies in the cache on disk, or is never there."""
+        return not isinstance(self._engine, CpuEngine) or self._engine.is_kept(
+            self.network_size(height, width))
+
     def network_alone(self, frame: np.ndarray) -> Callable[[], None]:
         """Return a call that runs only the network on a frame, resized already, and waits for its end."""
         size = self.network_size(*frame.shape[:2])

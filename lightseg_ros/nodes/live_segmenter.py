@@ -16,6 +16,7 @@ import threading
 import numpy as np
 import torch
 
+from .. import machine
 from ..inference.segmenter import OutOfMemory, Segmenter
 from ..sizes import parse_size
 from ..texts import error_line
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 # A new network is warmed up for this many of the image sizes that were segmented last.
 KEPT_SIZES = 4
 DEFAULT_SIZE = (480, 640)
+# MB (10^6 bytes) for each megapixel that a network sees on a CPU, while it is compiled: a conversion traces
+# torch's pass through the network. Measured at 1024x1024: 240 (AFFNet) to 460 (FBSNet).
+MB_PER_MEGAPIXEL = 500
+FITS_MB = 1000  # what fits everywhere, whatever the system says about its memory
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,9 @@ class LiveSegmenter:
 
     def make_ready(self, size: tuple[int, int]) -> None:
         """Compile or capture what frames of (height, width) need; call it inside `use`."""
+        # Tracing a network leaves 20 MB behind that torch never frees: a process that ends does.
+        if self._segmenter.device.type == 'cpu' and not self._segmenter.is_kept(*size):
+            self._compile_in_child(self._loaded[0], self._segmenter, [size])
         self._warm_up(self._segmenter, size, first_only=self._segmenter.device.type != 'cuda')
         self._ready.add(size)
 
@@ -136,9 +144,11 @@ class LiveSegmenter:
                 return
             identity = _identity(choice)
             try:
-                if self._segmenter.device.type == 'cpu':
-                    self._compile_in_child(choice, self._sizes)
-                self._prepared = identity, self._load(choice, beside=True)
+                loaded = self._open(choice)
+                if loaded.device.type == 'cpu':
+                    self._compile_in_child(choice, loaded, self._sizes)
+                self._warm_up_all(loaded, beside=True)
+                self._prepared = identity, loaded
             except Exception as e:  # without its traceback, which keeps half a network alive
                 self._prepared = identity, e.with_traceback(None)
 
@@ -227,7 +237,7 @@ class LiveSegmenter:
         """Prepare the network in force for more sizes, while frames of other sizes go on."""
         try:
             if self._segmenter.device.type == 'cpu':
-                self._compile_in_child(choice, sizes)
+                self._compile_in_child(choice, self._segmenter, sizes)
                 for size in sizes:
                     self._go_on()
                     self._segmenter.prepare(*size)
@@ -238,14 +248,18 @@ class LiveSegmenter:
         except Exception as e:  # it is found again, and counted, with the first frame of such a size
             log.warning('the network could not be prepared beforehand: %s', error_line(e))
 
-    def _compile_in_child(self, choice: NetworkChoice, images: Sequence[tuple[int, int]]) -> None:
+    def _compile_in_child(self, choice: NetworkChoice, loaded: Segmenter,
+                          images: Sequence[tuple[int, int]]) -> None:
         """
         Compile a network in a process of low priority; from its cache on disk it loads without a pause.
 
         Compiling holds Python's interpreter lock for seconds, and would compete for the CPU with the network
         in force. Whatever goes wrong is found again, and reported, when the network is loaded here.
         """
-        sizes = [f'{width}x{height}' for height, width in images or (DEFAULT_SIZE,)]
+        images = images or (DEFAULT_SIZE,)
+        for image in images:
+            check_memory(loaded, image)
+        sizes = [f'{width}x{height}' for height, width in images]
         self._child = subprocess.Popen(
             [sys.executable, '-m', __name__, json.dumps(asdict(choice)), *sizes], stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -254,19 +268,29 @@ class LiveSegmenter:
 
     def _load(self, choice: NetworkChoice, *, beside: bool = False) -> Segmenter:
         """Load and warm up a network; `beside`: another thread segments meanwhile."""
-        loaded = Segmenter.load(
+        loaded = self._open(choice)
+        self._warm_up_all(loaded, beside=beside)
+        return loaded
+
+    def _open(self, choice: NetworkChoice) -> Segmenter:
+        """Load a network; nothing is compiled yet."""
+        return Segmenter.load(
             choice.model, choice.device, choice.resolution, resize_mode=choice.resize_mode,
             overlay_alpha=self._overlay_alpha, backend=choice.backend, precision=choice.precision,
             threads=choice.threads)
+
+    def _warm_up_all(self, loaded: Segmenter, *, beside: bool) -> None:
+        """Warm up a network for the sizes that arrive; `beside`: another thread segments meanwhile."""
         # CUDA graphs must be captured while nothing else runs; frames run between two sizes.
         exclusive = self._lock if beside and loaded.device.type == 'cuda' else nullcontext()
         for size in self._sizes or (DEFAULT_SIZE,):
             with exclusive:
                 self._warm_up(loaded, size, first_only=beside and loaded.device.type == 'cpu')
-        return loaded
 
     def _warm_up(self, loaded: Segmenter, size: tuple[int, int], first_only: bool = False) -> None:
         """Warm up every batch size for this frame size; `first_only`: only what the first label needs."""
+        if loaded.device.type == 'cpu' and not loaded.is_prepared(*size):
+            check_memory(loaded, size)
         if first_only:
             self._go_on()
             loaded(np.zeros((*size, 3), np.uint8))
@@ -290,6 +314,16 @@ class LiveSegmenter:
     def _go_on(self) -> None:
         if self._closing.is_set():
             raise ValueError('the node shuts down')
+
+
+def check_memory(loaded: Segmenter, size: tuple[int, int]) -> None:
+    """Raise a ValueError if a CPU has no memory to compile a network for images of (height, width)."""
+    height, width = loaded.network_size(*size)
+    needed_mb, available_mb = MB_PER_MEGAPIXEL * height * width / 1e6, machine.free_bytes() / 1e6
+    if needed_mb > max(FITS_MB, available_mb):
+        raise ValueError(f'{loaded.card.network} at {width}x{height} needs about {needed_mb / 1e3:.1f} GB of '
+                         f'memory, and {available_mb / 1e3:.1f} GB are available: choose a smaller '
+                         'resolution')
 
 
 def _lower_batch(loaded: Segmenter, failed: int) -> None:
