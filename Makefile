@@ -7,9 +7,10 @@ SECONDS ?= 30
 TOPIC ?=
 CASES ?= 3000
 SEED ?= 0
+MINUTES ?= 10
 BIN := .venv/bin
 
-.PHONY: help demo test check docs fuzz bench lock sbom clean
+.PHONY: help demo test check docs fuzz soak bench lock sbom clean
 
 help:
 	@echo 'make demo [INPUT=folder|video|bag|/dev/video0] [MODEL=laanet] [RESOLUTION=WxH] [SECONDS=30] [TOPIC=image topic of a bag]'
@@ -17,6 +18,7 @@ help:
 	@echo 'make test     tests'
 	@echo 'make check    ruff and mypy'
 	@echo 'make fuzz     [CASES=3000] [SEED=0] mutated input for everything that reads what others wrote'
+	@echo 'make soak     [MINUTES=10] [SEED=0] real nodes under random faults; plots memory and more to out/soak.png'
 	@echo 'make docs     rewrite the generated blocks of the documentation'
 	@echo 'make bench    speed tables for this machine'
 	@echo 'make lock     pin every package in requirements.lock, with hashes; make sbom lists them as CycloneDX'
@@ -38,6 +40,9 @@ docs: .venv/run
 
 fuzz: .venv/dev
 	OPENCV_LOG_LEVEL=SILENT $(BIN)/python test/fuzz.py --cases $(CASES) --seed $(SEED)
+
+soak: .venv/dev
+	OPENCV_LOG_LEVEL=SILENT $(BIN)/python test/soak.py --minutes $(MINUTES) --seed $(SEED) --plot out/soak.png
 
 bench: .venv/run
 	$(BIN)/lightseg bench

@@ -223,7 +223,8 @@ class Probe(Node):
     def _on_image(self, part: str, msg: Image) -> None:
         arrived = self.get_clock().now().nanoseconds
         self.counts[part] += 1
-        stamp_ns = Time.from_msg(msg.header.stamp).nanoseconds
+        # Not rclpy's Time, which raises on the negative stamps of a camera with a broken clock.
+        stamp_ns = msg.header.stamp.sec * 10 ** 9 + msg.header.stamp.nanosec
         seen = self._pending.setdefault(stamp_ns, Seen(stamp_ns))
         decoded = images.decode(msg)
         setattr(seen, part, decoded[..., 0] if msg.encoding == 'mono8' else decoded)
