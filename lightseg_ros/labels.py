@@ -15,6 +15,9 @@ from .texts import one_line
 
 MAX_NAME = 100  # characters of a name
 MAX_FILE = 1 << 20  # bytes of a file
+MAX_ID = (1 << 16) - 1  # of a label file: its pixels have 16 bits at most
+CLASS_FIELDS = ('id', 'name', 'color', 'source_id')
+FIELDS = ('name', 'classes', 'groups', 'ignore_id', 'void_source_ids')
 
 
 class LabelError(ValueError):
@@ -27,8 +30,9 @@ class LabelSet:
     The classes of a data set. Class i of the network is `names[i]`, its id in a label image is i.
 
     `colors`: RGB, 0-255. `groups`: name -> class names (what a costmap or a planner asks for).
-    `ignore_id`: "unlabeled" in our label images. `source_ids[i]`: id of class i in the data set's own label
-    files; `void_source_ids`: the ids there that mean "unlabeled".
+    `ignore_id`: "unlabeled" in our label images. `source_ids[i]`: the ids that become class i, in the data
+    set's own label files; `void_source_ids`: the ids there that mean "unlabeled", and so does `ignore_id`
+    unless it is a class's source id.
     """
 
     name: str
@@ -36,41 +40,50 @@ class LabelSet:
     colors: tuple[tuple[int, int, int], ...]
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ignore_id: int = 255
-    source_ids: tuple[int, ...] = ()
+    source_ids: tuple[tuple[int, ...], ...] = ()
     void_source_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        n = len(self.names)
+        n, title = len(self.names), f'label set {_shown(self.name)}'
         if not 1 <= n <= 255:
-            raise LabelError(f'label set {self.name!r} has {n} classes; expected 1 to 255')
+            raise LabelError(f'{title} has {n} classes; expected 1 to 255')
         if not self.source_ids:
-            object.__setattr__(self, 'source_ids', tuple(range(n)))
+            object.__setattr__(self, 'source_ids', tuple((i,) for i in range(n)))
         for text in (self.name, *self.names, *self.groups):
             if not (isinstance(text, str) and 0 < len(text) <= MAX_NAME and text.isprintable()):
-                raise LabelError(f'label set {_shown(self.name)} has the name {_shown(text)}; expected a '
-                                 f'text of 1 to {MAX_NAME} printable characters (in YAML, quote numbers, on, '
-                                 'off, yes, no)')
+                raise LabelError(f'{title} has the name {_shown(text)}; expected a text of 1 to {MAX_NAME} '
+                                 'printable characters (in YAML, quote numbers, on, off, yes, no)')
         doubled = sorted({x for x in self.names if self.names.count(x) > 1})
         if doubled:
-            raise LabelError(f'label set {self.name!r} names {", ".join(doubled)} more than once')
+            raise LabelError(f'{title} names {", ".join(doubled)} more than once')
         if len(self.colors) != n or len(self.source_ids) != n:
-            raise LabelError(f'label set {self.name!r} has {n} names, {len(self.colors)} colours and '
-                             f'{len(self.source_ids)} source ids; expected one of each for every class')
-        ids = (*self.source_ids, *self.void_source_ids, self.ignore_id)
-        if not all(type(v) is int and 0 <= v < 1 << 16 for v in ids):
-            raise LabelError(f'label set {self.name!r} has ids that are no numbers from 0 to 65535')
-        for c in self.colors:
+            raise LabelError(f'{title} has {n} names, {len(self.colors)} colours and {len(self.source_ids)} '
+                             'source ids; expected one of each for every class')
+        for name, c in zip(self.names, self.colors):
             if len(c) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in c):
-                raise LabelError(f'label set {self.name!r}: colour {_shown(c)} is not three numbers from 0 '
-                                 'to 255')
-        if not n <= self.ignore_id <= 255:
-            raise LabelError(f'label set {self.name!r}: ignore_id is {self.ignore_id!r}; expected a number '
-                             f'from {n} to 255, no class id')
+                raise LabelError(f'{title}: color of class {name!r} is {_shown(list(c))}; expected three '
+                                 'numbers from 0 to 255, red, green and blue')
+        if not (type(self.ignore_id) is int and n <= self.ignore_id <= 255):
+            raise LabelError(f'{title}: ignore_id is {_shown(self.ignore_id)}; expected a number from {n} to '
+                             '255, no class id')
+        owner: dict[int, str] = {}
+        for field_name, ids in [*((f'source_id of class {name!r}', ids)
+                                  for name, ids in zip(self.names, self.source_ids)),
+                                ('void_source_ids', self.void_source_ids)]:
+            for v in ids:
+                if not (type(v) is int and 0 <= v <= MAX_ID):
+                    raise LabelError(f'{title}: {field_name} is {_shown(list(ids))}; expected a number from '
+                                     f'0 to {MAX_ID}, or a list of them')
+                if owner.setdefault(v, field_name) != field_name:
+                    raise LabelError(f'{title}: {v} is in {owner[v]} and in {field_name}; expected each id '
+                                     'of the label files in one place')
+            if not ids and field_name != 'void_source_ids':
+                raise LabelError(f'{title}: {field_name} is an empty list; expected one id or more')
         for group, members in self.groups.items():
-            unknown = [m for m in members if m not in self.names]
+            unknown = [_shown(m) for m in members if m not in self.names]
             if unknown:
-                raise LabelError(f'label set {self.name!r}: group {group!r} holds {", ".join(unknown)}, '
-                                 f'which is no class; classes: {", ".join(self.names)}')
+                raise LabelError(f'{title}: group {group!r} holds {", ".join(unknown)}, which is no class; '
+                                 f'classes: {", ".join(self.names)}')
 
     def __len__(self) -> int:
         return len(self.names)
@@ -141,13 +154,14 @@ class LabelSet:
         """
         table = np.full(1 << 16, -1, np.int16)
         table[list(self.void_source_ids) + [self.ignore_id]] = self.ignore_id
-        table[list(self.source_ids)] = np.arange(len(self))
+        for i, own in enumerate(self.source_ids):
+            table[list(own)] = i
         out = table[ids]
         if (out < 0).any():
             found = np.unique(ids[out < 0]).tolist()
-            raise LabelError(f'ids {found[:10]} are not in label set {self.name!r}; it knows '
-                             f'{sorted(self.source_ids)} and, as void, '
-                             f'{sorted({*self.void_source_ids, self.ignore_id})}')
+            known = sorted(v for own in self.source_ids for v in own)
+            raise LabelError(f'ids {found[:10]} are not in label set {self.name!r}; it knows {known} and, as '
+                             f'void, {sorted({*self.void_source_ids, self.ignore_id} - {*known})}')
         return out.astype(np.uint8)
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,29 +169,58 @@ class LabelSet:
         return {
             'name': self.name, 'ignore_id': self.ignore_id,
             'void_source_ids': list(self.void_source_ids),
-            'classes': [{'id': i, 'source_id': s, 'name': n, 'color': list(c)} for i, (n, c, s) in
+            'classes': [{'id': i, 'source_id': s[0] if len(s) == 1 else list(s), 'name': n,
+                         'color': list(c)} for i, (n, c, s) in
                         enumerate(zip(self.names, self.colors, self.source_ids))],
             'groups': {k: list(v) for k, v in self.groups.items()}}
 
     @classmethod
     def from_dict(cls, d: Any) -> 'LabelSet':
-        """Build a label set from `to_dict`'s form; `LabelError` says what does not fit."""
-        try:
-            rows = d['classes']
-            if [r['id'] for r in rows] != list(range(len(rows))):
-                found = ', '.join(_shown(r['id']) for r in rows[:256])
-                raise LabelError(f'label set {_shown(d["name"])}: class ids are [{found}]; expected 0 to '
-                                 f'{len(rows) - 1} in order')
-            return cls(
-                name=d['name'], names=tuple(r['name'] for r in rows),
-                colors=tuple(tuple(r['color'][:4]) for r in rows),
-                groups={k: tuple(v) for k, v in (d.get('groups') or {}).items()},
-                ignore_id=d.get('ignore_id', 255),
-                source_ids=tuple(r.get('source_id', r['id']) for r in rows),
-                void_source_ids=tuple(d.get('void_source_ids', ())))
-        except (KeyError, TypeError, AttributeError) as e:
-            raise LabelError(f'not a label set: {one_line(repr(e), 200)}; expected name, classes (id, name, '
-                             'color), and optionally groups, ignore_id, void_source_ids') from e
+        """
+        Build a label set from `to_dict`'s form; `LabelError` names the field that does not fit.
+
+        A class without `id` has its place in the list as id; one without `source_id` has its id.
+        """
+        what = 'expected name, classes (name, color, and optionally id, source_id), and optionally groups, ' \
+            'ignore_id, void_source_ids'
+        if not isinstance(d, dict) or not isinstance(d.get('classes'), list):
+            raise LabelError(f'not a label set: no list of classes; {what}')
+        rows, groups = d['classes'], d.get('groups') or {}
+        title = f'label set {_shown(d.get("name"))}'
+        for i, row in enumerate(rows[:256]):
+            if not isinstance(row, dict) or 'name' not in row or 'color' not in row:
+                raise LabelError(f'{title}: class {i} is {_shown(row)}; expected name and color')
+            _no_others(f'{title}: class {i}', row, CLASS_FIELDS)
+            if not isinstance(row['color'], (list, tuple)):
+                raise LabelError(f'{title}: color of class {_shown(row["name"])} is {_shown(row["color"])}; '
+                                 'expected three numbers from 0 to 255, red, green and blue')
+        ids = [row.get('id', i) for i, row in enumerate(rows[:256])]
+        if any(type(v) is not int for v in ids) or ids != list(range(len(rows))):
+            raise LabelError(f'{title}: class ids are [{", ".join(map(_shown, ids))}]; expected 0 to '
+                             f'{len(rows) - 1} in order (source_id is the number in the label files)')
+        if not isinstance(groups, dict) or not all(isinstance(v, (list, tuple)) for v in groups.values()):
+            raise LabelError(f'{title}: groups is {_shown(groups)}; expected lines such as "traversable: '
+                             '[road, sidewalk]"')
+        found = cls(
+            name=d.get('name', ''), names=tuple(row['name'] for row in rows),
+            colors=tuple(tuple(row['color'][:4]) for row in rows),
+            groups={k: tuple(v) for k, v in groups.items()}, ignore_id=d.get('ignore_id', 255),
+            source_ids=tuple(_ids(row.get('source_id', i)) for i, row in enumerate(rows)),
+            void_source_ids=_ids(d.get('void_source_ids', ())))
+        _no_others(title, d, FIELDS)
+        return found
+
+
+def _ids(value: Any) -> tuple[Any, ...]:
+    """Return a number, or a list of numbers, as a tuple; whether they are numbers is checked later."""
+    return tuple(value[:MAX_ID + 2]) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _no_others(title: str, found: dict[Any, Any], known: tuple[str, ...]) -> None:
+    """Raise `LabelError` where a field has an unknown name: a misspelt one would be without effect."""
+    others = [key for key in found if key not in known]
+    if others:
+        raise LabelError(f'{title} has the field {_shown(others[0])}; expected {", ".join(known)}')
 
 
 def _shown(value: Any) -> str:
@@ -186,7 +229,12 @@ def _shown(value: Any) -> str:
 
     Not repr() of just anything: YAML's aliases make a text of many megabytes from a list in a short file.
     """
-    return one_line(repr(value), 80) if isinstance(value, (str, int, float)) else f'a {type(value).__name__}'
+    if isinstance(value, list) and all(isinstance(v, (int, float)) for v in value[:9]):
+        value = value if len(value) < 9 else [*value[:8], '...']
+        return one_line(str(value), 200)
+    if value is None or isinstance(value, (str, int, float)):
+        return one_line(repr(value), 80)
+    return f'a {type(value).__name__}'
 
 
 def _read_groups(path: Path) -> dict[str, tuple[str, ...]]:
@@ -198,11 +246,11 @@ def _read_groups(path: Path) -> dict[str, tuple[str, ...]]:
         raise LabelError(f'groups file {one_line(path, 300)!r} is not YAML: {one_line(e)}') from e
     groups = tree.get('groups', tree) if isinstance(tree, dict) else None
     if not isinstance(groups, dict) or not all(
-            isinstance(members, list) and all(isinstance(m, str) for m in members)
-            for members in groups.values()):
+            isinstance(name, str) and isinstance(members, list) and all(isinstance(m, str) for m in members)
+            for name, members in groups.items()):
         raise LabelError(f'groups file {_shown(str(path))} holds no groups; expected lines such as '
-                         '"traversable: [road, sidewalk]"')
-    return {str(name): tuple(members) for name, members in groups.items()}
+                         '"traversable: [road, sidewalk]", names of numbers, on, off, yes, no in quotes')
+    return {name: tuple(members) for name, members in groups.items()}
 
 
 def available() -> list[str]:

@@ -112,6 +112,15 @@ def read(path: Path, *, upright: bool = True) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def orientation_of(path: Path) -> int:
+    """Return the EXIF orientation of a JPEG file, 1 to 8; 1 for all that has none or can't be read."""
+    try:
+        data = read_small(path, MAX_FILE)
+    except OSError:
+        return 1
+    return _orientation(data) if data.startswith(JPEG) else 1
+
+
 def read_labels(path: Path) -> np.ndarray:
     """Read a label picture as `decode_labels` does; `PictureError` names the file."""
     try:
@@ -120,6 +129,34 @@ def read_labels(path: Path) -> np.ndarray:
         raise PictureError(f'{path}: {e.strerror}') from e
     except PictureError as e:
         raise PictureError(f'{path} is not a label picture: {e}') from e
+
+
+def png_kind(data: bytes) -> int | None:
+    """Return a PNG's colour type, GREY to RGB_ALPHA; None for other files."""
+    return data[25] if data.startswith(PNG) and len(data) > 25 else None
+
+
+def png_palette(data: bytes) -> np.ndarray | None:
+    """Return the palette of a PNG, (N, 3) uint8 RGB; None for files without one."""
+    if png_kind(data) != PALETTE:
+        return None
+    at = data.find(b'PLTE')
+    length, = struct.unpack_from('>I', data, at - 4) if at > 3 else (0,)
+    return np.frombuffer(data[at + 4:at + 4 + length // 3 * 3], np.uint8).reshape(-1, 3)
+
+
+def encode_labels(ids: np.ndarray, palette: np.ndarray) -> bytes:
+    """
+    Encode ids (H, W) uint8 as a PNG whose palette, (N, 3) uint8 RGB, gives them colours in picture viewers.
+
+    `decode_labels` returns the ids again.
+    """
+    height, width = ids.shape
+    rows = np.zeros((height, width + 1), np.uint8)  # each row starts with its filter: none
+    rows[:, 1:] = ids
+    chunks = [(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, PALETTE, 0, 0, 0)),
+              (b'PLTE', palette.tobytes()), (b'IDAT', zlib.compress(rows.tobytes(), 9)), (b'IEND', b'')]
+    return _png(chunks)
 
 
 def _check_size(array: np.ndarray, max_pixels: int) -> None:
@@ -227,7 +264,7 @@ def _decode_jpeg(array: np.ndarray, upright: bool) -> np.ndarray:
         if 'colorspace' not in str(e).lower() and 'color conversion' not in str(e).lower():
             raise PictureError(f'JPEG of {len(data)} bytes does not decode: {e}') from e
         rgb = _opencv(array, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)[..., ::-1]
-    return _turned(rgb, _orientation(data)) if upright else rgb
+    return turned(rgb, _orientation(data)) if upright else rgb
 
 
 def _orientation(jpeg: bytes) -> int:
@@ -252,7 +289,7 @@ def _orientation(jpeg: bytes) -> int:
     return 1
 
 
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation (EXIF 2.3, table 6: which row and column of the scene pixel (0, 0) is)."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
@@ -337,7 +374,10 @@ def _png_ids(png: bytes) -> np.ndarray:
 
 def _png_file(width: int, height: int, bits: int, color: int, interlaced: int, data: list[bytes]) -> bytes:
     header = struct.pack('>IIBBBBB', width, height, bits, color, 0, 0, interlaced)
-    chunks = [(b'IHDR', header), *((b'IDAT', d) for d in data), (b'IEND', b'')]
+    return _png([(b'IHDR', header), *((b'IDAT', d) for d in data), (b'IEND', b'')])
+
+
+def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
     return PNG + b''.join(struct.pack('>I', len(content)) + name + content
                           + struct.pack('>I', zlib.crc32(content, zlib.crc32(name)))
                           for name, content in chunks)

@@ -74,7 +74,7 @@ def test_camvid_is_the_papers_split(camvid):
 
 def test_cityscapes_ids_become_train_ids(tmp_path):
     known = labels.load('cityscapes')
-    ids = np.resize(np.array(known.source_ids + (0, 3, 14, 255), np.uint8), (64, 92))
+    ids = np.resize(np.array([*(own[0] for own in known.source_ids), 0, 3, 14, 255], np.uint8), (64, 92))
     for city, frame in (('ulm', 1), ('bonn', 0)):
         stem = f'{city}_00000{frame}_000019'
         write_pair(tmp_path / f'leftImg8bit/val/{city}/{stem}_leftImg8bit.png',
@@ -152,8 +152,18 @@ def other_size_of_pair(root):
     write_pair(root / 'images/train/1.png', root / 'labels/train/1.png', blocks(64))
 
 
+def two_labels(root):
+    (root / 'labels/train/1.tif').write_bytes(b'x')
+
+
+def two_images(root):
+    (root / 'images/train/1.bmp').write_bytes(b'x')
+
+
 @pytest.mark.parametrize('damage, expected', [
     (spoil_image, r'images/train/1.png is not a readable image'),
+    (two_labels, r'labels/train/1.png and 1.tif have the same stem; expected one label of that name'),
+    (two_images, r'images/train/1.bmp and 1.png have the same stem; expected one image'),
     (spoil_label, r'labels/train/1.png is not a label picture: 8 bytes'),
     (color_label, r'labels/train/1.png is not a label picture: a coloured PNG; expected one class id'),
     (strange_id, r"labels/train/1.png: ids \[7\] are not in label set 'orchard'"),
@@ -164,6 +174,15 @@ def test_errors_name_the_file(own, damage, expected):
     damage(own)
     with pytest.raises(datasets.DataError, match=expected):
         samples.to_device(datasets.load('folder', 'train', own), 'cpu')
+
+
+def test_hidden_files_are_passed_over(own):
+    for name in ('images/train/._1.png', 'labels/train/._1.png', 'images/train/Thumbs.db', 'labels/.DS_Store',
+                 'images/train/.trash/9.png'):
+        (own / name).parent.mkdir(exist_ok=True)
+        (own / name).write_bytes(b'x')
+    assert len(datasets.load('folder', 'train', own)) == 4
+    assert datasets.splits(own) == ['train']
 
 
 def test_errors_name_what_is_missing(own):

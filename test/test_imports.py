@@ -28,12 +28,16 @@ MAY = {
     'networks': {'sizes'},
     'weights': {'files', 'labels', 'networks', 'sizes'},
     'datasets': {'files', 'labels', 'pictures', 'sizes'},
+    'data_check': {'datasets', 'labels', 'pictures'},
+    'annotations': {'datasets', 'files', 'labels', 'pictures'},
+    'data_import': {'annotations', 'datasets', 'files', 'labels', 'pictures'},
+    'contact_sheet': {'data_check', 'datasets', 'files', 'labels'},
     'info': {'labels', 'networks', 'sizes', 'weights'},
     'synthetic': set(),
     'sources': {'bags', 'images', 'labels', 'pictures', 'sizes', 'synthetic'},
     'inference': {'files', 'labels', 'machine', 'networks', 'sizes', 'weights'},
-    'training': {'datasets', 'evaluation', 'files', 'labels', 'machine', 'metrics', 'networks', 'sizes',
-                 'synthetic', 'weights'},
+    'training': {'data_check', 'datasets', 'evaluation', 'files', 'labels', 'machine', 'metrics', 'networks',
+                 'sizes', 'synthetic', 'weights'},
     'evaluation': {'bags', 'datasets', 'files', 'footage', 'health', 'images', 'inference', 'labels',
                    'machine', 'metrics', 'networks', 'pictures', 'sizes', 'weights'},
     'benchmark': {'datasets', 'files', 'inference', 'info', 'labels', 'machine', 'metrics', 'networks',
@@ -43,12 +47,14 @@ MAY = {
     'live': {'bags', 'benchmark', 'datasets', 'evaluation', 'files', 'footage', 'health', 'images',
              'inference', 'labels', 'machine', 'metrics', 'nodes', 'sizes', 'sources', 'synthetic',
              'weights'},
-    'cli': {'bags', 'benchmark', 'datasets', 'evaluation', 'files', 'images', 'inference', 'info', 'labels',
-            'live', 'machine', 'networks', 'sizes', 'synthetic', 'training', 'weights'},
+    'cli': {'bags', 'benchmark', 'contact_sheet', 'data_check', 'data_import', 'datasets', 'evaluation',
+            'files', 'images', 'inference', 'info', 'labels', 'live', 'machine', 'networks', 'sizes',
+            'synthetic', 'training', 'weights'},
 }
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.
 LIGHT = ('texts', 'files', 'labels', 'images', 'pictures', 'latest', 'health', 'machine', 'bag_files',
-         'metrics', 'sizes', 'sources', 'bags', 'footage', 'points', 'framing', 'datasets', 'synthetic',
+         'metrics', 'sizes', 'sources', 'bags', 'footage', 'points', 'framing', 'datasets', 'data_check',
+         'contact_sheet', 'annotations', 'data_import', 'synthetic',
          'evaluation.recordings', 'evaluation.scores', 'evaluation.text_report', 'evaluation.html_report')
 
 

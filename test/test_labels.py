@@ -14,7 +14,7 @@ def test_packaged_sets():
     camvid, cityscapes = labels.load('camvid'), labels.load('cityscapes')
     assert (len(camvid), len(cityscapes)) == (11, 19)
     assert camvid.names[3] == 'road' and camvid.colors[3] == (128, 64, 128)
-    assert cityscapes.names[13] == 'car' and cityscapes.source_ids[13] == 26
+    assert cityscapes.names[13] == 'car' and cityscapes.source_ids[13] == (26,)
     assert camvid.group_ids('traversable') == (3, 4) and camvid.group_ids('car') == (8,)
 
 
@@ -33,6 +33,24 @@ def test_source_ids_become_class_ids():
     assert out.flat[7] == 0 and out.flat[33] == 18 and out.flat[0] == 255
     assert (out != 255).sum() == 19
     assert labels.load('camvid').from_source(np.array([0, 10, 11, 255])).tolist() == [0, 10, 255, 255]
+
+
+def test_several_ids_become_one_class(tmp_path):
+    path = tmp_path / 'own.yaml'
+    path.write_text("""
+        name: yard
+        void_source_ids: 3
+        classes:
+          - {name: ground, color: [1, 2, 3], source_id: [0, 7, 65535]}
+          - {name: crack, color: [4, 5, 6], source_id: 255}
+    """)
+    yard = labels.load(path)
+    assert yard.source_ids == ((0, 7, 65535), (255,)) and yard.void_source_ids == (3,)
+    assert yard.from_source(np.array([0, 7, 65535, 255, 3], np.uint16)).tolist() == [0, 0, 0, 1, 255]
+    assert LabelSet.from_dict(yard.to_dict()) == yard
+    # 255 is a class here, so it isn't listed as void.
+    with pytest.raises(LabelError, match=r'ids \[1\] .* knows \[0, 7, 255, 65535\] and, as void, \[3\]'):
+        yard.from_source(np.array([1], np.uint8))
 
 
 def test_foreign_ids_are_an_error():
@@ -61,6 +79,26 @@ def test_round_trip():
     ('#' * (1 << 20) + '#', 'longer than 1048576 bytes'),
     ('{name: x, classes: [{id: 0, name: a, color: [0, 0, 0]}], groups: {g: [b]}}', 'which is no class'),
     ('{name: x, ignore_id: 0, classes: [{id: 0, name: a, color: [0, 0, 0]}]}', 'ignore_id is 0'),
+    ('{name: x, ignore_id: 300, classes: [{name: a, color: [0, 0, 0]}]}', 'ignore_id is 300; .* 1 to 255'),
+    ('{name: x, classes: [{name: a, color: [0, 0, 0], source_id: -1}]}',
+     r"source_id of class 'a' is \[-1\]; expected a number from 0 to 65535"),
+    ('{name: x, classes: [{name: a, color: [0, 0, 0], source_id: [1, 65536]}]}',
+     r"source_id of class 'a' is \[1, 65536\]; expected a number from 0 to 65535, or a list"),
+    ('{name: x, classes: [{name: a, color: [0, 0, 0], source_id: on}]}',
+     r"source_id of class 'a' is \[True\]"),
+    ('{name: x, classes: [{name: a, color: [0, 0, 0], source_id: []}]}', 'an empty list; expected one id'),
+    ('{name: x, classes: [{name: a, color: [0, 0, 0], source_ids: [1]}]}',
+     "class 0 has the field 'source_ids'; expected id, name, color, source_id"),
+    ('{name: x, classes: [{name: a, color: [0, 0, 0]}], void_ids: [3]}', "has the field 'void_ids'"),
+    ('{name: x, classes: [{name: a, color: red}]}', "color of class 'a' is 'red'; expected three numbers"),
+    ('{name: x, classes: [{name: a}]}', 'class 0 is a dict; expected name and color'),
+    ('{name: off, classes: [{name: a, color: [0, 0, 0]}]}', 'has the name False; .* quote numbers, on, off'),
+    ('{name: x, classes: [{name: a, color: [0, 0, 0]}], groups: {off: [a]}}', 'has the name False'),
+    ('{name: x, classes: [{name: a, color: [0, 0, 0]}], groups: {g: a}}', 'groups is a dict; expected lines'),
+    ('{name: x, classes: [{name: a, color: [0, 0, 0], source_id: 7}, {name: b, color: [0, 0, 0], '
+     'source_id: [8, 7]}]}', "7 is in source_id of class 'a' and in source_id of class 'b'"),
+    ('{name: x, classes: [{name: a, color: [0, 0, 0], source_id: 2}], void_source_ids: 2}',
+     "2 is in source_id of class 'a' and in void_source_ids"),
 ])
 def test_bad_files(tmp_path, text, message):
     path = tmp_path / 'own.yaml'
@@ -126,6 +164,7 @@ def test_groups_of_a_file(tmp_path):
     ('[road]', 'holds no groups'),
     ('a: [', 'is not YAML'),
     ('a: {b: [road]}', 'holds no groups'),
+    ('off: [road]', 'holds no groups; .* off, yes, no in quotes'),
 ])
 def test_bad_groups(tmp_path, text, message):
     path = tmp_path / 'groups.yaml'

@@ -258,3 +258,15 @@ def test_frequencies_where_a_class_is_present():
     found = samples.statistics(images, ids, 3)
     assert found.frequency.tolist() == pytest.approx([19 / 23, 4 / 23, 0])
     assert found.present_frequency.tolist() == pytest.approx([19 / 23, 4 / 8, 0])
+
+
+def test_other_sizes_are_scaled_to_fit_never_stretched():
+    image = np.full((40, 20, 3), 90, np.uint8)
+    image[:, :4] = 250
+    ids = np.ones((40, 20), np.uint8)
+    out, labels = samples.fit(image, ids, (20, 32), 255)
+    assert out.shape == (20, 32, 3) and labels.shape == (20, 32)
+    assert (labels[:, 11:21] == 1).all() and (labels == 1).sum() == 200 and (labels[labels != 1] == 255).all()
+    assert (out[:, 11:13] == 250).all() and (out[:, 13:21] == 90).all()
+    assert (out[:, 25:] == 122).all()  # the image's mean
+    assert samples.fit(image, ids, (40, 20), 255)[0] is image

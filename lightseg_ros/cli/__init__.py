@@ -17,6 +17,7 @@ VERBS = {
     'replay': 'play a bag live to a segmentation node and score its labels',
     'compare': 'show results of evaluate or replay side by side',
     'bag': 'show what is in a bag; make a bag from a folder of images',
+    'data': 'check your own data set; make one from what an annotation tool exports',
     'train': 'train a network',
     'train-all': 'train all networks side by side, within a time limit',
     'folds': 'train once for each held-out sequence, to compare recipes on unseen drives',

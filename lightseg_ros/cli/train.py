@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--validate-every', type=whole(1), default=5, metavar='EPOCHS',
                         help='epochs between two scores')
     parser.add_argument('--size', type=_size, metavar='WIDTHxHEIGHT',
-                        help='resize all images and labels to this size')
+                        help='scale all images and labels to fit into this size; the rest is void')
+    parser.add_argument('--allow-empty-classes', action='store_true',
+                        help='train although a class has no pixel: with --init, to keep its classes')
     parser.add_argument('--recipe', choices=RECIPES,
                         help="paper: the network's own; best: ours, for a GPU; cpu: ours, for a few cores; "
                              'default: best on a GPU, cpu without one')
@@ -128,6 +130,7 @@ def run(args: argparse.Namespace) -> int | None:
             validation=validation,
             validate_every=args.validate_every, device=args.device, mode=args.mode, size=args.size,
             resume=args.resume, checkpoint_every_s=args.checkpoint_every,
+            allow_empty=args.allow_empty_classes,
             time_limit_s=args.time_limit - (time.monotonic() - began), stop=interrupted.is_set)
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -57,9 +57,13 @@ def to_folder(path: Path, out: Path, *, image_topic: str | None = None, selectio
 
 
 def source_ids(labels: np.ndarray, label_set: LabelSet) -> np.ndarray:
-    """Turn class ids (H, W) uint8 into the data set's own ids, uint8 or, where they are larger, uint16."""
+    """
+    Turn class ids (H, W) uint8 into the data set's own ids, uint8 or, where they are larger, uint16.
+
+    A class with several ids becomes the first of them.
+    """
     table = np.full(256, label_set.void_source_ids[0] if label_set.void_source_ids else label_set.ignore_id)
-    table[:len(label_set)] = label_set.source_ids
+    table[:len(label_set)] = [own[0] for own in label_set.source_ids]
     return table.astype(np.uint8 if table.max() < 256 else np.uint16)[labels]
 
 

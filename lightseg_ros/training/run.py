@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import operator
+import os
 from pathlib import Path
 import sys
 import time
@@ -16,7 +17,7 @@ import torch
 from torch import distributed, nn, Tensor
 from tqdm import tqdm
 
-from .. import files, weights
+from .. import data_check, files, weights
 from ..datasets import DataSet
 from ..metrics import ConfusionMatrix
 from . import calibration, checkpoint, samples, showing
@@ -35,7 +36,7 @@ TIMED_STEPS, TIMED_S = 10, 3.0
 def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: DataSet | None = None,
           validate_every: int = 5, device: str = 'auto', mode: str = 'auto',
           size: tuple[int, int] | None = None, resume: bool = False,
-          time_limit_s: float = math.inf, checkpoint_every_s: float = 60.0,
+          time_limit_s: float = math.inf, checkpoint_every_s: float = 60.0, allow_empty: bool = False,
           stop: Callable[[], bool] = lambda: False) -> Path | None:
     """
     Train and write `<out>/<network>-<dataset>.safetensors`; returns its path.
@@ -50,6 +51,8 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
     of the same number, always the same ones; the gap between the two scores is overfitting. The recipe's
     `keep` and `patience` need it. At the end it gives the temperature of the confidence, too.
 
+    The data is checked first, see `data_check.before_training`; `allow_empty` lets classes have no pixel.
+
     Returns None if `time_limit_s` passed, or if `stop` returned true, which is called before every step;
     resume such a run to finish it. Under torchrun all processes call this with an `out` that all of them can
     read; the first process writes. `TrainError` if a checkpoint belongs to another recipe or other data, or
@@ -62,6 +65,9 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
         raise TrainError(f'{path} exists; continue with --resume, or choose another --out')
     if (recipe.keep == 'best' or recipe.patience) and not validation:
         raise TrainError('--keep best and --patience go by the validation: give --validate or --hold-out too')
+    if not path.exists() and int(os.environ.get('RANK', 0)) == 0:
+        for warning in data_check.before_training(dataset, allow_empty=allow_empty):
+            log.warning('%s', warning)
     state = checkpoint.read(path) if path.exists() else {}
     trainer = Trainer(recipe, dataset, device=device, mode=mode, size=size, layout=state.get('layout', ()))
     out.mkdir(parents=True, exist_ok=True)

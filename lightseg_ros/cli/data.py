@@ -1,0 +1,126 @@
+# Copyright 2026 The lightseg_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`lightseg data`: check a data set, or make one of what an annotation tool exports."""
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .numbers import real, whole
+
+if TYPE_CHECKING:
+    from ..data_check import Report
+
+HELP = 'Check your own data set (check), or make one of what an annotation tool exports (import).'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest='what', required=True, metavar='WHAT')
+    check = verbs.add_parser(
+        'check', help='read every file, count the classes, draw a contact sheet',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description='Read every image and label once; print the share of every class and all that is wrong; '
+        'draw a contact sheet: image, labels and blend of the images that show most of the rarest classes. '
+        'Exit code 0: this can be trained on; 1: training would refuse it, the output says why.')
+    check.add_argument('folder', type=Path, help='data set: images/, labels/ and labels.yaml')
+    check.add_argument('--data', default='folder', help='layout: folder, camvid or cityscapes')
+    check.add_argument('--split', nargs='+', default=[], help='default for folder: all that there are')
+    check.add_argument('--sheet', type=Path, metavar='FILE.png',
+                       help='contact sheet; default: NAME-check.png')
+    check.add_argument('--rows', type=whole(1, 1000), default=12, help='images on the contact sheet')
+    take = verbs.add_parser(
+        'import', help='make a data set of what an annotation tool exports',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description='Recognise what a folder or zip file holds, and make a data set of it: masks (palette, '
+        'RGB or ids) in images/ and labels/ or beside the images, Pascal VOC, CVAT, Roboflow, '
+        'Cityscapes-style folders, COCO (polygons and run lengths), Labelme. Exit code 0: everything was '
+        'converted; 3: something was left out, the output says what; 1: nothing was made.')
+    take.add_argument('source', type=Path, help='folder or zip file')
+    take.add_argument('out', type=Path, metavar='DEST', help='folder to make')
+    take.add_argument('--images', type=Path, metavar='FOLDER',
+                      help='where the images are, if the source holds labels only')
+    take.add_argument('--labels', type=Path, metavar='FILE.yaml', help='classes of masks, as in '
+                      'config/labels/camvid.yaml; default: what lies beside the masks')
+    take.add_argument('--classes', nargs='+', default=[], metavar='NAME',
+                      help='names of the classes of masks, in the order of their ids')
+    take.add_argument('--unlabeled', default='background', choices=('background', 'void'),
+                      help='what no polygon covers: a class of its own, or void, which training passes over')
+    take.add_argument('--split', type=real(0, 1), metavar='SHARE',
+                      help='share of the images for train, the rest is val; sequences, or blocks of '
+                      'consecutive images, stay whole; default: the splits of the source')
+    take.add_argument('--seed', type=whole(0), default=0, help='of --split')
+
+
+def run(args: argparse.Namespace) -> int:
+    return _check(args) if args.what == 'check' else _import(args)
+
+
+def _import(args: argparse.Namespace) -> int:
+    from .. import data_import, labels
+    done = data_import.convert(
+        args.source, args.out, images=args.images, labels=labels.load(args.labels) if args.labels else None,
+        names=args.classes, background=args.unlabeled == 'background', share=args.split, seed=args.seed)
+    print(f'{args.source}: {done.kind}')
+    for note in done.notes:
+        print(f'note: {note}')
+    for text in done.left_out[:10]:
+        print(f'left out: {text}')
+    if done.left_out[10:]:
+        print(f'left out: {len(done.left_out) - 10} more')
+    print(f'{args.out}: {", ".join(f"{n} images in {split}" for split, n in done.counts.items())}; classes: '
+          f'{", ".join(done.labels.names)}')
+    print(f'next: lightseg data check {args.out}')
+    return 3 if done.left_out else 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from .. import contact_sheet, data_check, datasets
+    own = args.data == 'folder'
+    reports = []
+    for split in args.split or (datasets.splits(args.folder) if own else ['trainval']) or ['all']:
+        faults = datasets.Faults()
+        dataset = datasets.folder(split, args.folder, faults) if own else \
+            datasets.load(args.data, split, args.folder)
+        reports.append(data_check.check(dataset, faults=faults))
+    print(data_check.table(reports))
+    # Splits beside the one that is trained on need not show every class.
+    trained = [r for r in reports if r.dataset.split.split(':')[0] in ('train', 'trainval', 'all')] or reports
+    problems = [text for r in reports for text in r.problems]
+    warnings = data_check.shared(reports)
+    for r in reports:
+        (problems if r in trained else warnings).extend(f'{r.dataset.split}: {text}' for text in r.empty)
+        warnings += [f'{r.dataset.split}: {text}' for text in r.warnings]
+    for kind, texts in (('PROBLEM', problems), ('warning', warnings)):
+        for text in texts:
+            print(f'{kind}: {text}')
+    if any(r.pairs for r in reports):
+        path = args.sheet or Path(f'{reports[0].dataset.name}-check.png')
+        contact_sheet.write(reports, path, args.rows)
+        print(f'contact sheet: {path}')
+    print(_next(args, reports, problems))
+    return int(bool(problems))
+
+
+def _next(args: argparse.Namespace, reports: 'list[Report]', problems: list[str]) -> str:
+    """Say what to do next."""
+    if any('coloured PNG' in text or 'turns such labels' in text for text in problems):
+        return f'next: lightseg data import {args.folder} NEW_FOLDER converts such labels'
+    if problems:
+        return f'next: correct {len(problems)} problem{"s" * (len(problems) > 1)}; training refuses to start'
+    splits = [r.dataset.split for r in reports]
+    split = next((s for s in ('train', 'trainval', 'all') if s in splits), splits[0])
+    command = f'lightseg train --model laanet --data {args.data} --data-root {args.folder} --split {split}'
+    held = next((s for s in ('val', 'test') if s in splits and s != split), None)
+    sequences = reports[splits.index(split)].dataset.sequences
+    if held:
+        command += f' --validate {held}'
+    elif len(sequences) > 1:
+        command += f' --hold-out {min(sequences, key=lambda name: sequences[name]) or "SEQUENCE"}'
+    else:
+        return (f'next: lightseg data import {args.folder} NEW_FOLDER --split 0.8 sets images for validation '
+                'apart')
+    sizes = sum((r.sizes for r in reports), Counter())
+    if len(sizes) > 1:
+        (width, height), _ = sizes.most_common(1)[0]
+        command += f' --size {width}x{height}'
+    return f'next: {command}'
