@@ -55,7 +55,7 @@ def test_pixels_and_images_of_each_class(tmp_path):
 @pytest.mark.parametrize('label, classes, expected', [
     # A tool's mask of one class; 255 would be void, and the network would learn one class only.
     (lambda ids: np.where(ids == 1, 255, 0).astype(np.uint8), ('other', 'road'),
-     'class road has no pixel: label pictures hold 0 and 255; 255 is void: give class road source_id: 255 in'),
+     'class road has no pixel: label pictures hold 0 and 255; 255 is void: give class road source_id: 255'),
     (lambda ids: np.minimum(ids, 1), ('sky', 'road', 'box'),
      'class box has no pixel: label pictures hold 0 and 1, its id is 2: correct its source_id, or take'),
 ])
