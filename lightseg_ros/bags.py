@@ -58,6 +58,7 @@ IMAGE_TYPES = {'cdr': (IMAGE, COMPRESSED, *FOREIGN), 'ros1': (IMAGE, COMPRESSED)
 # A folder's files with these names are parts of a bag, whatever they hold.
 SUFFIXES = ('.mcap', '.db3', '.zstd')
 MAX_METADATA = 1 << 24  # bytes of a metadata.yaml
+NO_METADATA = 'no metadata.yaml, its files are read by name'
 
 
 class BagError(ValueError):
@@ -363,7 +364,7 @@ class Bag:
         self._stated: dict[str, int] = {}
         path = self.path / 'metadata.yaml'
         if not path.is_file():
-            self._note(f'{self.path.name}: no metadata.yaml, its files are read by name')
+            self._note(f'{self.path.name}: {NO_METADATA}')
             return []
         try:
             text = read_small(path, MAX_METADATA).decode()

@@ -191,7 +191,9 @@ def decode_depth(msg: Any) -> np.ndarray:
     if msg.height < 1 or msg.width < 1:
         raise ImageError(f'depth of {msg.width}x{msg.height}; expected at least one pixel each way')
     kind, size, metres = DEPTH[msg.encoding]
-    return _metres(_rows(msg, msg.height, msg.width, 1, size, kind=kind)[..., 0].astype(np.float32) * metres)
+    with np.errstate(invalid='ignore'):  # a signalling NaN is no reason for a warning
+        depth = _rows(msg, msg.height, msg.width, 1, size, kind=kind)[..., 0].astype(np.float32) * metres
+        return _metres(depth)
 
 
 def _metres(depth: np.ndarray) -> np.ndarray:

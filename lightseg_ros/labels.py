@@ -175,11 +175,12 @@ class LabelSet:
             'groups': {k: list(v) for k, v in self.groups.items()}}
 
     @classmethod
-    def from_dict(cls, d: Any) -> 'LabelSet':
+    def from_dict(cls, d: Any, *, strict: bool = False) -> 'LabelSet':
         """
         Build a label set from `to_dict`'s form; `LabelError` names the field that does not fit.
 
-        A class without `id` has its place in the list as id; one without `source_id` has its id.
+        A class without `id` has its place in the list as id; one without `source_id` has its id. `strict`:
+        fields with unknown names are an error, as in a file that a user writes; else they are passed over.
         """
         what = 'expected name, classes (name, color, and optionally id, source_id), and optionally groups, ' \
             'ignore_id, void_source_ids'
@@ -190,7 +191,8 @@ class LabelSet:
         for i, row in enumerate(rows[:256]):
             if not isinstance(row, dict) or 'name' not in row or 'color' not in row:
                 raise LabelError(f'{title}: class {i} is {_shown(row)}; expected name and color')
-            _no_others(f'{title}: class {i}', row, CLASS_FIELDS)
+            if strict:
+                _no_others(f'{title}: class {i}', row, CLASS_FIELDS)
             if not isinstance(row['color'], (list, tuple)):
                 raise LabelError(f'{title}: color of class {_shown(row["name"])} is {_shown(row["color"])}; '
                                  'expected three numbers from 0 to 255, red, green and blue')
@@ -207,7 +209,8 @@ class LabelSet:
             groups={k: tuple(v) for k, v in groups.items()}, ignore_id=d.get('ignore_id', 255),
             source_ids=tuple(_ids(row.get('source_id', i)) for i, row in enumerate(rows)),
             void_source_ids=_ids(d.get('void_source_ids', ())))
-        _no_others(title, d, FIELDS)
+        if strict:
+            _no_others(title, d, FIELDS)
         return found
 
 
@@ -270,7 +273,7 @@ def load(name: str | Path) -> LabelSet:
         raise LabelError(f'no label set {one_line(name, 300)!r}: {why}; packaged: '
                          f'{", ".join(available())}, or give the path of a YAML file') from e
     try:
-        return LabelSet.from_dict(yaml.safe_load(text))
+        return LabelSet.from_dict(yaml.safe_load(text), strict=True)
     except LabelError as e:
         raise LabelError(f'{path}: {e}') from e
     except (yaml.YAMLError, ValueError, RecursionError) as e:  # a date that is none is a ValueError

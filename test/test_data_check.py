@@ -45,8 +45,8 @@ def test_pixels_and_images_of_each_class(tmp_path):
     assert report.present.tolist() == [4, 4, 2] and report.void == 4 * 48 * 4
     assert report.total == 4 * 48 * 64 and report.sizes == {(64, 48): 4}
     assert report.problems == report.empty == []
-    assert report.warnings == ['class box is rare: 2.2 % of the labelled pixels, in 2 of 4 images; label more '
-                               'of it, or merge it with another class']
+    assert report.warnings == ['class box is rare: 2.2 % of the labelled pixels, in 2 of 4 images; label '
+                               'more of it, or merge it with another class']
     rows = data_check.table([report]).splitlines()
     assert rows[0].split('  ')[0] == 'class' and 'images of 4' in rows[0]
     assert rows[3].split() == ['box', '2', '2.2', '%', '2'] and rows[4].split() == ['void', '6.2', '%', '4']
@@ -55,7 +55,7 @@ def test_pixels_and_images_of_each_class(tmp_path):
 @pytest.mark.parametrize('label, classes, expected', [
     # A tool's mask of one class; 255 would be void, and the network would learn one class only.
     (lambda ids: np.where(ids == 1, 255, 0).astype(np.uint8), ('other', 'road'),
-     'class road has no pixel: label pictures hold 0 and 255; 255 is void: give class road source_id: 255'),
+     'class road has no pixel: label pictures hold 0 and 255; 255 is void: give class road source_id: '),
     (lambda ids: np.minimum(ids, 1), ('sky', 'road', 'box'),
      'class box has no pixel: label pictures hold 0 and 1, its id is 2: correct its source_id, or take'),
 ])

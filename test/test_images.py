@@ -219,6 +219,14 @@ def rvl(depth):
     return struct.pack(f'<II{len(words)}I', depth.shape[1], depth.shape[0], *words)
 
 
+@pytest.mark.filterwarnings('error')
+def test_any_nan_in_depth_is_no_warning():
+    """A signalling NaN raises a floating-point exception when something is computed with it."""
+    data = np.array([[0x7F800001, 0x7FC00000], [0xFF800000, 0x3FC00000]], np.uint32).view(np.float32)
+    depth = images.decode_depth(message('32FC1', data.view(np.uint8), 2))
+    assert np.isnan(depth.ravel()[:3]).all() and depth[1, 1] == 1.5
+
+
 @pytest.mark.parametrize('kind', ['png', 'rvl', ''])
 def test_compressed_depth(kind):
     millimetres = RNG.integers(0, 65536, (24, 31), dtype=np.uint16)

@@ -48,6 +48,8 @@ def test_several_ids_become_one_class(tmp_path):
     assert yard.source_ids == ((0, 7, 65535), (255,)) and yard.void_source_ids == (3,)
     assert yard.from_source(np.array([0, 7, 65535, 255, 3], np.uint16)).tolist() == [0, 0, 0, 1, 255]
     assert LabelSet.from_dict(yard.to_dict()) == yard
+    # The node's label_info says more.
+    assert LabelSet.from_dict(yard.to_dict() | {'threshold': 0.5}) == yard
     # 255 is a class here, so it isn't listed as void.
     with pytest.raises(LabelError, match=r'ids \[1\] .* knows \[0, 7, 255, 65535\] and, as void, \[3\]'):
         yard.from_source(np.array([1], np.uint8))

@@ -19,7 +19,7 @@ from lightseg_ros.bags import NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 from lightseg_ros.evaluation import evaluate as offline  # noqa: E402
 from lightseg_ros.evaluation.evaluate import EvaluationError, ModelSpec  # noqa: E402
-from lightseg_ros.evaluation.recordings import GroundTruthSource  # noqa: E402
+from lightseg_ros.evaluation.recordings import GroundTruthSource, Selection  # noqa: E402
 from lightseg_ros.live import replay as live  # noqa: E402
 from lightseg_ros.live.probe import NodeProcess, nodes, ProbeError  # noqa: E402
 from lightseg_ros.weights import WeightsError  # noqa: E402
@@ -162,6 +162,20 @@ def test_running_node_on_simulated_time(model, compressed, running_node, tmp_pat
     assert result['live']['use_sim_time'] and result['live']['node'] == '/segmentation'
     assert 'not received' in (tmp_path / 'report' / 'report.html').read_text()
     assert running_node.running, 'a node that was there before stays'
+
+
+def test_a_part_of_a_recording(model, compressed, running_node, tmp_path):
+    """Frames 3 to 11, each fourth: what --start, --duration and --every say in evaluate, too."""
+    out = tmp_path / 'r.json'
+    main(['replay', str(compressed), '--model', model.name, '--resolution', '96x64', '--device', 'cpu',
+          '--node', '/segmentation', '--use-sim-time', '--start', '0.3', '--duration', '0.9', '--every', '4f',
+          '--label-topic', LABEL, '--json', str(out)])
+    result = json.loads(out.read_text())
+    assert result['live']['played'] == result['counts']['read'] == 3
+    assert {f['index'] for f in result['frames']} <= {3, 7, 11} and result['frames']
+    with pytest.raises(EvaluationError, match='has no frame from 60 s on'):
+        live.replay(compressed, model, live.Live(), truth=GroundTruthSource(topic=LABEL),
+                    selection=Selection(60 * NS), quiet=True)
 
 
 def test_the_result_names_the_network_of_the_node(model, compressed, running_node, tmp_path):

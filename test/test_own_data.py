@@ -60,12 +60,13 @@ def launch(arguments: list[str]) -> None:
     assert all(f"    '{name}': (" in known for name in given), given
     pytest.importorskip('rclpy', reason='rclpy is not installed')
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
-    node = subprocess.Popen(
-        [sys.executable, '-m', 'lightseg_ros.nodes.segmentation', '--ros-args', '-p', f'weights:={given["weights"]}',
-         '-r', f'image:={given["image_topic"]}'], stderr=subprocess.STDOUT, stdout=open('node.log', 'w'),
-        env=os.environ | {'PYTHONPATH': path})
+    command = [sys.executable, '-m', 'lightseg_ros.nodes.segmentation', '--ros-args', '-p',
+               f'weights:={given["weights"]}', '-r', f'image:={given["image_topic"]}']
+    with open('node.log', 'w') as log:
+        node = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT,
+                                env=os.environ | {'PYTHONPATH': path})
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while 'active; waiting for' not in (said := Path('node.log').read_text()):
             assert node.poll() is None and time.monotonic() < until, said
             time.sleep(0.1)
@@ -92,10 +93,11 @@ def test_every_command_of_the_page(tmp_path, monkeypatch, capsys):
             code = cli.main(command[1:] + SHORT * (verb == 'lightseg train'))
             said = capsys.readouterr()
             assert code == 0, (command, said)
-            for number, expected in ((4, '12 images in train, 4 images in val; classes: sky, road, car'),):
-                assert len(ran) != number - 1 or expected in said.out, said.out
+            if verb == 'lightseg data import':
+                assert '12 images in train, 4 images in val; classes: sky, road, car' in said.out
     assert ran == ['ros2 bag record', 'lightseg bag to-folder', 'lightseg data import', 'lightseg data check',
-                   'lightseg train', 'lightseg evaluate', 'lightseg evaluate', 'ros2 launch', 'lightseg export']
+                   'lightseg train', 'lightseg evaluate', 'lightseg evaluate', 'ros2 launch',
+                   'lightseg export']
     card = weights.read_card(tmp_path / 'runs/yard/laanet-yard.safetensors')
     assert card.labels.names == NAMES and card.labels.colors == tuple(map(tuple, COLORS.tolist()))
     for made in ('yard-check.png', 'out/yard/report.html', 'out/drive/report.html', 'yard.onnx'):

@@ -247,6 +247,8 @@ def test_recorded_out_of_order(tmp_path):
                 bag.label(i)
     recording = recordings.index_bag(folder, truth=TRUTH)
     assert 'no metadata.yaml' in recording.notes[0]
+    assert [recordings.kind_of(note) for note in recording.notes] == ['bags_noted']  # nothing was lost
+    assert recordings.kind_of('bag_0.mcap: cut short') == 'bags_damaged'
     order = [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
     assert found(read(recording)) == [(k, i, i) for k, i in enumerate(order)]
     assert found(read(recording, 3)) == found(read(recording))

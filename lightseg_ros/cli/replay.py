@@ -16,7 +16,7 @@ HELP = ('Play a recording in real time over DDS to a segmentation node and score
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('bag', type=Path, metavar='BAG', help='bag, video or folder of images to play')
     scoring.add_model_arguments(parser)
-    scoring.add_truth_arguments(parser)
+    scoring.add_selection_arguments(scoring.add_truth_arguments(parser))
     parser.add_argument('--rate', type=real(0.01, 1000), default=1.0, help='playback speed; 2: twice as fast')
     parser.add_argument('--node', default='', help='a running node, such as /segmentation, with the classes '
                         'of --model; empty: start one')
@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..live import replay
     live = replay.Live(args.rate, args.node, args.use_sim_time, args.player, args.deadline)
-    truth = scoring.truth_from(args)
+    truth, selection = scoring.truth_from(args), scoring.selection_from(args)
     required = scoring.requirements_from(args, bool(truth))
     scoring.check_outputs(args)
     found = replay.replay(args.bag, scoring.model_from(args), live, image_topic=args.image_topic,
-                          truth=truth)
+                          truth=truth, selection=selection)
     return scoring.write(found, args, required)

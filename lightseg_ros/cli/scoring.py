@@ -109,10 +109,13 @@ def check_outputs(args: argparse.Namespace) -> None:
     for path in (args.report and args.report / 'report.html', args.json, getattr(args, 'out', None)):
         if path and (path.is_file() or path.is_dir() or not path.exists()):  # not /dev/stdout
             probe = path.with_name(f'{path.name}.try')
+            new = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
             try:
                 with replacing(probe) as temporary:
                     temporary.write_bytes(bytes(1 << 16))
                 probe.unlink()
+                for folder in new:  # an evaluation that fails leaves nothing
+                    folder.rmdir()
             except OSError as e:
                 raise OSError(e.errno, f'{e.strerror}: nothing can be written there', str(path.parent)) from e
 

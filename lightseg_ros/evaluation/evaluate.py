@@ -311,7 +311,7 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
         for recording in found:
             scores.counts.update(recording.counts)
             for note in recording.notes:
-                scores.skip('bags_damaged', note)
+                scores.skip(recordings.kind_of(note), note)
         parts.join(scores)
     if left := total - parts.frames():
         scores.counts['not_reached'] = left

@@ -229,6 +229,11 @@ def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTru
                      bags.digest(path))
 
 
+def kind_of(note: str) -> str:
+    """Return what a bag's note counts as: damage, or something to know that costs no message."""
+    return 'bags_noted' if note.endswith(bags.NO_METADATA) else 'bags_damaged'
+
+
 def spread(stamps: Sequence[tuple[str, int]], count: int, apart_ns: int) -> list[int]:
     """
     Choose frames that lie evenly in all of them, each of a source at least `apart_ns` after the one before.

@@ -14,6 +14,7 @@ COUNTS = {
     'truth_without_frame': 'labels without a frame',
     'truth_failed': 'unusable labels', 'duplicate_stamps': 'duplicate stamps',
     'stamps_back': 'stamps that jump back', 'bags_failed': 'bags not read', 'bags_damaged': 'damaged bags',
+    'bags_noted': 'bags with a note',
     'narrow_range': '16-bit frames with few grey levels',
     'not_reached': 'not reached, because the evaluation was stopped',
     'missing': 'played, but no label came back',

@@ -26,7 +26,7 @@ from .. import bags, images, weights
 from ..bags import Bag, NS
 from ..evaluation import recordings
 from ..evaluation.evaluate import choose_samples, Evaluation, EvaluationError, ModelSpec
-from ..evaluation.recordings import GroundTruthSource, RecordedFrame, Recording
+from ..evaluation.recordings import GroundTruthSource, RecordedFrame, Recording, Selection
 from ..evaluation.scores import APART_NS, Consistency, Scores
 from ..footage import Footage, open_recording
 from ..labels import LabelSet
@@ -107,19 +107,25 @@ class LiveEvaluation(Evaluation):
 
 
 def replay(path: Path, model: ModelSpec, live: Live, *, image_topic: str | None = None,
-           truth: GroundTruthSource | None = None, quiet: bool = False,
+           truth: GroundTruthSource | None = None, selection: Selection | None = None, quiet: bool = False,
            log: Path | None = None) -> LiveEvaluation:
     """
-    Play a bag to a node in real time and score the labels that come back.
+    Play a bag, or the frames of it that `selection` names, to a node in real time; score what comes back.
 
     The network that the result names is the one that the node's diagnostics name, never the one that `model`
     would load here. `EvaluationError` or `ProbeError` if there is nothing to play or nobody to play to.
     """
     labels = weights.read_card(model.path).labels
-    recording = recordings.index_bag(path, image_topic, truth)
-    choose_samples([recording], APART_NS)
+    selection = selection or Selection()
+    if live.player == 'ros2' and selection != Selection():
+        raise EvaluationError('"ros2 bag play" plays every frame; --start, --duration and --every need the '
+                              'own player')
+    recording = recordings.index_bag(path, image_topic, truth, selection)
     if not recording.times:
         raise EvaluationError(f'no frames in {path}: {recording.topic} holds no message')
+    if not recording.chosen:
+        raise EvaluationError(f'{path} has no frame from {selection.start_ns / NS:g} s on')
+    choose_samples([recording], APART_NS)
     with open_recording(path, recording.truth.rate) as bag:
         kind = bag.image_topic(recording.topic).type  # what the messages are read and sent as
         if live.player == 'ros2' and (isinstance(bag, Footage) or kind != bag.topics[recording.topic].type):
@@ -214,7 +220,8 @@ def _check_classes(probe: Probe, name: str, labels: LabelSet, processes: list[No
 def _play_own(recording: Recording, live: Live, probe: Probe, collected: Collected, quiet: bool,
               processes: list[NodeProcess]) -> None:
     clock = probe.create_publisher(Clock, '/clock', 10) if live.use_sim_time else None
-    began, first = monotonic(), recording.times[0]
+    chosen = set(recording.chosen)
+    began, first = monotonic(), recording.times[recording.chosen[0]]
     next_tick = 0.0
 
     def tick() -> bool:
@@ -228,10 +235,12 @@ def _play_own(recording: Recording, live: Live, probe: Probe, collected: Collect
             clock.publish(message)
         return False
 
-    bar = tqdm(total=len(recording.times), unit='frame', disable=quiet or None)
+    bar = tqdm(total=len(chosen), unit='frame', disable=quiet or None)
     with open_recording(recording.path, recording.truth.rate) as bag, bar:
         # One message beyond the last good one may be where a damaged bag breaks off.
-        for index, message in enumerate(islice(bag.messages(recording.topic), len(recording.times))):
+        for index, message in enumerate(islice(bag.messages(recording.topic), recording.chosen[-1] + 1)):
+            if index not in chosen:
+                continue
             due = began + (message.time_ns - first) / NS / live.rate
             while (left := due - monotonic()) > 0:
                 tick()
@@ -310,13 +319,13 @@ def _score(recording: Recording, collected: Collected, kept: Path, labels: Label
     scores = Scores(labels, bool(recording.truth))
     scores.counts.update(recording.counts)
     for note in recording.notes:
-        scores.skip('bags_damaged', note)
+        scores.skip(recordings.kind_of(note), note)
     consistency = Consistency()
-    task, = recording.tasks(len(recording.times))
+    task, = recording.tasks(len(recording.chosen))
     with Bag(kept) as results:
         returned = _results(results)
         result = next(returned, None)
-        for item in tqdm(recordings.read(task, labels), 'scoring', len(recording.times), unit='frame',
+        for item in tqdm(recordings.read(task, labels), 'scoring', len(recording.chosen), unit='frame',
                          disable=quiet or None):
             if not isinstance(item, RecordedFrame):
                 scores.skip(item.what, item.reason)
