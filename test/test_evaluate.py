@@ -427,7 +427,7 @@ def test_nothing_but_broken_frames(tmp_path, model, capsys):
     said = capsys.readouterr()
     assert code == 1 and said.err.splitlines()[-1].startswith('ERROR: none of the 3 frames could be used')
     assert 'frame 0: bgr8 of 72x48' in said.err and 'IoU' not in said.out
-    assert not (tmp_path / 'report' / 'report.html').exists()
+    assert not (tmp_path / 'report').exists()
     write_bag(tmp_path / 'empty', 0)
     assert run(tmp_path / 'empty', '--model', model.name) == 1
 

@@ -318,6 +318,7 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
     if not scores.counts['segmented']:
         if left:
             raise KeyboardInterrupt
+        parts.remove()  # to go on from them would give nothing, either
         reasons = '; '.join(s['first'] for s in scores.skipped.values() if s['what'] == 'failed')
         raise EvaluationError(f'none of the {total} frames could be used, the first because of: {reasons}')
     return Evaluation(scores, sources, segment.identity(), segment.device_name(), parts=parts)

@@ -60,6 +60,7 @@ class Parts:
     def __init__(self, folder: Path, identity: dict[str, Any], total: int, *, out: Path | None = None,
                  resume: bool = False):
         self.folder, self.total, self.out = folder, total, out
+        self._made = [path for path in folder.parents if not path.exists()]
         identity = json.loads(json.dumps(identity | {'out': str(out and out.absolute())}, default=str))
         known = self._known()
         self.done = self._find() if known else []
@@ -139,13 +140,14 @@ class Parts:
         return scores
 
     def remove(self) -> None:
-        """Remove all parts, and the folder if nothing else is in it."""
+        """Remove all parts, and the folders that were made for them if nothing else is in them."""
         for path in [*self.folder.glob('*.npz'), *self.folder.glob('*.mcap'), self.folder / IDENTITY]:
             path.unlink(missing_ok=True)
         for path in self.folder.glob('bag-*'):
             shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):
-            self.folder.rmdir()
+            for path in [self.folder, *self._made]:
+                path.rmdir()
 
     def _known(self) -> dict[str, Any]:
         try:
