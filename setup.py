@@ -11,6 +11,10 @@ NAME = 'lightseg_ros'
 REQUIRED = [
     'numpy',
     'opencv-python-headless>=4.8,<5',  # OpenCV 5 renumbered its type constants, which breaks cv_bridge
+    # ONNX files, their check, and the backend onnxruntime; a tenth of what torch takes.
+    'onnx',
+    'onnxruntime',
+    'onnxscript',
     'pyyaml',
     'safetensors',
     'simplejpeg>=1.8',  # decodes JPEGs strictly; without it OpenCV repairs damaged ones in silence
@@ -24,8 +28,6 @@ EXTRAS = {
     'train': ['matplotlib'],
     # Bags; av decodes H.264 and H.265 in them. rosbags needs lz4 and zstd too.
     'eval': ['av', 'backports.zstd; python_version < "3.14"', 'lz4', 'rosbags>=0.11'],
-    # ONNX files, and the backend onnxruntime.
-    'export': ['onnx', 'onnxruntime', 'onnxscript'],
     # ROS 2 Kilted from PyPI: x86-64 Linux, CPython 3.10 to 3.14.
     'ros': ['ros-rclpy[fastrtps]', 'ros-ament-index-python', 'ros-diagnostic-msgs', 'ros-lifecycle-msgs',
             'ros-rosgraph-msgs', 'ros-sensor-msgs', 'ros-std-msgs', 'ros-std-srvs'],

@@ -1,12 +1,14 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX files: static graphs that compute what the network does, with their card, or no file at all."""
+"""ONNX files: graphs that compute what the network does, with their card, or no file at all."""
 import copy
+from dataclasses import replace
 import io
 import json
 import re
 import warnings
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,14 @@ DYNAMO = ('laanet', 'elanet', 'lrnnet', 'affnet')
 
 def run(path, image: torch.Tensor) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    return session.run(None, {'image': image.numpy()})[0]
+    return session.run(None, {session.get_inputs()[0].name: image.numpy()})[0]
+
+
+def opencv_labels(path, image: torch.Tensor) -> np.ndarray:
+    """Class ids (N, H, W) of a graph with logits, by OpenCV."""
+    network = cv2.dnn.readNetFromONNX(str(path))
+    network.setInput(image.numpy())
+    return network.forward().argmax(1)
 
 
 @pytest.mark.parametrize('name', DYNAMO)
@@ -50,7 +59,9 @@ def test_export(tmp_path, name, capsys):
     image = torch.rand(1, 3, 97, 131) * 3 - 1.5
     with torch.inference_mode():
         expected = network(image)
-    assert np.abs(run(path, image) - expected.numpy()).max() < 2 * float(found[2])
+    logits = run(path, image)
+    assert np.abs(logits - expected.numpy()).max() < 2 * float(found[2])
+    assert (opencv_labels(path, image) == logits.argmax(1)).mean() > 0.999
     metadata = {p.key: p.value for p in model.metadata_props}
     assert metadata['resolution'] == '131x97' and metadata['format'] == weights.FORMAT
     again = weights.Card.from_json(metadata['card'])
@@ -67,6 +78,8 @@ def test_fbsnet_with_fewer_blocks(tmp_path):
     report = export(network, card, path)
     print(report)
     assert report.difference < report.allowed < 1e-3
+    image = torch.rand(1, 3, 97, 131) * 3 - 1.5
+    assert (opencv_labels(path, image) == run(path, image).argmax(1)).mean() > 0.999
     ops = {n.op_type for n in onnx.load(path).graph.node}
     assert 'ConvTranspose' in ops and not ops & {'If', 'Loop', 'Shape', 'Range'}
 
@@ -132,6 +145,57 @@ def test_command_with_argmax(tmp_path, saved, capsys):
     assert json.loads(metadata['card'])['license'] == 'CC0'
 
 
+def test_half_precision(tmp_path):
+    """LRNNet's attention stays in float32: it sums up squares that float16 has no numbers for."""
+    network, card = random_weights('lrnnet', 'camvid', (131, 97))
+    path = tmp_path / 'half.onnx'
+    report = export(network, card, path, precision='float16')
+    print(report)
+    assert 1e-4 < report.difference < report.allowed < 0.5 * report.largest
+    image = torch.rand(1, 3, 97, 131) * 3 - 1.5
+    with torch.inference_mode():
+        expected = network(image)
+    logits = run(path, image)
+    assert np.abs(logits - expected.numpy()).mean() < 0.1 * float(expected.std())
+    assert (opencv_labels(path, image) == logits.argmax(1)).mean() > 0.98
+    graph = onnx.load(path).graph
+    types = {t.data_type for t in graph.initializer if len(t.dims) == 4}
+    assert types == {onnx.TensorProto.FLOAT16}
+    kinds = {t.name: t.data_type for t in graph.initializer}
+    values = onnx.shape_inference.infer_shapes(onnx.load(path)).graph.value_info
+    kinds |= {v.name: v.type.tensor_type.elem_type for v in values}
+    assert {kinds[n.input[0]] for n in graph.node if n.op_type == 'ReduceL2'} == {onnx.TensorProto.FLOAT}
+    with pytest.raises(ExportError, match="precision is 'int8'.*expected float32 or float16"):
+        export(network, card, path, precision='int8')
+
+
+def test_bytes_in_and_out_at_open_sizes(tmp_path, saved, capsys):
+    out = tmp_path / 'open.onnx'
+    arguments = ['export', '--model', str(saved), '--uint8', '--argmax', '--dynamic', 'batch', 'size']
+    assert main([*arguments, '--resolution', '96x72', str(out)]) == 1
+    assert 'resolution is 96x72; with an open size it must be of multiples of 64' in capsys.readouterr().err
+    assert main([*arguments, '--resolution', '128x64', str(out)]) == 0
+    assert 'labels for 128x64, any batch, any size' in capsys.readouterr().out
+    network, card = weights.load(saved)
+    frames = torch.randint(0, 256, (2, 128, 192, 3), dtype=torch.uint8)
+    ids = run(out, frames)
+    assert ids.shape == (2, 128, 192) and ids.dtype == np.uint8
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (card.mean, card.std))
+    with torch.inference_mode():
+        expected = network((frames.permute(0, 3, 1, 2).float() - mean) / std).argmax(1).numpy()
+    assert (ids == expected).mean() > 0.9999
+    assert casts_of_bytes(onnx.load(out)) == 2
+
+
+def test_logits_have_the_card_s_temperature(tmp_path, saved):
+    network, card = weights.load(saved)
+    image = torch.randn(1, 3, 64, 80)
+    export(network, replace(card, calibration={'temperature': 2.0}), tmp_path / 'hot.onnx')
+    with torch.inference_mode():
+        expected = network(image).numpy() / 2
+    assert np.abs(run(tmp_path / 'hot.onnx', image) - expected).max() < 1e-4
+
+
 def test_bytes_meet_nothing_but_a_cast():
     """Neither in the graph of a whole frame; that of `export` is checked with its argmax, above."""
     class Tiny(torch.nn.Conv2d):
@@ -157,7 +221,7 @@ def test_a_graph_that_is_not_the_network_is_not_written(tmp_path, saved, monkeyp
     path = tmp_path / 'wrong.onnx'
     right = module.to_onnx(network, torch.zeros(1, 3, 64, 80))
     for wrong in (1.01, float('nan')):
-        def spoilt(network, image, wrong=wrong):
+        def spoilt(network, image, dynamic=(), wrong=wrong):
             model = copy.deepcopy(right)
             weight = next(t for t in model.graph.initializer if list(t.dims) == [2, 128, 3, 3])
             weight.CopyFrom(onnx.numpy_helper.from_array(
@@ -168,7 +232,7 @@ def test_a_graph_that_is_not_the_network_is_not_written(tmp_path, saved, monkeyp
             export(network.train(), card, path)
         assert network.training, "the caller's network was touched"
     assert sorted(p.name for p in tmp_path.iterdir()) == ['two.safetensors']
-    monkeypatch.setattr(module, 'to_onnx', lambda network, image: copy.deepcopy(right))
+    monkeypatch.setattr(module, 'to_onnx', lambda network, image, dynamic=(): copy.deepcopy(right))
     export(network, card, path)
     assert path.exists()
 

@@ -92,10 +92,10 @@ def test_pip_gets_the_requirements(installed):
     folder = installed.parent / done.stdout.split()[-1]
     requires = importlib.metadata.Distribution.at(folder).requires or []
     names = {re.split(r'[^\w-]', r)[0] for r in requires if 'extra ==' not in r}
-    assert names == {'numpy', 'opencv-python-headless', 'pyyaml', 'safetensors', 'simplejpeg', 'torch',
-                     'tqdm'}
+    assert names == {'numpy', 'onnx', 'onnxruntime', 'onnxscript', 'opencv-python-headless', 'pyyaml',
+                     'safetensors', 'simplejpeg', 'torch', 'tqdm'}
     extras = set(re.findall(r"extra == [\"'](\w+)", ' '.join(requires)))
-    assert extras == {'cpu', 'train', 'eval', 'export', 'ros', 'all'}
+    assert extras == {'cpu', 'train', 'eval', 'ros', 'all'}
     # `make` installs all of them; of setup.py's packages, torch alone is repeated, to pin it.
     lines = [line for name in ('requirements.txt', 'requirements-dev.txt')
              for line in (source / name).read_text().splitlines() if line and line[0] != '#']

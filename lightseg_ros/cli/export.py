@@ -5,9 +5,9 @@ import argparse
 
 from .numbers import json_object
 
-HELP = ('Write a network as an ONNX graph of one size, with its card as metadata, and check it with '
-        'onnxruntime. Its input is an image (1, 3, H, W) float32, RGB, normalised as (rgb - mean) / std with '
-        "the card's figures.")
+HELP = ('Write a network as an ONNX graph, with its card as metadata, and check it with onnxruntime. Its '
+        'input is an image (1, 3, H, W) float32, RGB, normalised as (rgb - mean) / std with the figures of '
+        'the card, its output logits (1, classes, H, W). The options change that.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--resolution', default='', metavar='WxH',
                         help='size of the input; empty: the size that the weights were trained at')
     parser.add_argument('--argmax', action='store_true', help='write class ids (uint8) instead of logits')
+    parser.add_argument('--uint8', action='store_true',
+                        help='take a frame (1, H, W, 3) uint8 RGB and normalise it in the graph')
+    parser.add_argument('--precision', default='float32', choices=('float32', 'float16'),
+                        help='what the graph computes in; its input and output stay as they are')
+    parser.add_argument('--dynamic', nargs='+', default=[], choices=('batch', 'size'),
+                        help='leave the number of images, or width and height (multiples of 64), open')
     parser.add_argument('--random', action='store_true',
                         help='use random weights, to time or convert a network that is not trained')
     parser.add_argument('--labels', default='camvid', help='label set for --random: a name, or a YAML file')
@@ -38,9 +44,12 @@ def run(args: argparse.Namespace) -> None:
     resolution = parse_resolution(args.resolution, card)
     if resolution is None:
         raise export.ExportError("resolution is 'native'; an ONNX graph has one size, so give WIDTHxHEIGHT")
-    report = export.export(network, card, args.out, resolution, argmax=args.argmax)
+    report = export.export(network, card, args.out, resolution, argmax=args.argmax, uint8=args.uint8,
+                           precision=args.precision, dynamic=args.dynamic)
     print(f'{report.path}: {report.nodes} nodes, {report.path.stat().st_size / 1e6:.1f} MB, '
-          f'{"labels" if args.argmax else "logits"} for {resolution[0]}x{resolution[1]}')
-    why = ', four times what float32 loses on this network' if report.allowed > export.TOLERANCE else ''
+          f'{"labels" if args.argmax else "logits"} for {resolution[0]}x{resolution[1]}'
+          + ''.join(f', any {name}' for name in args.dynamic))
+    why = f', four times what {args.precision} loses on this network' \
+        if report.allowed > export.TOLERANCE else ''
     print(f'checked with onnxruntime: the largest difference from torch is {report.difference:.1e}, allowed '
           f'is {report.allowed:.1e}{why}; logits go up to {report.largest:.1f}')

@@ -48,6 +48,8 @@ def fold(network: nn.Module, *, widen: bool = False, temperature: float = 1.0) -
 
 def temper(network: Any, temperature: float) -> None:
     """Divide the weights and the bias of the last convolution, and with them all logits."""
+    if temperature == 1:
+        return
     last = network.classifier[-1] if isinstance(network.classifier, nn.Sequential) else network.classifier
     with torch.no_grad():
         for parameter in last.parameters():

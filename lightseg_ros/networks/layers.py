@@ -106,8 +106,13 @@ class Shuffle(nn.Module):
 
 
 def size(x: Tensor) -> tuple[int, int]:
-    """Height and width of (N, C, H, W), as plain numbers also where a graph is traced: graphs are static."""
-    return int(x.shape[2]), int(x.shape[3])
+    """
+    Height and width of (N, C, H, W), as plain numbers also where a graph is traced: graphs are static.
+
+    Where a program is exported with sizes left open, they are torch's symbols for them.
+    """
+    h, w = x.shape[2:]
+    return (int(h), int(w)) if torch.jit.is_tracing() else (h, w)
 
 
 def resize(x: Tensor, like: Tensor) -> Tensor:
