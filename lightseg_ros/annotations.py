@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What annotation tools export, as images and the codes of their pixels: masks, COCO, Labelme."""
 import base64
-import binascii
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 import json
+import os
 from pathlib import Path
 import re
 from typing import Any
@@ -21,6 +21,7 @@ from .datasets import IMAGE_SUFFIXES
 from .files import read_small
 from .labels import LabelSet
 from .pictures import PictureError
+from .texts import one_line
 
 # A pixel's code is the id that a mask stores, or this plus its colour, red * 65536 + green * 256 + blue.
 COLOR = 1 << 24
@@ -134,6 +135,7 @@ class _Files:
             for path in sorted(images.rglob('*')):
                 if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.'):
                     self.images.setdefault(_key(path.relative_to(images))[0], []).append(path)
+        self.known = {path for paths in self.images.values() for path in paths}
         self.by_stem: dict[str, list[Path]] = {}
         for key, paths in self.images.items():
             self.by_stem.setdefault(key.rpartition('/')[2], []).extend(paths)
@@ -145,6 +147,11 @@ class _Files:
         if len(found) != 1:
             raise AnnotationError(f'{len(found)} images are called {name}' if found else f'no image {name}')
         return found[0]
+
+    def beside(self, path: Path, name: str) -> Path | None:
+        """Return the image of a relative path from a JSON file's folder, if there is one below the root."""
+        wanted = Path(os.path.normpath(path.parent / name))
+        return wanted if wanted in self.known else None
 
     def named(self, *names: str) -> Path | None:
         """Return the first file of one of these names, nearest to the top."""
@@ -448,10 +455,10 @@ def _coco(there: _Files, background: bool) -> Source | None:
                     draw = partial(_rle if isinstance(segmentation, dict) else _polygon, segmentation)
                     shapes[a['image_id']].areas.append((code, draw))
             rows += [(path, image, shapes[image['id']]) for image in tree['images']]
-        except (KeyError, TypeError, ValueError) as e:
-            raise AnnotationError(f'{path} is damaged COCO: {e!r}; expected images (id, file_name, height, '
-                                  'width), annotations (image_id, category_id, segmentation) and categories '
-                                  '(id, name)') from e
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
+            raise AnnotationError(f'{path} is damaged COCO: {one_line(repr(e), 200)}; expected images (id, '
+                                  'file_name, height, width), annotations (image_id, category_id, '
+                                  'segmentation) and categories (id, name)') from e
     if not rows:
         return None
     listed, outside, void = _background(list(classes.values()), background)
@@ -463,9 +470,7 @@ def _coco(there: _Files, background: bool) -> Source | None:
         words = [*inside.parts[:-1], *re.findall('[a-z]+', path.stem.lower())]
         split = next((SPLITS[w.lower()] for w in words if w.lower() in SPLITS), '')
         try:
-            beside = path.parent / name
-            found = beside if beside.is_file() and not name.startswith('/') and '..' not in name \
-                else there.image(key, split)
+            found = there.beside(path, name) or there.image(key, split)
         except AnnotationError as e:
             left_out.append(f'{path}: {e}')
             continue
@@ -497,8 +502,8 @@ def _labelme(there: _Files, background: bool) -> Source | None:
             try:
                 draw = _labelme_shape(shape)
                 name = str(shape['label'])
-            except (KeyError, TypeError, ValueError, IndexError, binascii.Error) as e:
-                skipped[f'shapes that are damaged ({path.name}: {e!r})'] += 1
+            except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError) as e:
+                skipped[f'shapes that are damaged ({path.name}: {one_line(repr(e), 200)})'] += 1
                 continue
             if draw is None:
                 skipped[f'shapes of the type {shape.get("shape_type")}, which has no area'] += 1
@@ -516,7 +521,7 @@ def _labelme(there: _Files, background: bool) -> Source | None:
     source.classes, outside, source.void = _background(named, background)
     for path, key, image, shapes in rows:
         try:
-            found = path.parent / image if (path.parent / image).is_file() else there.image(Path(image).stem)
+            found = there.beside(path, image) or there.image(Path(image).stem)
         except AnnotationError as e:
             source.left_out.append(f'{path}: {e}')
             continue

@@ -75,8 +75,9 @@ def _rarest_first(reports: Sequence[Report], count: int) -> list[tuple[Report, i
 
 def _legend(labels: LabelSet, shares: Sequence[float], width: int) -> np.ndarray:
     """Draw the colour, the name and the share of every class, and of void."""
-    columns = width // 230
-    cell, n = (width - GAP) // columns, len(labels)
+    n, widest = len(labels), max(map(_width, labels.names))
+    columns = max(1, width // max(150, min(widest + LINE + 90, width // 3)))
+    cell = (width - GAP) // columns
     out = np.full((-(-(n + 1) // columns) * (LINE + 4) + 2 * GAP, width, 3), PAPER, np.uint8)
     for i, name in enumerate((*labels.names, 'void')):
         x, y = GAP + i % columns * cell, GAP + i // columns * (LINE + 4)

@@ -165,6 +165,9 @@ def folder(split: str, root: str | Path | None = None, faults: 'Faults | None' =
         raise DataError('no data root: give the folder that holds images, labels and labels.yaml with '
                         '--data-root')
     root = Path(root)
+    if not (root / 'labels.yaml').is_file():
+        raise DataError(f'{root} has no labels.yaml; for what an annotation tool exports: lightseg data '
+                        f'import {root} NEW_FOLDER')
     try:
         label_set = label_sets.load(root / 'labels.yaml')
     except LabelError as e:

@@ -7,9 +7,11 @@ Each case must give a value or the error that its reader promises, within a seco
 200 MB, and write nothing outside of its folder. A case depends on the seed, the reader and its number alone.
 """
 import argparse
+import base64
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+import copy
 from dataclasses import dataclass
 import io
 import json
@@ -29,7 +31,7 @@ import numpy as np
 from safetensors.torch import load_file, save
 import yaml
 
-from lightseg_ros import bags, images, labels, networks, pictures, sizes, weights
+from lightseg_ros import annotations, bags, data_import, images, labels, networks, pictures, sizes, weights
 from lightseg_ros.training import archive
 
 SECONDS, MEGABYTES = 1.0, 200
@@ -92,7 +94,8 @@ def mutated_tree(rng: random.Random, seed: Any) -> Any:
             elif rng.random() < 0.1:
                 del node[key]
             else:
-                node[key] = rng.choice((*VALUES, [node[key]], {'a': node[key]}))
+                # A copy: a later change may go into it.
+                node[key] = copy.deepcopy(rng.choice((*VALUES, [node[key]], {'a': node[key]})))
             break
     return tree
 
@@ -165,6 +168,27 @@ def _unpack(data: bytes, folder: Path) -> None:
     archive.unpack(io.BytesIO(data), folder / 'in')
 
 
+def _import(tree: Any, folder: Path) -> None:
+    (folder / 'in').mkdir()
+    cv2.imwrite(str(folder / 'in' / 'x.jpg'), np.zeros((40, 50, 3), np.uint8))
+    (folder / 'in' / 'x.json').write_text(json.dumps(tree))
+    data_import.convert(folder / 'in', folder / 'out')
+
+
+def _annotations() -> list[dict[str, Any]]:
+    """COCO and Labelme: the same image, with every kind of shape."""
+    box = [[5, 5], [20, 5], [20, 20]]
+    mask = base64.b64encode(cv2.imencode('.png', np.ones((4, 4), np.uint8))[1].tobytes()).decode()
+    shapes = [{'label': kind, 'shape_type': kind, 'points': box[:count], 'mask': mask} for kind, count in
+              (('polygon', 3), ('rectangle', 2), ('circle', 2), ('mask', 2))]
+    segmentations: list[Any] = [[[5, 5, 20, 5, 20, 20]], {'size': [40, 50], 'counts': [100, 50, 1850]},
+                                {'size': [40, 50], 'counts': 'T3b1ji1'}]
+    return [{'imagePath': 'x.jpg', 'imageHeight': 40, 'imageWidth': 50, 'shapes': shapes},
+            {'images': [{'id': 1, 'file_name': 'x.jpg', 'height': 40, 'width': 50}],
+             'categories': [{'id': 3, 'name': 'road'}],
+             'annotations': [{'image_id': 1, 'category_id': 3, 'segmentation': s} for s in segmentations]}]
+
+
 def _tar() -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode='w') as tar:
@@ -210,6 +234,7 @@ def readers(folder: Path) -> dict[str, Reader]:
                             lambda t, f: _read_file(labels.load, 'a.yaml')(dumped(t), f), labels.LabelError),
         'YAML': Reader([yaml.safe_dump(camvid.to_dict()).encode()], mutated_bytes,
                        _read_file(labels.load, 'a.yaml'), labels.LabelError),
+        'annotations': Reader(_annotations(), mutated_tree, _import, annotations.AnnotationError),
         'archive': Reader([_tar()], mutated_bytes, _unpack, archive.ArchiveError),
         'size': Reader([b'640x480'], mutated_bytes, lambda d, _: sizes.parse_size(d.decode('latin-1')),
                        sizes.SizeError),

@@ -151,3 +151,9 @@ def test_names_are_drawn_in_the_letters_there_are():
     out = np.full((30, 100, 3), 255, np.uint8)
     contact_sheet._text(out, 'a very long name of a class', (0, 20), (0, 0, 0), 60)
     assert (out[:, 62:] == 255).all() and (out[:, :60] < 255).any()
+
+
+def test_an_export_is_to_be_imported(tmp_path, capsys):
+    (tmp_path / 'JPEGImages').mkdir()
+    assert cli.main(['data', 'check', str(tmp_path)]) == 1
+    assert f'lightseg data import {tmp_path} NEW_FOLDER' in capsys.readouterr().err
