@@ -67,9 +67,8 @@ def test_compiled_labels_are_upsampling_and_argmax(shape, noise):
     assert (both == expected).double().mean() >= 0.9999
     difference = float((confidence.double() - highest).abs().max())
     print(f'largest difference of the confidence: {difference:.4f} of 255')
-    assert difference <= 0.51, 'more than rounding'
-    if shape[2:4] != size:
-        assert torch.equal(kernels.label(logits, size, False)[0], found)
+    assert difference <= 0.53, 'more than rounding and what the exponentials are off by'
+    assert torch.equal(kernels.label(logits, size, False)[0], found)
     assert (found == kernels._label_in_bands(logits, size, False)[0]).double().mean() >= 0.9999
 
 
@@ -79,14 +78,32 @@ def test_confidence_of_logits_that_are_far_apart():
     for scale in (1e-3, 1.0, 1e3):
         logits = torch.randn(1, 11, 30, 40, generator=torch.Generator().manual_seed(0)) * scale
         confidence = kernels.label(logits, (120, 160), True)[1]
-        assert (confidence.double() - plain(logits, (120, 160))[1]).abs().max() <= 0.51, scale
+        assert (confidence.double() - plain(logits, (120, 160))[1]).abs().max() <= 0.53, scale
     assert (kernels.label(torch.zeros(1, 4, 8, 8), (16, 16), True)[1] == 64).all()
+
+
+def test_threads_share_an_image():
+    """Each begins at a row of its own; the first of equal classes wins."""
+    pytest.importorskip('numba')
+    logits, before = scene(2, 11, 23, 31, 45, 62)[0], torch.get_num_threads()
+    logits[:, 7] = logits[:, 4]
+    found = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append([kernels.label(logits, (45, 62), wanted) for wanted in (False, True)])
+    finally:
+        torch.set_num_threads(before)
+    for alone, both in found:
+        assert torch.equal(alone[0], found[0][0][0]) and torch.equal(alone[0], both[0])
+        assert torch.equal(both[1], found[0][1][1])
+    assert 4 in alone[0] and 7 not in alone[0]
 
 
 def test_labels_without_numba(monkeypatch):
     logits, _ = scene(*SIZES[0])
     expected = kernels.label(logits, SIZES[0][4:], False)[0]
-    monkeypatch.setattr(kernels, '_label_cells', None)
+    monkeypatch.setattr(kernels, '_label_rows', None)
     assert torch.equal(kernels.label(logits, SIZES[0][4:], False)[0], expected)
 
 

@@ -265,7 +265,7 @@ class Segmenter:
         """
         Segment a list of frames as `__call__` does, in two steps: the labels first, then all the rest.
 
-        On a CPU the confidence takes several times as long as the labels, which need not wait for it. Finish
+        On a CPU labels and confidence take twice as long as labels alone, which need not wait for it. Finish
         what was started before you start the next frames.
         """
         return Pending(self, [(members, self._start([frames[i] for i in members], reversed_channels, overlay,
