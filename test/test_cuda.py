@@ -272,6 +272,27 @@ def test_a_third_batch_waits_for_the_first(segment):
         assert np.array_equal(found.confidence, expected[i].confidence)
 
 
+def test_frames_whose_logits_are_not_finite_fail(segment):
+    """One by one, whatever is asked for; they hold no buffers, and what comes after them is right."""
+    frame, bias = picture(64, 96), segment._engine.pipeline.model.network[2].bias
+    expected = segment(frame).labels
+    right = bias.clone()
+    bias[3] = torch.nan
+    for _ in range(3):
+        with pytest.raises(SegmenterError, match='not finite'):
+            segment(frame, confidence=True)
+        with pytest.raises(SegmenterError, match='not finite'):
+            segment.start([frame]).labels()
+        with pytest.raises(SegmenterError, match='not finite'):
+            list(segment.stream([frame, frame]))
+    started = [segment.start([frame]) for _ in range(3)]  # the third one needs the buffers of the first
+    bias.copy_(right)
+    assert np.array_equal(segment(frame).labels, expected)
+    for pending in started:
+        with pytest.raises(SegmenterError, match='not finite'):
+            pending.finish()
+
+
 def test_triton_that_can_t_compile_is_replaced(model, gpu, monkeypatch, caplog):
     def broken(*_):
         raise RuntimeError('Failed to find C compiler. Please specify via CC environment variable.')

@@ -166,6 +166,26 @@ def test_resize_keeps_the_mean_of_fine_stripes():
     assert kernels.resize(frames, (90, 120)) is frames
 
 
+def beyond_the_cpu(logits, size):
+    """Return the labels of `label` as it makes them on devices other than a CPU."""
+    class Elsewhere(torch.Tensor):
+        device = torch.device('cuda')
+    return kernels.label(logits.float().as_subclass(Elsewhere), size, False)[0].as_subclass(torch.Tensor)
+
+
+def check_broken(logits, frames, lookup, order, labels):
+    """Logits that are not finite become 255, and no others."""
+    broken, only = logits.clone(), torch.full_like(labels, 77)
+    for k, value in ((0, torch.nan), (1, torch.inf), (2, -torch.inf)):
+        broken[-1, k, k, 2 * k] = value
+    expected = kernels.label(broken, labels.shape[1:], False)[0] if broken.is_cuda else \
+        beyond_the_cpu(broken, labels.shape[1:])
+    kernels.fused_finish(broken, frames, *lookup, order, only, None, None)
+    # The kernel multiplies neighbours by a share of zero too, which NaN survives.
+    assert (expected == 255).any() and (only[expected == 255] == 255).all()
+    assert (only != 255).any() and torch.equal(only[only != 255], labels[only != 255])
+
+
 def check_fused(shape, dtype, device):
     """Compare the fused kernels with their twins; outputs are poisoned before."""
     reversed_channels = shape[0] == 2
@@ -187,6 +207,9 @@ def check_fused(shape, dtype, device):
     kernels.fused_finish(logits, frames, *lookup, order, only, None, None)
     assert torch.equal(only, labels)
 
+    if dtype == torch.float16:
+        check_broken(logits, frames, lookup, order, labels)
+
     mean, std = MEAN.to(device), STD.to(device)
     x = kernels.fused_normalise(frames, mean, std, dtype, order)
     twin = kernels.normalise(frames, mean, std, dtype, reversed_channels)
@@ -201,7 +224,7 @@ def interpreted(*what):
         pytest.skip('Triton is not installed; its kernels are for CUDA')
     env = {**os.environ, 'TRITON_INTERPRET': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, __file__, *what], env=env, text=True, capture_output=True,
-                          timeout=120, check=False)
+                          timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split()
 

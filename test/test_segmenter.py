@@ -261,6 +261,10 @@ def test_wrong_choices_are_named(model, wrong, said):
     np.zeros((10, 10), np.uint8), np.zeros((10, 10, 4), np.uint8), np.zeros((10, 10, 3), np.float32),
     np.zeros((0, 10, 3), np.uint8), None])
 def test_wrong_frames_are_named(segment, frame):
+    tensor = torch.zeros(64, 64, 3)
+    for nothing, found in ((None, 'NoneType'), (iter([]), 'list_iterator'), (tensor, 'Tensor')):
+        with pytest.raises(SegmenterError, match=f'a frame is {found}; expected a numpy array'):
+            segment(nothing)
     with pytest.raises(SegmenterError, match='expected a numpy array'):
         segment([frame])
     with pytest.raises(SegmenterError, match='expected a numpy array'):

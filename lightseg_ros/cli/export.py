@@ -3,15 +3,16 @@
 """`lightseg export`: writes a network as an ONNX file and checks it."""
 import argparse
 
-from .numbers import json_object
+from .numbers import json_object, whole
 
 HELP = ('Write a network as an ONNX graph, with its card as metadata, and check it with onnxruntime. Its '
         'input is an image (1, 3, H, W) float32, RGB, normalised as (rgb - mean) / std with the figures of '
-        'the card, its output logits (1, classes, H, W). The options change that.')
+        'the card, its output logits (1, classes, H, W). The options change that. --tensorrt '
+        "builds the engine of the backend 'tensorrt' instead, which takes minutes, and keeps it for the node.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('out', metavar='OUT.onnx', help='ONNX file to write')
+    parser.add_argument('out', metavar='OUT.onnx', nargs='?', help='ONNX file to write; none with --tensorrt')
     parser.add_argument('--model', default='laanet', help='packaged network, or the path of a weights file')
     parser.add_argument('--resolution', default='', metavar='WxH',
                         help='size of the input; empty: the size that the weights were trained at')
@@ -22,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='what the graph computes in; its input and output stay as they are')
     parser.add_argument('--dynamic', nargs='+', default=[], choices=('batch', 'size'),
                         help='leave the number of images, or width and height (multiples of 64), open')
+    parser.add_argument('--tensorrt', action='store_true',
+                        help='build the TensorRT engine for frames of --resolution on this GPU')
+    parser.add_argument('--batch', type=whole(1, 64), default=1,
+                        help='frames that run together, with --tensorrt: the number of cameras')
     parser.add_argument('--random', action='store_true',
                         help='use random weights, to time or convert a network that is not trained')
     parser.add_argument('--labels', default='camvid', help='label set for --random: a name, or a YAML file')
@@ -33,6 +38,11 @@ def run(args: argparse.Namespace) -> None:
     from .. import weights
     from ..inference import export
     from ..inference.segmenter import parse_resolution
+    if args.tensorrt:
+        build_engine(args)
+        return
+    if args.out is None:
+        raise export.ExportError('no file was named; give OUT.onnx, or --tensorrt')
     if args.random:
         network, card = export.random_weights(args.model, args.labels, (480, 360), **args.options)
         print(f'WARNING: {card.source}')
@@ -53,3 +63,21 @@ def run(args: argparse.Namespace) -> None:
         if report.allowed > export.TOLERANCE else ''
     print(f'checked with onnxruntime: the largest difference from torch is {report.difference:.1e}, allowed '
           f'is {report.allowed:.1e}{why}; logits go up to {report.largest:.1f}')
+
+
+def build_engine(args: argparse.Namespace) -> None:
+    """Build the engine where the node looks for it, by all that the node does before its first frame."""
+    from time import perf_counter
+
+    from ..inference import export, segmenter
+    if args.out or args.random or args.argmax or args.uint8 or args.dynamic or args.precision != 'float32':
+        raise export.ExportError('--tensorrt writes no file and takes packaged or trained weights; it goes '
+                                 'with --model, --resolution and --batch only')
+    began = perf_counter()
+    segment = segmenter.load(args.model, 'cuda', args.resolution, backend='tensorrt')
+    if segment.resolution is None:
+        raise export.ExportError("resolution is 'native'; an engine has one size, so give WIDTHxHEIGHT")
+    width, height = segment.resolution
+    segment.warm_up(height, width, args.batch)
+    print(f'{segment.describe()}: ready for {args.batch} x {width}x{height} after '
+          f'{perf_counter() - began:.0f} s')

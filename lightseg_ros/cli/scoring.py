@@ -24,7 +24,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
                         help='fit: keep the aspect ratio of a frame; stretch: fill the input')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, openvino:GPU')
     parser.add_argument('--backend', default='auto', help='what runs the network on a CPU: auto, openvino, '
-                        'onnxruntime, torch, torch-compile')
+                        'onnxruntime, torch, torch-compile, tensorrt')
     parser.add_argument('--precision', default='auto', help='auto, float32, bfloat16 or float16')
     parser.add_argument('--threads', type=whole(0, 1024), default=0, help='CPU threads; 0: one per core')
 

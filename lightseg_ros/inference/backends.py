@@ -35,7 +35,7 @@ T = TypeVar('T')
 # Precision -> what OpenVINO calls it.
 PRECISIONS = {'float32': 'FP32', 'bfloat16': 'BF16', 'float16': 'FP16'}
 # Files of this folder whose code is traced into a converted model, or rewrites it.
-TRACED = ('backends.py', 'export.py', 'folding.py', 'kernels.py')
+TRACED = ('backends.py', 'export.py', 'folding.py', 'kernels.py', 'tensorrt.py')
 # (N, h, w, 3) uint8 RGB -> (N, K, h', w') float, channels-last; valid until the next call.
 CompiledModel = Callable[[Tensor], Tensor]
 
@@ -123,8 +123,8 @@ def choose(backend: str, target: str = 'CPU') -> tuple[str, str]:
 
     Returns its name and why it was taken. `BackendError` says what to install.
     """
-    if backend != 'auto' and backend not in BACKENDS:
-        raise BackendError(f'backend is {backend!r}; expected one of auto, {", ".join(BACKENDS)}')
+    if backend != 'auto' and backend not in REQUIRES:
+        raise BackendError(f'backend is {backend!r}; expected one of auto, {", ".join(REQUIRES)}')
     if target != 'CPU' and backend not in ('auto', 'openvino'):
         raise BackendError(f"backend is {backend!r}; on an Intel device {target} only 'openvino' runs")
     if backend == 'auto':
@@ -307,4 +307,6 @@ def _dtype(spec: CompileSpec) -> torch.dtype:
 
 BACKENDS: dict[str, Callable[[CompileSpec, int, int, int], CompiledModel]] = {
     'openvino': openvino, 'onnxruntime': onnxruntime, 'torch': eager, 'torch-compile': compiled}
-REQUIRES = {'openvino': 'openvino', 'onnxruntime': 'onnxruntime', 'torch': 'torch', 'torch-compile': 'torch'}
+# Those and what runs on CUDA only, and the package that each needs.
+REQUIRES = {'openvino': 'openvino', 'onnxruntime': 'onnxruntime', 'torch': 'torch', 'torch-compile': 'torch',
+            'tensorrt': 'tensorrt'}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import backends, kernels
-from .engine import GraphKey, Result
+from .engine import GraphKey, NOT_FINITE, Result
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,7 @@ class CpuEngine:
         with np.errstate(over='ignore', invalid='ignore'):
             finite = np.isfinite(logits.numpy().sum())
         if not finite:
-            raise backends.BackendError('the network computes values that are not finite: its weights do not '
-                                        'fit its precision, or are not those of a trained network')
+            raise backends.BackendError(NOT_FINITE)
         marks.append(perf_counter())
         stage_ms = {'preprocess': 1e3 * (marks[1] - marks[0]), 'network': 1e3 * (marks[2] - marks[1]),
                     'postprocess': 0.0}

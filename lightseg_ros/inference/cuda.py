@@ -19,14 +19,16 @@ import torch
 from torch import nn, Tensor
 
 from . import fusing, kernels
-from .backends import compile_network, DeployModel
-from .engine import GraphKey, Result
+from .backends import BackendError, DeployModel
+from .engine import GraphKey, NOT_FINITE, Result
 from .kernels import blend, label, overlay_lookup, resize
 
 log = logging.getLogger(__name__)
 
 # Frame sizes whose graphs are kept, however many of each; the size that was unused for longest is evicted.
 MAX_SIZES = 8
+# A network and the shape of its input, (N, 3, h, w) -> what computes its logits there.
+Compiler = Callable[[DeployModel, tuple[int, ...]], Callable[[Tensor], Tensor]]
 
 
 class Images(NamedTuple):
@@ -52,16 +54,17 @@ class FramePipeline:
 
     `model`: in the network's precision, on the device; it is changed in place. With `fused`, Triton kernels
     do what comes before and after the network, and in half precision its convolutions with all that
-    surrounds them; else their twins in torch do. With `compiled`, torch's compiler makes the network.
+    surrounds them; else their twins in torch do. With a `compiler`, what it makes runs the network.
     `lookup` and `weight` are what the overlay is blended with: change them in place.
     """
 
-    def __init__(self, model: DeployModel, palette: Tensor, *, fused: bool, compiled: bool = False):
-        if fused and not compiled and model.dtype != torch.float32 and _tensor_cores(palette.device):
+    def __init__(self, model: DeployModel, palette: Tensor, *, fused: bool, compiler: Compiler | None = None):
+        if fused and compiler is None and model.dtype != torch.float32 and _tensor_cores(palette.device):
             model.network = fusing.fuse(model.network)
         self.model = model
         self.fused = fused
-        self.compiled: dict[tuple[int, ...], Callable[[Tensor], Tensor]] | None = {} if compiled else None
+        self.compiler = compiler
+        self.compiled: dict[tuple[int, ...], Callable[[Tensor], Tensor]] = {}
         self.lookup, self.weight = overlay_lookup(palette, 0.5)
 
     def __call__(self, frames: Tensor, order: Tensor, key: GraphKey, out: Images) -> None:
@@ -83,10 +86,10 @@ class FramePipeline:
 
     def logits(self, x: Tensor) -> Tensor:
         """Run the network: (N, 3, h, w), normalised -> logits."""
-        if self.compiled is None:
+        if self.compiler is None:
             return self.model.logits(x)
         if x.shape not in self.compiled:
-            self.compiled[x.shape] = compile_network(self.model, x.shape)
+            self.compiled[x.shape] = self.compiler(self.model, x.shape)
         return self.compiled[x.shape](x)
 
 
@@ -115,6 +118,13 @@ class Started:
     def __init__(self, buffers: FrameBuffers):
         self.buffers = buffers
         self.result: Result | None = None
+
+
+def _finite(labels: np.ndarray) -> np.ndarray:
+    """Return labels, unless some are 255: those of logits that are not finite. 16 µs a megapixel."""
+    if labels.max() == 255:
+        raise BackendError(NOT_FINITE)
+    return labels
 
 
 def _tensor_cores(device: torch.device) -> bool:
@@ -168,20 +178,21 @@ class CudaEngine:
     """
 
     def __init__(self, model: DeployModel, palette: Tensor, device: torch.device, *, graph: bool = True,
-                 fused: bool = True, compiled: bool = False):
+                 fused: bool = True, compiler: Compiler | None = None):
         self.device = device
         self.graph = graph
-        self._set_up(model, palette, fused, compiled)
+        self._set_up(model, palette, fused, compiler)
 
     @_on_device
-    def _set_up(self, model: DeployModel, palette: Tensor, fused: bool, compiled: bool) -> None:
+    def _set_up(self, model: DeployModel, palette: Tensor, fused: bool,
+                compiler: Compiler | None) -> None:
         device = self.device
         self.device_name = torch.cuda.get_device_name(device)
         # A Jetson's GPU shares the host's memory, where a pinned copy is one copy more, and its few cores are
         # needed for other things than to wait in a loop.
         self._integrated = bool(getattr(torch.cuda.get_device_properties(device), 'is_integrated', False))
         fused = fused and kernels.available and _triton_works(device)
-        self.pipeline = FramePipeline(model, palette.to(device), fused=fused, compiled=compiled)
+        self.pipeline = FramePipeline(model, palette.to(device), fused=fused, compiler=compiler)
         self._upload, self._compute, self._download = (torch.cuda.Stream(device) for _ in range(3))
         self._pool = torch.cuda.graph_pool_handle()
         self._buffers: OrderedDict[GraphKey, list[FrameBuffers]] = OrderedDict()
@@ -237,16 +248,17 @@ class CudaEngine:
         return started
 
     def labels(self, started: Started) -> np.ndarray:
-        """Wait for a batch that `submit` started; its images arrive together."""
+        """Wait for a batch that `submit` started; its images arrive together. Errors as in `collect`."""
         if started.result:
-            return started.result.labels
+            return _finite(started.result.labels)
         started.buffers.downloaded.synchronize()
-        return started.buffers.host_out.labels.numpy().copy()
+        return _finite(started.buffers.host_out.labels.numpy().copy())
 
     def collect(self, started: Started) -> Result:
-        """Wait for a batch that `submit` started."""
+        """Wait for a batch that `submit` started; `BackendError` where the logits were not finite."""
         if started.result is None:
             started.result = self._collected(started.buffers)
+        _finite(started.result.labels)
         return started.result
 
     def _collected(self, buffers: FrameBuffers) -> Result:
@@ -288,7 +300,7 @@ class CudaEngine:
             oldest = made.pop(0)
             made.append(oldest)
             assert oldest.serves
-            self.collect(oldest.serves)
+            oldest.serves.result = self._collected(oldest)
             return oldest
         began = perf_counter()
         buffers = FrameBuffers(key, self.device, self._integrated)

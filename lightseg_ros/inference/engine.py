@@ -8,6 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
+NOT_FINITE = ('the network computes values that are not finite: its weights do not fit its precision, or are '
+              'not those of a trained network')
+
 
 @dataclass(frozen=True)
 class GraphKey:

@@ -56,7 +56,7 @@ class FusedConv(nn.Module):
         bias = conv.weight.new_zeros(out) if conv.bias is None else conv.bias.detach()
         self.register_buffer('bias', bias.float())
         self.register_buffer('slope', _slopes(act, bias))
-        pre = None if norm is None else _pre(norm, before)
+        pre = None if norm is None else norm_figures(norm, before)
         self.register_buffer('pre', pre)
 
     def forward(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
@@ -93,7 +93,7 @@ class FusedNorm(nn.Module):
 
     def __init__(self, norm: nn.BatchNorm2d, act: nn.Module | None):
         super().__init__()
-        self.register_buffer('pre', _pre(norm, act))
+        self.register_buffer('pre', norm_figures(norm, act))
 
     def forward(self, x: Tensor, into: Tensor | None = None) -> Tensor:
         if x.is_cuda:
@@ -102,7 +102,7 @@ class FusedNorm(nn.Module):
         return y if into is None else into.copy_(y)
 
 
-def _pre(norm: nn.BatchNorm2d, act: nn.Module | None) -> Tensor:
+def norm_figures(norm: nn.BatchNorm2d, act: nn.Module | None) -> Tensor:
     """Return scale, shift and slope of a batch norm and what follows it, (3, C) float32."""
     assert norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight.float() / torch.sqrt(norm.running_var.float() + norm.eps)
@@ -241,7 +241,7 @@ class FusedDown(nn.Module):
         super().__init__()
         norm, act = block.act
         made = block.conv.out_channels
-        pre = _pre(norm, act)
+        pre = norm_figures(norm, act)
         self.conv = _scaled(block.conv, pre[:, :made])
         self.pool = block.pool
         self.norm = FusedNorm(norm, act)
@@ -290,7 +290,7 @@ class FusedECGResidual(nn.Module):
         super().__init__()
         channels = block.reduce1[0].in_channels
         self.reduce1 = _one(block.reduce1)
-        pre = _pre(*block.norm1)
+        pre = norm_figures(*block.norm1)
         # norm(local + dilated) = norm(dilated) + scale * local
         self.local1 = _scaled(block.context1.local, pre[:, channels:])
         self.local1.bias.zero_()
@@ -357,7 +357,7 @@ class FusedSPP(SPP):
 
 
 def _scaled(conv: nn.Conv2d, pre: Tensor) -> FusedConv:
-    """Fold scale and shift, `pre` as from `_pre`, into a convolution; their slope becomes its activation."""
+    """Fold `pre`, as from `norm_figures`, into a convolution; its slope becomes the activation."""
     scale, shift, slope = pre
     folded = copy.deepcopy(conv)
     weight = conv.weight.to(scale.dtype) * scale.view(-1, 1, 1, 1)

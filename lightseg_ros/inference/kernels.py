@@ -7,7 +7,6 @@ They are written in torch for every device, fused into two Triton kernels for CU
 a CPU. Tests compare these with their twins in torch, which run where Triton or Numba is missing. `available`:
 Triton is installed; its interpreter (TRITON_INTERPRET=1) runs its kernels on a CPU.
 """
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 import functools
 from functools import lru_cache
@@ -160,6 +159,9 @@ else:
         mixed = tl.where(known, upper * (1 - share_y) + lower * share_y, float('-inf'))
         highest = tl.max(mixed, 1)
         label = tl.argmax(mixed, 1)
+        # No class has the id 255: it tells the host that a logit is not finite.
+        broken = tl.max((known & ~(tl.abs(mixed) < float('inf'))).to(tl.int32), 1)
+        label = tl.where(broken > 0, 255, label)
         pixel = (n * height + y) * width + x
         tl.store(labels_out + pixel, label.to(tl.uint8), mask=inside)
         if confidence:
@@ -199,7 +201,7 @@ except ImportError:
 else:
     def _compiled(function: Any) -> Any:
         """Compile a function when it is first called; it drops the GIL, and is kept on disk if it can be."""
-        options = {'nogil': True, 'error_model': 'numpy', 'fastmath': {'contract'}}
+        options: dict[str, Any] = {'nogil': True, 'error_model': 'numpy', 'fastmath': {'contract'}}
         try:
             return numba.njit(cache=True, **options)(function)
         except RuntimeError:  # no folder that it may write to
@@ -207,15 +209,15 @@ else:
 
     @_compiled
     def _across(row, left, share, size, out):
-        """Interpolate logits (K, w) at n columns that lie right of those at `left` by `share`: `out` (K, n)."""
+        """Interpolate logits (K, w) at n columns, right of those at `left` by `share`: `out` (K, n)."""
         for k in range(len(row)):
             value, to = row[k], out[k]
             for x in range(size):
                 a = value[left[x]]
                 to[x] = a + share[x] * (value[left[x] + np.uint64(1)] - a)
 
-    # Loops over x become vector instructions if arrays are whole rows (the first `size` values count), if what
-    # is written does not lie where it was read (masked writes are slow), and if few arrays may overlap.
+    # Loops over x become vector instructions if arrays are whole rows (the first `size` values count), if
+    # what is written does not lie where it was read (masked writes are slow), and if few arrays may overlap.
     @_compiled
     def _between(top, bottom, share, size, mixed, highest):
         """Interpolate two rows (K, n): `mixed`, and `highest[0]` (n,) of it."""
@@ -301,15 +303,18 @@ else:
         planes, rows = np.empty((2, classes, w + 1), np.float32), np.empty((2, classes, width), np.float32)
         mixed, total = np.empty((classes, longest), np.float32), np.empty(longest, np.float32)
         highest, ids = np.empty((2, longest), np.float32), np.empty((2, longest), np.int32)
-        coarse, plain, columns = np.empty((2, w), np.uint8), np.empty(width, np.uint8), np.empty(width, np.int32)
-        at, share, count = np.empty(width, np.uint64), np.empty(width, np.float32), width
+        coarse, plain = np.empty((2, w), np.uint8), np.empty(width, np.uint8)
+        columns, at = np.empty(width, np.int32), np.empty(width, np.uint64)
+        share, count = np.empty(width, np.float32), width
         for i in range(n):
             known = -1  # the last row of logits that is prepared, beside the one before it
             for y in range(begin, end):
                 top = np.int64(above[y])
                 bottom = min(top + 1, h - 1)
                 new_cells = y == begin or top != above[y - 1]
-                for row in range(max(known + 1, top), bottom + 1):
+                for row in range(top, bottom + 1):
+                    if row <= known:
+                        continue
                     plane = planes[row % 2]
                     for x in range(w):
                         for k in range(classes):
@@ -418,7 +423,11 @@ def postprocess(logits: Tensor, frames: Tensor, palette: Tensor, alpha: float, *
 
 
 def label(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tensor, Tensor]:
-    """Upsample to `size` (H, W), take the highest: class ids and, if wanted, confidence, (N, H, W) uint8."""
+    """
+    Upsample to `size` (H, W), take the highest: class ids and, if wanted, confidence, (N, H, W) uint8.
+
+    Off the CPU a pixel is 255 where a logit is not finite; on a CPU the engine looks at the logits.
+    """
     logits = logits.float()
     if logits.device.type == 'cpu':
         if _label_rows is not None:
@@ -432,7 +441,8 @@ def label(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tens
         # The highest softmax is 1 / sum(exp(logit - highest)).
         total = (logits - highest.unsqueeze(1)).exp_().sum(1)
         confidences = (255 / total).round_().to(torch.uint8)
-    return labels.to(torch.uint8), confidences
+    # The sum of what is not finite is not finite either. No class has the id 255.
+    return torch.where(logits.sum(1).isfinite(), labels, 255).to(torch.uint8), confidences
 
 
 @lru_cache(64)
@@ -461,8 +471,8 @@ def _label_compiled(logits: Tensor, size: tuple[int, int], confidence: bool) -> 
     values = logits.permute(0, 2, 3, 1).contiguous().numpy()
     (above, _, share_y), (left, _, share_x) = _taps(h, size[0]), _taps(w, size[1])
     first = np.searchsorted(left, np.arange(w + 1, dtype=np.int32))
-    work = functools.partial(_label_rows, values, above, share_y, left.astype(np.uint64), share_x, first, labels,
-                             confidence, confidences)
+    work = functools.partial(_label_rows, values, above, share_y, left.astype(np.uint64), share_x, first,
+                             labels, confidence, confidences)
     parts = min(torch.get_num_threads(), 4)
     bounds = np.linspace(0, size[0], parts + 1).astype(np.int64)
     others = [_threads().submit(work, *bounds[i:i + 2]) for i in range(1, parts)]
@@ -548,8 +558,8 @@ def fused_finish(logits: Tensor, frames: Tensor, lookup: Tensor, weight: Tensor,
     Do what `label` and `blend` do in one kernel: no (K, H, W) array is ever written.
 
     Logits (N, K, h, w) and frames (N, H, W, 3) uint8; writes `labels` (N, H, W), and where they are given
-    `overlay` (N, H, W, 3) and `confidence` (N, H, W). All but the logits are contiguous. `order`: as in
-    `fused_normalise`.
+    `overlay` (N, H, W, 3) and `confidence` (N, H, W). All but the logits are contiguous. A pixel is 255 where
+    a logit is not finite. `order`: as in `fused_normalise`.
     """
     n, classes, h, w = logits.shape
     height, width = labels.shape[1:]

@@ -3,6 +3,7 @@
 """The segmenter: uint8 frames in; class ids, overlay and confidence out."""
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+import functools
 import logging
 from pathlib import Path
 import re
@@ -19,7 +20,7 @@ from ..sizes import parse_size, SizeError
 from ..weights import Card
 from . import backends, folding
 from .cpu import CpuEngine
-from .cuda import CudaEngine
+from .cuda import Compiler, CudaEngine
 from .engine import Engine, GraphKey
 from .kernels import postprocess, preprocess, resize
 
@@ -29,9 +30,10 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+ON_CUDA = ('torch', 'torch-compile', 'tensorrt')
 RESIZE_MODES = ('fit', 'stretch')
 PRECISIONS = ('auto', *backends.PRECISIONS)
-BACKENDS = ('auto', *backends.BACKENDS)
+BACKENDS = ('auto', *backends.REQUIRES)
 
 
 class SegmenterError(ValueError):
@@ -92,10 +94,10 @@ class Segmenter:
     one that the weights were trained at. `resize_mode`: 'fit' scales a frame to fit into the resolution and
     keeps its aspect ratio, 'stretch' scales it to exactly the resolution; labels come back at the frame's own
     size either way. `backend`: what runs the network on a CPU, see `backends`; 'auto' takes the fastest that
-    is installed; on CUDA 'torch', or 'torch-compile' for torch's compiler. `precision`: 'auto' is float32 on
-    a CPU and float16 elsewhere. `threads`: number of CPU threads, 0 for one per core; another number holds
-    for all that torch does in this process. `graph`: on CUDA, replay captured graphs; False runs the same
-    kernels one by one, for comparison.
+    is installed; on CUDA 'torch', 'torch-compile' for torch's compiler, or 'tensorrt'. `precision`: 'auto' is
+    float32 on a CPU and float16 elsewhere. `threads`: number of CPU threads, 0 for one per core; another
+    number holds for all that torch does in this process. `graph`: on CUDA, replay captured graphs; False runs
+    the same kernels one by one, for comparison.
 
     Not thread-safe: one thread calls it. `SegmenterError` where an argument does not fit.
     """
@@ -131,17 +133,17 @@ class Segmenter:
         self._alpha: float | None = None
         folded = folding.fold(network, widen=self.precision != 'float32', temperature=card.temperature)
         model = backends.DeployModel(folded, card.mean, card.std)
+        key = f'{card.network}-{backends.digest(model)[:16]}'
         self._engine: Engine
         if self.device.type == 'cuda':
             try:
                 self._engine = CudaEngine(model.lowered(self.dtype, self.device), self.palette, self.device,
-                                          graph=graph, compiled=self.backend == 'torch-compile')
+                                          graph=graph, compiler=self._compiler(key))
             except RuntimeError as e:  # what CUDA raises, for want of memory above all
                 kind = OutOfMemory if out_of_memory(e) else SegmenterError
                 raise kind(f'{card.network} does not run on {device}: {_first_line(e)}. Free '
                                      "memory on the GPU, or choose device 'cpu'") from e
         else:
-            key = f'{card.network}-{backends.digest(model)[:16]}'
             spec = backends.CompileSpec(model, key, self.precision, threads, target)
             self._engine = CpuEngine(self.backend, spec, self.palette)
 
@@ -161,14 +163,26 @@ class Segmenter:
     def _choose(self, backend: str, target: str) -> tuple[str, str]:
         """Return the name of the backend and why it was taken."""
         if self.device.type == 'cuda':
-            if backend not in ('auto', 'torch', 'torch-compile'):
-                raise SegmenterError(f"backend is {backend!r}; on CUDA 'torch' and 'torch-compile' run")
+            if backend not in ('auto', *ON_CUDA):
+                raise SegmenterError(f"backend is {backend!r}; on CUDA {', '.join(map(repr, ON_CUDA))} run")
             if backend == 'auto':
                 return 'torch', 'with CUDA graphs'
+            if backend == 'tensorrt' and self.precision != 'float16':
+                raise SegmenterError(f"precision is {self.precision!r}; backend 'tensorrt' has float16 only")
+        elif backend == 'tensorrt':
+            raise SegmenterError("backend is 'tensorrt', which runs on NVIDIA's GPUs only; on a CPU 'auto' "
+                                 "takes the fastest")
         name, why = backends.choose(backend, target)
         if (name, target) == ('openvino', 'CPU') and self.precision == 'float32' and machine.has_bfloat16():
             why += "; precision 'bfloat16' would be about twice as fast here"
         return name, why
+
+    def _compiler(self, key: str) -> Compiler | None:
+        """Return what compiles the network for the GPU; None: its kernels run as they are."""
+        if self.backend == 'tensorrt':
+            from .tensorrt import compile_network
+            return functools.partial(compile_network, key=key)
+        return backends.compile_network if self.backend == 'torch-compile' else None
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) at which the network sees a frame of that height and width."""
@@ -316,6 +330,8 @@ class Segmenter:
     def _finish(self, started: Any) -> list[Prediction]:
         try:
             labels, overlay, confidence, stage_ms = self._engine.collect(started)
+        except backends.BackendError as e:
+            raise SegmenterError(str(e)) from e
         except RuntimeError as e:
             failure = self._explained(e, 'a batch')
         else:
@@ -351,7 +367,10 @@ class Pending:
         """Wait for the labels alone, (H, W) uint8 class ids for each frame."""
         labels: dict[int, np.ndarray] = {}
         for members, started in self._batches:
-            labels.update(zip(members, self._segmenter._engine.labels(started)))
+            try:
+                labels.update(zip(members, self._segmenter._engine.labels(started)))
+            except backends.BackendError as e:
+                raise SegmenterError(str(e)) from e
         return [labels[i] for i in range(len(labels))]
 
     def finish(self) -> list[Prediction]:
@@ -368,6 +387,8 @@ load = Segmenter.load
 def _batches(frames: np.ndarray | Sequence[np.ndarray]) -> list[tuple[list[int], bool]]:
     """Return the indices of frames that can run together, and whether their channels are reversed."""
     batches: dict[tuple, list[int]] = {}
+    if not isinstance(frames, (np.ndarray, Sequence)):
+        _check(frames)
     for i, frame in enumerate(frames):
         _check(frame)
         batches.setdefault((frame.shape, frame.strides[2] < 0), []).append(i)
