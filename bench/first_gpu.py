@@ -16,6 +16,7 @@ from lightseg_ros.inference import folding, fusing, kernels, segmenter
 
 OUT = Path(os.environ.get('OUT', '.'))
 SIZE = (512, 1024)
+Fused = fusing.FusedConv | fusing.FusedBranches
 
 
 def versions() -> None:
@@ -62,6 +63,18 @@ def faults() -> None:
     with report('fused, in float16, equals torch in float32'):
         plain = segmenter.load('laanet', 'cuda', precision='float32', graph=False)(frame).labels
         assert (plain == expected).mean() > 0.995, (plain == expected).mean()
+    bias = engine.pipeline.model.network.classifier.bias
+    before = bias.clone()
+    with report('a frame whose logits are not finite fails, and the next one is right'):
+        bias[0] = torch.nan
+        try:
+            segment(frame)
+            raise AssertionError('labels of NaN were given')
+        except segmenter.SegmenterError as e:
+            print(e)
+        bias.copy_(before)
+        torch.cuda.synchronize()
+        assert np.array_equal(segment(frame).labels, expected)
     torch.cuda.empty_cache()
     share = (torch.cuda.memory_reserved() + 3e8) / torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(share)
@@ -114,24 +127,22 @@ def convolutions() -> None:
         network = fusing.fuse(network).to(memory_format=torch.channels_last)
         kinds: dict[tuple, list] = {}
 
-        def note(conv: fusing.FusedConv, args: tuple, out: torch.Tensor, kinds: dict = kinds) -> None:
+        def note(conv: Fused, args: tuple, out: torch.Tensor, kinds: dict = kinds) -> None:
             added = len(args) > 1 and args[1] is not None
-            key = (tuple(args[0].shape), conv.weight.shape, conv.dilation, conv.stride, conv.pre is None,
-                   added)
+            key = (tuple(args[0].shape), *described(conv).values(), added)
             kinds.setdefault(key, [conv, out.shape, 0])[2] += 1
 
         for module in network.modules():
-            if isinstance(module, fusing.FusedConv):
+            if isinstance(module, Fused):
                 module.register_forward_hook(note)
         with torch.inference_mode():
             x = torch.randn(1, 3, *SIZE, device='cuda').half().contiguous(memory_format=torch.channels_last)
             network.forward_logits(x)
-            for (shape, weight, dilation, stride, _, added), (conv, out, count) in kinds.items():
+            for (shape, *_, added), (conv, out, count) in kinds.items():
                 if time.monotonic() - began > 110:
                     break
-                rows.append({'network': name, 'count': count, 'x': shape, 'weight': weight,
-                             'dilation': dilation, 'stride': stride, 'norm': conv.pre is not None,
-                             'add': added, **timed(conv, shape, out if added else None)})
+                rows.append({'network': name, 'count': count, 'x': shape, **described(conv), 'add': added,
+                             **timed(conv, shape, out if added else None)})
         mine = [r for r in rows if r['network'] == name]
         ours, nhwc, best = (sum(r['count'] * r[k] for r in mine) / 1e3 for k in ('ours', 'nhwc', 'best'))
         print(f'{name}: convolutions {ours:.3f} ms fused, {nhwc:.3f} by cuDNN and torch, {best:.3f} the best '
@@ -139,7 +150,16 @@ def convolutions() -> None:
         (OUT / 'convolutions.json').write_text(json.dumps(rows, indent=1))
 
 
-def timed(conv: fusing.FusedConv, shape: tuple, added: tuple | None) -> dict[str, float]:
+def described(conv: Fused) -> dict[str, object]:
+    """Return what the time of a convolution depends on; of branches, the steps of each."""
+    if isinstance(conv, fusing.FusedBranches):
+        return {'weight': (*conv.taps.shape,), 'dilation': str(conv.steps.tolist()), 'stride': 1,
+                'norm': False, 'branches': 'summed' if conv.together else 'side by side'}
+    return {'weight': (*conv.weight.shape,), 'dilation': conv.dilation, 'stride': conv.stride,
+            'norm': conv.pre is not None, 'branches': ''}
+
+
+def timed(conv: Fused, shape: tuple, added: tuple | None) -> dict[str, float]:
     """Return the microseconds of a convolution of (N, C, H, W) by our kernel and by cuDNN in both layouts."""
     x = torch.randn(shape, device='cuda').half()
     last = x.contiguous(memory_format=torch.channels_last)
@@ -151,8 +171,14 @@ def timed(conv: fusing.FusedConv, shape: tuple, added: tuple | None) -> dict[str
     return found | {'best': min(found['ours'], found['nhwc'])}
 
 
-def by_torch(conv: fusing.FusedConv, x: torch.Tensor, add: torch.Tensor | None) -> torch.Tensor:
+def by_torch(conv: Fused, x: torch.Tensor, add: torch.Tensor | None) -> torch.Tensor:
     """What `conv` computes, by cuDNN and torch's own operations in half precision."""
+    if isinstance(conv, fusing.FusedBranches):
+        each = len(conv.convs[0].bias)
+        parts = x.split(each, 1) if x.shape[1] > each else len(conv.convs) * [x]
+        found = [by_torch(c, part, None) for c, part in zip(conv.convs, parts)]
+        y = found[0] + found[1] if conv.together else torch.cat(found, 1)
+        return y if add is None else y + add
     if conv.pre is not None:
         scale, shift, slope = (t.half() for t in conv.pre)
         x = F.prelu(torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1)), slope)

@@ -48,6 +48,9 @@ def test_a_fused_network_computes_the_same(name, widen):
     x = torch.randn(1, 3, 67, 90, dtype=torch.float64)
     with torch.inference_mode():
         expected, found = network.forward_logits(x), fused.forward_logits(x)
+    assert found.shape[1] % 8 == 0 or name.startswith('fbsnet') and found.shape[1] == 12
+    assert (found[:, 11:] == fusing.NEVER).all()
+    found = found[:, :11]
     # Norms and biases of a FusedConv are float32.
     assert (found - expected).norm() / expected.norm() < 1e-5
 
@@ -76,15 +79,50 @@ def check(shape, dtype, device):
         assert (found - expected).abs().max() < 8 * eps * expected.abs().max(), (shape, i)
 
 
+def branches():
+    """Return every use of `FusedBranches`, and the channels that it reads."""
+    def of(channels, *kinds, **options):
+        convs = [FusedConv(conv_of(kernel, dilation, 1, channels, channels, True),
+                           act=nn.PReLU(channels, i / 4))
+                 for i, (kernel, dilation) in enumerate(kinds)]
+        if options.get('add_first'):
+            convs[0].add_first = True
+            convs[1].slope.fill_(1)
+        return fusing.FusedBranches(*convs, **options)
+
+    lines = ((3, 1), (1, 1)), ((1, 3), (1, 9))
+    squares = ((3, 3), (1, 1)), ((3, 3), (4, 4))
+    yield 8, of(8, *lines)
+    yield 16, of(8, *lines)
+    yield 24, of(24, *lines)
+    yield 70, of(70, *squares, together=True)
+    yield 8, of(8, *squares, together=True, add_first=True)
+
+
+def check_branches(channels, module):
+    module = module.half() if module.taps.is_floating_point() else module
+    for t in ('bias', 'slope'):
+        setattr(module, t, getattr(module, t).float())
+    for conv in module.convs:
+        conv.bias, conv.slope = conv.bias.float(), conv.slope.float()
+    generator = torch.Generator().manual_seed(channels)
+    x = torch.randn((2, channels, 9, 11), generator=generator).half()
+    expected = module.plain(x)
+    for add in (None, torch.randn(expected.shape, generator=generator).half()):
+        expected = module.plain(x, add).float()
+        found = module.run(x, add).float()
+        assert (found - expected).abs().max() < 8e-3 * expected.abs().max(), (channels, module)
+
+
 def test_fused_convolutions_equal_their_twins_in_the_interpreter():
     """In a process of its own: Triton must be imported for the interpreter from the start."""
     if not kernels.available:
         pytest.skip('Triton is not installed; its kernels are for CUDA')
     env = {**os.environ, 'TRITON_INTERPRET': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, __file__], env=env, text=True, capture_output=True, timeout=300,
+    done = subprocess.run([sys.executable, __file__], env=env, text=True, capture_output=True, timeout=500,
                           check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ['equal'] * (len(SHAPES) + len(list(blocks())))
+    assert done.stdout.split() == ['equal'] * (len(SHAPES) + len(list(blocks())) + len(list(branches())))
 
 
 @pytest.mark.gpu
@@ -104,6 +142,8 @@ def blocks():
     yield 16, fbsnet.BRU(16, 3)
     yield 16, lrnnet.FCB(16, 2)
     yield 16, affnet.InvertedResidual(16, 16)
+    yield 8, nn.Sequential(nn.ReLU(), affnet.ShuffleDown(8, 16))
+    yield 16, lrnnet.SVN(16, 8, (2, 1), 'svn', 2, True)
     yield 32, nn.Sequential(affnet.CBAM(32), affnet.SPP(32))
 
 
@@ -117,6 +157,7 @@ def check_block(channels, block):
         expected = network(x).float()
         patch = pytest.MonkeyPatch()
         patch.setattr(FusedConv, 'forward', FusedConv.run)
+        patch.setattr(fusing.FusedBranches, 'forward', fusing.FusedBranches.run)
         patch.setattr(fusing.FusedNorm, 'forward', lambda self, x, into=None: kernels.norm(x, self.pre, into))
         found = network(x).float()
         patch.undo()
@@ -124,6 +165,9 @@ def check_block(channels, block):
 
 
 if __name__ == '__main__':
+    for each in branches():
+        check_branches(*each)
+        print('equal')
     for each in blocks():
         check_block(*each)
         print('equal')

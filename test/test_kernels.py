@@ -14,7 +14,7 @@ from torch import nn
 import torch.nn.functional as F
 
 from lightseg_ros.inference import kernels
-from lightseg_ros.inference.fusing import FusedConv
+from lightseg_ros.inference.fusing import FusedBranches, FusedConv
 from lightseg_ros.networks.layers import same_padding
 
 PALETTE = torch.randint(0, 256, (256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -208,6 +208,11 @@ def check_fused(shape, dtype, device):
     assert torch.equal(only, labels)
 
     if dtype == torch.float16:
+        # The same before a pixel shuffle, of which the last row and column may be cut off.
+        h, w = logits.shape[2:]
+        shuffled = F.pixel_unshuffle(F.pad(logits, (0, w % 2, 0, h % 2), value=9e3), 2)
+        kernels.fused_finish(shuffled, frames, *lookup, order, only, None, None, 2, (h, w))
+        assert torch.equal(only, labels)
         check_broken(logits, frames, lookup, order, labels)
 
     mean, std = MEAN.to(device), STD.to(device)
@@ -319,6 +324,10 @@ def launches():
         for kernel, dilation, c in ((3, 1), (16, 1), 64), ((3, 3), (8, 8), 128), ((7, 7), (1, 1), 8):
             conv = nn.Conv2d(c, c, kernel, 1, same_padding(kernel, dilation), dilation, c).half()
             FusedConv(conv).run(x[:, :c], x[:, :c])
+        for kernel, together in ((3, 1), False), ((3, 3), False), ((3, 1), True), ((3, 3), True):
+            two = [FusedConv(nn.Conv2d(64, 64, kernel, 1, same_padding(kernel, (1, 1)), 1, 64).half())
+                   for _ in range(2)]
+            FusedBranches(*two, together=together).run(x[:, :64])
         norm = nn.BatchNorm2d(128).half(), nn.PReLU(128).half()
         FusedConv(nn.Conv2d(128, 64, 3, padding=1).half(), *norm).run(x)
         FusedConv(nn.Conv2d(128, 128, 1).half(), *norm).run(x, x)

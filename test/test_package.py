@@ -153,8 +153,8 @@ def test_pip_installs_what_the_code_imports():
     """Every third-party import is a requirement of setup.py, or of one of its extras."""
     text = (ROOT / 'setup.py').read_text()
     names = {'cv2': 'opencv-python-headless', 'yaml': 'pyyaml', 'distributed': None, 'triton': None,
-             'cv_bridge': None, 'vision_msgs': None, 'rcl_interfaces': None, 'std_srvs': None,
-             'lifecycle_msgs': None, 'llvmlite': None,  # which Numba brings
+             'tensorrt': None, 'cv_bridge': None, 'vision_msgs': None, 'rcl_interfaces': None,
+             'std_srvs': None, 'lifecycle_msgs': None, 'llvmlite': None,  # which Numba brings
              'compression': None}  # Python 3.14's own
     checked = 0
     for path in (ROOT / 'lightseg_ros').rglob('*.py'):

@@ -8,8 +8,12 @@ from ..sizes import argument
 from .numbers import real, whole
 
 HELP = ('Measure how fast the networks run, and how much faster than plain torch, after a check that the '
-        'labels agree. The last line of the output is JSON. --ros measures the node through DDS instead. '
-        '--plot and --table show results from files.')
+        'labels agree. A line for each: network (input to logits, median), frame (image to labels on the '
+        'host, median, p95 and p99), frames a second, CPU time summed over the threads, with how many times '
+        'as fast as plain torch they are (x); roofline (what the hardware allows, and what limits it); the '
+        'share of labels equal to those of plain torch; memory; trained or random weights. The last line is '
+        'all of it as JSON. --ros measures the node through DDS instead. --plot and --table show results '
+        'from files.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

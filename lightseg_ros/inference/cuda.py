@@ -61,6 +61,8 @@ class FramePipeline:
     def __init__(self, model: DeployModel, palette: Tensor, *, fused: bool, compiler: Compiler | None = None):
         if fused and compiler is None and model.dtype != torch.float32 and _tensor_cores(palette.device):
             model.network = fusing.fuse(model.network)
+        # What labels the pixels finds the sub-pixels where the last convolution has left them.
+        self.factor = fusing.leave_sub_pixels(model.network) if fused and compiler is None else 1
         self.model = model
         self.fused = fused
         self.compiler = compiler
@@ -73,7 +75,8 @@ class FramePipeline:
         if self.fused:
             x = kernels.fused_normalise(small, model.mean, model.std, model.dtype, order)
             kernels.fused_finish(self.logits(x), frames, self.lookup, self.weight, order, out.labels,
-                                 out.overlay, out.confidence)
+                                 out.overlay, out.confidence, self.factor,
+                                 key.size if self.factor > 1 else None)
             return
         small = small.index_select(3, order)
         logits = self.logits(kernels.normalise(small, model.mean, model.std, model.dtype))

@@ -13,14 +13,16 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 
-from ..networks.affnet import CBAM, InvertedResidual, SPP
+from ..networks.affnet import CBAM, InvertedResidual, ShuffleDown, SPP
 from ..networks.elanet import ECGDown, ECGResidual
 from ..networks.fbsnet import BRU
 from ..networks.laanet import EAB
 from ..networks.layers import Down, global_mean, same_padding
-from ..networks.lrnnet import FCB
+from ..networks.lrnnet import FCB, SVN
 from . import kernels
 from .folding import Gate, steps, WholeFCB
+
+NEVER = -6e4  # a logit that float16 holds and that no class is below
 
 
 class FusedConv(nn.Module):
@@ -36,7 +38,9 @@ class FusedConv(nn.Module):
     bias: Tensor
     slope: Tensor
     taps: Tensor
+    steps: Tensor
     pre: Tensor | None
+    together = False
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, before: nn.PReLU | None = None,
                  act: nn.Module | None = None, add_first: bool = False):
@@ -56,6 +60,9 @@ class FusedConv(nn.Module):
         bias = conv.weight.new_zeros(out) if conv.bias is None else conv.bias.detach()
         self.register_buffer('bias', bias.float())
         self.register_buffer('slope', _slopes(act, bias))
+        # Of a line, (3, 1) or (1, 3), the step across it is 0.
+        steps = [d if k > 1 else 0 for d, k in zip(conv.dilation, conv.kernel_size)]
+        self.register_buffer('steps', torch.tensor([steps], dtype=torch.int32, device=bias.device))
         pre = None if norm is None else norm_figures(norm, before)
         self.register_buffer('pre', pre)
 
@@ -84,6 +91,53 @@ class FusedConv(nn.Module):
         if not self.add_first and add is not None:
             y = y + add
         return y.to(dtype)
+
+
+class FusedBranches(nn.Module):
+    """
+    Depthwise `FusedConv`s in one kernel: (N, C, H, W) -> results side by side, or `together`: their sum.
+
+    All read the same C channels, or, if there are as many as all write, each its own. With `add_first` the
+    first one's activation follows the sum and the addition, and the others have none.
+    """
+
+    taps: Tensor
+    bias: Tensor
+    slope: Tensor
+    steps: Tensor
+    stride = 1
+
+    def __init__(self, *convs: FusedConv, together: bool = False, add_first: bool = False):
+        super().__init__()
+        self.convs = nn.ModuleList(convs)
+        self.together, self.add_first = together, add_first
+        self.kernel = convs[0].kernel
+        for name, dim in (('taps', 1), ('bias', 0), ('slope', 0), ('steps', 0)):
+            self.register_buffer(name, torch.cat([getattr(conv, name) for conv in convs], dim))
+
+    def forward(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
+        if x.is_cuda:
+            return self.run(x, add, into)
+        y = self.plain(x, add)
+        return y if into is None else into.copy_(y)
+
+    def run(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
+        """Compute it in one Triton kernel."""
+        return kernels.depthwise(x, self, add, into)
+
+    def plain(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """Compute the same by torch's own operations."""
+        each = len(self.convs[0].bias)
+        parts = x.split(each, 1) if x.shape[1] > each else len(self.convs) * [x]
+        if not self.together:
+            y = torch.cat([conv.plain(part) for conv, part in zip(self.convs, parts)], 1)
+            return y if add is None else y + add
+        first, *others = self.convs
+        rest = torch.stack([conv.plain(x) for conv in others]).sum(0)
+        if not self.add_first:
+            rest = rest + first.plain(x)
+            return rest if add is None else rest + add
+        return first.plain(x, rest if add is None else rest + add)
 
 
 class FusedNorm(nn.Module):
@@ -124,7 +178,11 @@ def _slopes(act: nn.Module | None, like: Tensor) -> Tensor:
 
 
 def fuse(network: nn.Module) -> nn.Module:
-    """Return a copy of a folded network, in its precision and on its device, whose convolutions are fused."""
+    """
+    Return a copy of a folded network, in its precision and on its device, whose convolutions are fused.
+
+    It may have more classes than the network; those are never the highest.
+    """
     network = copy.deepcopy(network)
     for parent in list(network.modules()):
         for name, module in list(parent.named_children()):
@@ -136,7 +194,40 @@ def fuse(network: nn.Module) -> nn.Module:
         for name, module in list(parent.named_children()):
             if fusible(module):
                 setattr(parent, name, FusedConv(module))  # type: ignore[arg-type]
+    if hasattr(network, 'classifier'):
+        _pad_classes(network)
     return network
+
+
+def _pad_classes(network: Any) -> None:
+    """
+    Let the last convolution write a multiple of 8 channels, so that stores and loads can be wide.
+
+    Those that are added are classes that are never the highest. FBSNet's classes have four channels each.
+    """
+    last = network.classifier[0] if isinstance(network.classifier, nn.Sequential) \
+        and isinstance(network.classifier[-1], nn.PixelShuffle) else network.classifier
+    conv = last[-1] if isinstance(last, nn.Sequential) else last
+    assert isinstance(conv, FusedConv) and not conv.sigmoid
+    more = -len(conv.bias) % 8
+    conv.weight = F.pad(conv.weight, (0, 0, 0, 0, 0, 0, 0, more))
+    conv.taps = F.pad(conv.taps, (0, more))
+    conv.bias, conv.slope = F.pad(conv.bias, (0, more), value=NEVER), F.pad(conv.slope, (0, more), value=1.0)
+
+
+def leave_sub_pixels(network: Any) -> int:
+    """
+    Leave out the pixel shuffle at the end of a folded network (FBSNet), which is changed; returns its factor.
+
+    The logits are then (N, K * factor^2, h, w), of which the pixels of a size times that are made. 1: there
+    is no shuffle.
+    """
+    classifier = getattr(network, 'classifier', None)
+    if isinstance(classifier, nn.Sequential) and isinstance(classifier[-1], nn.PixelShuffle):
+        factor = classifier[-1].upscale_factor
+        classifier[-1] = nn.Identity()
+        return factor
+    return 1
 
 
 def fusible(module: nn.Module) -> bool:
@@ -184,21 +275,27 @@ def _one(*modules: nn.Module) -> Any:
 
 
 class FusedEAB(nn.Module):
-    """`EAB` in six kernels: each addition is part of the convolution before it."""
+    """`EAB` in four kernels, or six: each addition is part of the convolutions before it."""
 
     def __init__(self, block: Any):
         super().__init__()
         self.interaction = block.interaction
         self.head = _one(block.pre, block.head)
-        self.left_v, self.right_v, self.left_h, self.right_h = map(
-            _one, (block.left_v, block.right_v, block.left_h, block.right_h))
+        lines = [_one(line) for line in (block.left_v, block.right_v, block.left_h, block.right_h)]
+        if block.interaction == 'cross':
+            self.vertical = FusedBranches(*lines[:2], together=True)
+            self.horizontal = FusedBranches(*lines[2:], together=True)
+        else:
+            self.left_v, self.right_v, self.left_h, self.right_h = lines
         self.restore, self.shuffle = _one(block.merge, block.restore), block.shuffle
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.head(x)
+        if self.interaction == 'cross':
+            return self.shuffle(self.restore(self.horizontal(self.vertical(y)), x))
         left = self.left_v(y)
         right = self.right_v(y, None if self.interaction == 'none' else left)
-        y = self.right_h(right, self.left_h(right if self.interaction == 'cross' else left))
+        y = self.right_h(right, self.left_h(left))
         return self.shuffle(self.restore(y, x))
 
 
@@ -256,26 +353,12 @@ class FusedDown(nn.Module):
         return y
 
 
-class FusedContext(nn.Module):
-    """A `LocalContext` whose two results are neighbours in one tensor, (N, 2 C, H, W)."""
-
-    def __init__(self, block: Any):
-        super().__init__()
-        self.local, self.dilated = _one(block.local), _one(block.dilated)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = _empty(x, 2 * x.shape[1])
-        self.local(x, into=y[:, :x.shape[1]])
-        self.dilated(x, into=y[:, x.shape[1]:])
-        return y
-
-
 class FusedECGDown(nn.Module):
     """`ECGDown` with fused convolutions."""
 
     def __init__(self, block: Any):
         super().__init__()
-        self.body = nn.Sequential(_fused(block.head), FusedContext(block.context), _fused(block.reduce))
+        self.body = nn.Sequential(_fused(block.head), _context(block.context), _fused(block.reduce))
         self.attention = FusedGate(block.attention)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,15 +375,16 @@ class FusedECGResidual(nn.Module):
         self.reduce1 = _one(block.reduce1)
         pre = norm_figures(*block.norm1)
         # norm(local + dilated) = norm(dilated) + scale * local
-        self.local1 = _scaled(block.context1.local, pre[:, channels:])
-        self.local1.bias.zero_()
-        self.local1.slope.fill_(1)
-        self.dilated1 = _scaled(block.context1.dilated, pre[:, channels:])
-        self.dilated1.add_first = True
+        local1 = _scaled(block.context1.local, pre[:, channels:])
+        local1.bias.zero_()
+        local1.slope.fill_(1)
+        dilated1 = _scaled(block.context1.dilated, pre[:, channels:])
+        dilated1.add_first = True
+        self.context1 = FusedBranches(dilated1, local1, together=True, add_first=True)
         self.norm1 = FusedNorm(*block.norm1)
         self.norm1.pre = pre[:, :channels].contiguous()
         self.attention, self.reduce2 = FusedGate(block.attention), _one(block.reduce2)
-        self.context2 = FusedContext(block.context2)
+        self.context2 = _context(block.context2)
         self.restore = _one(block.norm2, block.restore)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -308,12 +392,17 @@ class FusedECGResidual(nn.Module):
         y = self.reduce1(x)
         z = _empty(x, channels + y.shape[1])
         self.norm1(x, into=z[:, :channels])
-        self.dilated1(y, self.local1(y), into=z[:, channels:])
+        self.context1(y, into=z[:, channels:])
         return self.restore(self.context2(self.reduce2(z * self.attention(z))), x)
 
 
+def _context(block: Any) -> FusedBranches:
+    """Fuse a `LocalContext`: its two results are neighbours in one tensor, (N, 2 C, H, W)."""
+    return FusedBranches(_one(block.local), _one(block.dilated))
+
+
 class FusedGate(nn.Module):
-    """`Gate`: its ReLU and sigmoid are parts of its convolutions."""
+    """`Gate`: its ReLU and sigmoid are parts of its convolutions. `add` is added to what is gated."""
 
     def __init__(self, gate: Any):
         super().__init__()
@@ -322,23 +411,73 @@ class FusedGate(nn.Module):
                                    FusedConv(last, act=nn.Sigmoid()))
         self.gates = gate.gates
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         y = self.convs(global_mean(x))
+        if add is not None:
+            return torch.addcmul(add, x, y)
         return x * y if self.gates else y
 
 
 class FusedCBAM(nn.Module):
-    """`CBAM`: mean and maximum pass its convolutions together."""
+    """`CBAM`: mean and maximum pass its first convolution together, and their sum the second."""
 
     def __init__(self, block: Any):
         super().__init__()
-        self.channel = _fused(block.channel)
+        first, _, second = block.channel
+        self.channel, self.restore = FusedConv(first, act=nn.ReLU()), FusedConv(second, act=nn.Sigmoid())
+        self.restore.bias *= 2
         self.spatial = FusedConv(block.spatial, act=nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.channel(torch.cat([global_mean(x), x.amax((2, 3), keepdim=True)]))
-        x = x * torch.sigmoid(y[:len(x)] + y[len(x):])
-        return x * self.spatial(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
+        n, channels, height, width = x.shape
+        y = x.new_empty(2 * n, channels, 1, 1)
+        torch.mean(x, (2, 3), True, out=y[:n])
+        torch.amax(x, (2, 3), True, out=y[n:])
+        y = self.channel(y)
+        x = x * self.restore(y[:n] + y[n:])
+        planes = _empty(x, 2)
+        torch.mean(x, 1, True, out=planes[:, :1])
+        torch.amax(x, 1, True, out=planes[:, 1:])
+        return x * self.spatial(planes)
+
+
+class FusedShuffleDown(nn.Module):
+    """`ShuffleDown` behind a ReLU, as in AFFNet: what is pooled of it needs no other one."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.pool, self.branch = block.pool, _fused(block.branch, nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.pool(x), self.branch(x)], 1)
+
+
+class FusedSVN(SVN):
+    """`SVN` with less between its products: vectors get their length once, at the end."""
+
+    def __init__(self, block: Any):
+        nn.Module.__init__(self)
+        self.scales, self.keys = block.scales, block.keys
+        self.iterations, self.norm = block.iterations, block.norm
+        self.query, self.restore = FusedConv(block.query), FusedConv(block.restore)  # type: ignore[assignment]
+
+    def pool(self, a: Tensor) -> Tensor:
+        if self.keys != 'svn' or self.iterations > 2:  # float32 has room for the square of a Gram matrix
+            return super().pool(a)
+        a = a / (torch.linalg.vector_norm(a, float('inf'), (-2, -1), keepdim=True) + 1e-6)
+        gram, u = a @ a.transpose(-1, -2), a.mean(-1, keepdim=True)
+        for _ in range(self.iterations):
+            u = gram @ u
+        return F.normalize(u, dim=-2, eps=1e-6).squeeze(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        z = _empty(x, len(self.query.bias), wide)
+        self.query(x, into=z)
+        rows = z.permute(0, 2, 3, 1)
+        # The matrix is symmetric.
+        y = (rows.flatten(1, 2) @ self.attention(z)).to(x.dtype)
+        return self.restore(y.unflatten(1, rows.shape[1:3]).permute(0, 3, 1, 2), x)
 
 
 class FusedSPP(SPP):
@@ -368,34 +507,43 @@ def _scaled(conv: nn.Conv2d, pre: Tensor) -> FusedConv:
     return fused
 
 
-def _empty(like: Tensor, channels: int) -> Tensor:
-    """Memory for (N, channels, H, W), channels-last, of the size of `like`."""
+def _empty(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for (N, channels, H, W), channels-last, of the size and, if none is given, type of `like`."""
     n, _, height, width = like.shape
-    return torch.empty((n, height, width, channels), dtype=like.dtype, device=like.device).permute(0, 3, 1, 2)
+    return torch.empty((n, height, width, channels), dtype=dtype or like.dtype,
+                       device=like.device).permute(0, 3, 1, 2)
 
 
 class FusedBRU(nn.Module):
-    """`BRU`: its depthwise convolutions take four of its five additions."""
+    """`BRU`: its two branches are one kernel each time, their gates and that of the input one convolution."""
 
     def __init__(self, block: Any):
         super().__init__()
-        self.reduce = _one(block.reduce)
-        self.left1, self.right1 = _fused(block.left1[0]), _fused(block.right1[0])
-        self.left_gate, self.right_gate, self.middle, self.gate = (
-            FusedGate(gate) for gate in (block.left1[1], block.right1[1], block.middle, block.restore[2]))
-        (self.left2a, self.left2b), (self.right2a, self.right2b) = _fused(block.left2), _fused(block.right2)
-        self.restore = _one(*block.restore[:2])
+        self.reduce, self.restore = _one(block.reduce), _one(*block.restore[:2])
+        sides = [[*_fused(side1[0]), *_fused(side2)] for side1, side2 in (
+            (block.left1, block.left2), (block.right1, block.right2))]
+        self.first, self.second, self.third, self.fourth = (FusedBranches(*pair) for pair in zip(*sides))
+        convs = [gate.convs[0] for gate in (block.middle, block.left1[1], block.right1[1])]
+        together = nn.Conv2d(3 * convs[0].in_channels, 3 * convs[0].in_channels, 1, bias=False)
+        weight = torch.block_diag(*(conv.weight.flatten(1) for conv in convs))
+        together.weight = nn.Parameter(weight[:, :, None, None], requires_grad=False)
+        self.gates, self.gate = FusedConv(together, act=nn.Sigmoid()), FusedGate(block.restore[2])
         self.deinterleave = block.deinterleave
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.reduce(x)
-        left, right = self.left_gate(self.left1(y)), self.right_gate(self.right1(y))
-        z = self.left2b(self.left2a(left), left)
-        z = self.right2b(self.right2a(right), z) + right + self.middle(y)
-        return self.deinterleave(self.gate(self.restore(z)) + x)
+        half = len(self.reduce.bias)
+        y = _empty(x, 3 * half)
+        middle, sides = y[:, :half], y[:, half:]
+        self.reduce(x, into=middle)
+        self.second(self.first(middle), into=sides)
+        gates = self.gates(global_mean(y))
+        sides = sides * gates[:, half:]
+        z = self.fourth(self.third(sides), sides)
+        z = torch.addcmul(z[:, :half] + z[:, half:], middle, gates[:, :half])
+        return self.deinterleave(self.gate(self.restore(z), x))
 
 
 BLOCKS: dict[type, type] = {
     EAB: FusedEAB, InvertedResidual: FusedInvertedResidual, FCB: FusedFCB, WholeFCB: FusedFCB,
     Down: FusedDown, ECGDown: FusedECGDown, ECGResidual: FusedECGResidual, BRU: FusedBRU, Gate: FusedGate,
-    CBAM: FusedCBAM, SPP: FusedSPP}
+    CBAM: FusedCBAM, SPP: FusedSPP, ShuffleDown: FusedShuffleDown, SVN: FusedSVN}

@@ -26,39 +26,54 @@ else:
     available = True
 
     @triton.jit
-    def _depthwise(x, taps, bias, slope, add, out, x_row, add_row, out_row, height, width, out_height,
-                   out_width, pixels, channels: tl.constexpr, taps_y: tl.constexpr, taps_x: tl.constexpr,
-                   step_y: tl.constexpr, step_x: tl.constexpr, stride: tl.constexpr, added: tl.constexpr,
-                   add_first: tl.constexpr, rows: tl.constexpr, block: tl.constexpr):
+    def _depthwise(x, taps, bias, slope, steps, add, out, x_row, add_row, out_row, height, width, out_height,
+                   out_width, pixels, made: tl.constexpr, figures: tl.constexpr, channels: tl.constexpr,
+                   taps_y: tl.constexpr, taps_x: tl.constexpr, line: tl.constexpr, stride: tl.constexpr,
+                   shared: tl.constexpr, together: tl.constexpr, added: tl.constexpr, add_first: tl.constexpr,
+                   rows: tl.constexpr, block: tl.constexpr):
         """
         A program takes `rows` pixels and `block` channels: neighbouring channels are one wide load.
 
-        `x_row`, `add_row`, `out_row`: values from a pixel to the next, more than `channels` in a slice.
+        `made` channels come of branches of `channels` each, `together` of which are summed up; their figures
+        lie side by side, `figures` in all. `steps`: from tap to tap, (y, x) for each branch; the taps of a
+        `line` go along both. `shared`: all branches read the same channels. `x_row`, `add_row`, `out_row`:
+        values from a pixel to the next, more than there are channels in a slice.
         """
         p = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
-        c = tl.program_id(1) * block + tl.arange(0, block)
-        known = c < channels
+        o = tl.program_id(1) * block + tl.arange(0, block)
+        known = o < made
         inside = p < pixels
         y = (p // out_width % out_height) * stride
         left = (p % out_width) * stride
         image = p // (out_width * out_height) * height
-        sums = tl.zeros((rows, block), tl.float32) + tl.load(bias + c, mask=known, other=0.0)[None, :]
-        for i in tl.static_range(taps_y):
-            for j in tl.static_range(taps_x):
-                from_y = y + (i - taps_y // 2) * step_y
-                from_x = left + (j - taps_x // 2) * step_x
-                there = inside & (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
-                at = ((image + from_y) * width + from_x) * x_row
-                value = tl.load(x + at[:, None] + c[None, :], mask=there[:, None] & known[None, :], other=0.0)
-                tap = tl.load(taps + (i * taps_x + j) * channels + c, mask=known, other=0.0)
-                sums += value.to(tl.float32) * tap.to(tl.float32)[None, :]
+        c = o % channels if shared else o
+        total = tl.zeros((rows, block), tl.float32)
+        for branch in tl.static_range(together):
+            figure = branch * made + o
+            step = steps + (tl.program_id(1) * block // channels + branch) * 2
+            step_y, step_x = tl.load(step), tl.load(step + 1)
+            sums = tl.zeros((rows, block), tl.float32)
+            sums += tl.load(bias + figure, mask=known, other=0.0)[None, :]
+            for i in tl.static_range(taps_y):
+                for j in tl.static_range(taps_x):
+                    from_y = y + (i - taps_y // 2) * step_y
+                    from_x = left + ((i - taps_y // 2) if line else (j - taps_x // 2)) * step_x
+                    there = inside & (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
+                    at = ((image + from_y) * width + from_x) * x_row
+                    mask = there[:, None] & known[None, :]
+                    value = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0)
+                    tap = tl.load(taps + (i * taps_x + j) * figures + figure, mask=known, other=0.0)
+                    sums += value.to(tl.float32) * tap.to(tl.float32)[None, :]
+            if not add_first:
+                negative = tl.load(slope + figure, mask=known, other=0.0)[None, :]
+                sums = tl.where(sums > 0, sums, sums * negative)
+            total += sums
         mask = inside[:, None] & known[None, :]
-        if added and add_first:
-            sums += tl.load(add + p[:, None] * add_row + c[None, :], mask=mask, other=0.0).to(tl.float32)
-        sums = tl.where(sums > 0, sums, sums * tl.load(slope + c, mask=known, other=0.0)[None, :])
-        if added and not add_first:
-            sums += tl.load(add + p[:, None] * add_row + c[None, :], mask=mask, other=0.0).to(tl.float32)
-        tl.store(out + p[:, None] * out_row + c[None, :], sums.to(out.dtype.element_ty), mask=mask)
+        if added:
+            total += tl.load(add + p[:, None] * add_row + o[None, :], mask=mask, other=0.0).to(tl.float32)
+        if add_first:
+            total = tl.where(total > 0, total, total * tl.load(slope + o, mask=known, other=0.0)[None, :])
+        tl.store(out + p[:, None] * out_row + o[None, :], total.to(out.dtype.element_ty), mask=mask)
 
     @triton.jit
     def _convolve(x, taps, pre, bias, slope, add, out, x_row, add_row, out_row, height, width, out_height,
@@ -122,13 +137,14 @@ else:
         tl.store(out + i, x.to(out.dtype.element_ty), mask=inside)
 
     @triton.jit
-    def _finish(logits, frames, lookup, weight, order, labels_out, overlay_out, confidence_out, classes, h, w,
-                height, width, logits_n, logits_k, logits_y, logits_x, padded: tl.constexpr,
-                block: tl.constexpr, overlay: tl.constexpr, confidence: tl.constexpr):
+    def _finish(logits, frames, lookup, weight, order, labels_out, overlay_out, confidence_out, h, w, height,
+                width, logits_n, logits_k, logits_y, logits_x, classes: tl.constexpr, factor: tl.constexpr,
+                padded: tl.constexpr, block: tl.constexpr, overlay: tl.constexpr, confidence: tl.constexpr):
         """
         A program takes `block` pixels of one row: 4 taps of all classes, their mixture, its maximum.
 
         `padded`: the number of classes rounded up to a power of two. What is upsampled lives in registers.
+        `h`, `w`: of the logits once their `factor`^2 sub-pixels are in place, which lie in channels.
         """
         x = tl.program_id(0) * block + tl.arange(0, block)
         y = tl.program_id(1)
@@ -144,11 +160,15 @@ else:
         share_x = (source_x - left)[:, None]
         below = tl.minimum(above + 1, h - 1)
         right = tl.minimum(left + 1, w - 1)
-        base = logits + n * logits_n + k.to(tl.int64)[None, :] * logits_k
+        base = logits + n * logits_n + k.to(tl.int64)[None, :] * (logits_k * factor * factor)
         known = (k < classes)[None, :]
-        top = base + above.to(tl.int64) * logits_y
-        bottom = base + below.to(tl.int64) * logits_y
-        at_left, at_right = left[:, None] * logits_x, right[:, None] * logits_x
+        top = base + (above // factor).to(tl.int64) * logits_y
+        top += (above % factor * factor).to(tl.int64) * logits_k
+        bottom = base + (below // factor).to(tl.int64) * logits_y
+        bottom += (below % factor * factor).to(tl.int64) * logits_k
+        # A plane of more than 2^31 values is not in sight, but all planes together are.
+        at_left = (left // factor * logits_x + (left % factor).to(tl.int64) * logits_k)[:, None]
+        at_right = (right // factor * logits_x + (right % factor).to(tl.int64) * logits_k)[:, None]
         # Pixels outside the row read its last column: no need to mask them here.
         a = tl.load(top + at_left, mask=known, other=0.0).to(tl.float32)
         b = tl.load(top + at_right, mask=known, other=0.0).to(tl.float32)
@@ -553,45 +573,53 @@ def fused_normalise(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtyp
 
 
 def fused_finish(logits: Tensor, frames: Tensor, lookup: Tensor, weight: Tensor, order: Tensor,
-                 labels: Tensor, overlay: Tensor | None, confidence: Tensor | None) -> None:
+                 labels: Tensor, overlay: Tensor | None, confidence: Tensor | None, factor: int = 1,
+                 size: tuple[int, int] | None = None) -> None:
     """
     Do what `label` and `blend` do in one kernel: no (K, H, W) array is ever written.
 
-    Logits (N, K, h, w) and frames (N, H, W, 3) uint8; writes `labels` (N, H, W), and where they are given
-    `overlay` (N, H, W, 3) and `confidence` (N, H, W). All but the logits are contiguous. A pixel is 255 where
-    a logit is not finite. `order`: as in `fused_normalise`.
+    Logits (N, K, h, w), or before a pixel shuffle by `factor` and a crop to `size` (h, w), and frames
+    (N, H, W, 3) uint8; writes `labels` (N, H, W), and where they are given `overlay` (N, H, W, 3) and
+    `confidence` (N, H, W). All but the logits are contiguous. A pixel is 255 where a logit is not finite.
+    `order`: as in `fused_normalise`.
     """
     n, classes, h, w = logits.shape
+    classes //= factor ** 2
+    h, w = size or (h * factor, w * factor)
     height, width = labels.shape[1:]
     padded = max(2, triton.next_power_of_2(classes))
     block = max(16, min(128, 2048 // padded))
     _finish[(triton.cdiv(width, block), height, n)](
         logits, frames, lookup, weight, order, labels, labels if overlay is None else overlay,
-        labels if confidence is None else confidence, classes, h, w, height, width, *logits.stride(),
-        padded=padded, block=block, overlay=overlay is not None, confidence=confidence is not None)
+        labels if confidence is None else confidence, h, w, height, width, *logits.stride(), classes=classes,
+        factor=factor, padded=padded, block=block, overlay=overlay is not None,
+        confidence=confidence is not None)
 
 
 def depthwise(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = None) -> Tensor:
     """
-    Run a depthwise `fusing.FusedConv` in one kernel: x (N, C, H, W), channels-last -> the same.
+    Run a depthwise `fusing.FusedConv` or `FusedBranches` in one kernel: x (N, C, H, W) -> the same.
 
-    `add`: of the result's shape. `into`: where the result goes, such as some channels of a larger tensor.
-    Any size, dilation and stride; padding is "same".
+    All are channels-last. `add`: of the result's shape. `into`: where the result goes, such as some channels
+    of a larger tensor. Any size, dilation and stride; padding is "same".
     """
-    channels = x.shape[1]
+    figures, branches = len(conv.bias), len(conv.steps)
+    channels, made = figures // branches, figures // branches if conv.together else figures
     x, x_row = _rows(x)
     add, add_row = (x, x_row) if (absent := add is None) else _rows(add)
-    out, out_row = _result(x, channels, conv.stride, into)
-    # Many taps of many pixels would take all registers.
-    rows = 64 if conv.kernel[0] * conv.kernel[1] <= 3 else 32
-    block = min(64, triton.next_power_of_2(channels))
+    out, out_row = _result(x, made, conv.stride, into)
+    line = min(conv.kernel) == 1
+    taps_y, taps_x = (max(conv.kernel), 1) if line else conv.kernel
+    # Many taps of many pixels would take all registers. The channels of a program belong to one branch.
+    rows = 64 if taps_y * taps_x <= 3 else 32
+    block = min(64, triton.next_power_of_2(channels) if made == channels else channels & -channels)
     n, _, height, width = out.shape
     pixels = n * height * width
-    _depthwise[(triton.cdiv(pixels, rows), triton.cdiv(channels, block))](
-        x, conv.taps, conv.bias, conv.slope, add, out, x_row, add_row, out_row, *x.shape[2:], height, width,
-        pixels, channels=channels, taps_y=conv.kernel[0], taps_x=conv.kernel[1], step_y=conv.dilation[0],
-        step_x=conv.dilation[1], stride=conv.stride, added=not absent, add_first=conv.add_first, rows=rows,
-        block=block)
+    _depthwise[(triton.cdiv(pixels, rows), triton.cdiv(made, block))](
+        x, conv.taps, conv.bias, conv.slope, conv.steps, add, out, x_row, add_row, out_row, *x.shape[2:],
+        height, width, pixels, made=made, figures=figures, channels=channels, taps_y=taps_y, taps_x=taps_x,
+        line=line, stride=conv.stride, shared=x.shape[1] < made, together=branches if conv.together else 1,
+        added=not absent, add_first=conv.add_first, rows=rows, block=block)
     return out
 
 
