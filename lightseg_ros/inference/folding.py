@@ -34,7 +34,8 @@ def fold(network: nn.Module, *, widen: bool = False, temperature: float = 1.0) -
     logits are divided by `temperature`.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
-    temper(network, temperature)
+    if temperature != 1:
+        temper(network, temperature)
     _norms(network)
     _attentions(network)
     if isinstance(network, LAANet):

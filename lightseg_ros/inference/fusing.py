@@ -109,7 +109,7 @@ class FusedBranches(nn.Module):
 
     def __init__(self, *convs: FusedConv, together: bool = False, add_first: bool = False):
         super().__init__()
-        self.convs = nn.ModuleList(convs)
+        self.convs: Any = nn.ModuleList(convs)
         self.together, self.add_first = together, add_first
         self.kernel = convs[0].kernel
         for name, dim in (('taps', 1), ('bias', 0), ('slope', 0), ('steps', 0)):
@@ -472,7 +472,7 @@ class FusedSVN(SVN):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        z = _empty(x, len(self.query.bias), wide)
+        z = _empty(x, len(self.query.weight), wide)
         self.query(x, into=z)
         rows = z.permute(0, 2, 3, 1)
         # The matrix is symmetric.
