@@ -302,8 +302,9 @@ class CudaEngine:
         if len(made) == 2:
             oldest = made.pop(0)
             made.append(oldest)
-            assert oldest.serves
-            oldest.serves.result = self._collected(oldest)
+            before = oldest.serves
+            assert before
+            before.result = self._collected(oldest)
             return oldest
         began = perf_counter()
         buffers = FrameBuffers(key, self.device, self._integrated)
