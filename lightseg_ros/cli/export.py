@@ -8,7 +8,8 @@ from .numbers import json_object, whole
 HELP = ('Write a network as an ONNX graph, with its card as metadata, and check it with onnxruntime. Its '
         'input is an image (1, 3, H, W) float32, RGB, normalised as (rgb - mean) / std with the figures of '
         'the card, its output logits (1, classes, H, W). The options change that. --tensorrt '
-        "builds the engine of the backend 'tensorrt' instead, which takes minutes, and keeps it for the node.")
+        "builds the engine of the backend 'tensorrt' instead, which takes minutes, and keeps it for the "
+        'node.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

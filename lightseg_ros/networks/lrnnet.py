@@ -135,9 +135,7 @@ class SVN(nn.Module):
                 k = z.flatten(2)
             else:
                 (h, w), m = size(z), max(8, *self.scales)
-                if w % m or h % m:
-                    border = 'replicate' if self.keys == 'max' else 'constant'
-                    z = F.pad(z, (0, -w % m, 0, -h % m), mode=border)
+                z = F.pad(z, (0, -w % m, 0, -h % m), mode='replicate' if self.keys == 'max' else 'constant')
                 k = torch.cat([self.pool(cells(z, grid)) for grid in self.scales], 1).transpose(1, 2)
             matrix = k @ k.transpose(1, 2)
             return matrix / k.shape[2] if self.norm else matrix
