@@ -154,7 +154,8 @@ def trt(monkeypatch, tmp_path):
 
     logger.WARNING = 2
     monkeypatch.setitem(sys.modules, 'tensorrt', SimpleNamespace(
-        __version__='10.3.0', __spec__=ModuleSpec('tensorrt', None), Logger=logger, Builder=Builder, OnnxParser=Parser,
+        __version__='10.3.0', __spec__=ModuleSpec('tensorrt', None), Logger=logger, Builder=Builder,
+        OnnxParser=Parser,
         NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=3),
         Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=lambda plan: SimpleNamespace(
             create_execution_context=lambda: Context(plan), get_tensor_shape=lambda name: (1, 11, 16, 24)))))
