@@ -36,7 +36,7 @@ from lightseg_ros.machine import resident_mb
 SIZES = ((160, 120), (320, 180), (120, 240), (640, 480))
 NETWORKS = ('laanet', 'affnet')
 RESOLUTIONS = ('128x96', '160x96')
-DOWN_S = 180.0  # a node that has not recovered after this time stays down
+DOWN_S = 300.0  # a node that has not recovered after this time stays down
 # Between the second and the last quarter of a run, as medians.
 MAX_GROWTH = {'memory (MB)': 40, 'descriptors': 4, 'threads': 3, 'segments': 4}
 VALUES = {  # valid ones, and one that is refused

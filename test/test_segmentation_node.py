@@ -20,7 +20,7 @@ from rcl_interfaces.srv import GetParameters, SetParameters  # noqa: E402
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy  # noqa: E402
 from rclpy.serialization import serialize_message  # noqa: E402
 from rclpy.time import Time  # noqa: E402
-from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 from std_msgs.msg import Header, String  # noqa: E402
 
 from lightseg_ros import images, labels  # noqa: E402
@@ -581,6 +581,26 @@ def test_a_new_region_is_prepared_beside_the_one_in_force(ros, random_weights, t
     log = process.log.read_text()
     assert 'preparing laanet for images of 160x60; the size in force goes on' in log
     assert 'preparing the network for images of' not in log, 'frames had to wait'
+
+
+def test_images_that_do_not_arrive_are_a_hint(ros, random_weights, tmp_path):
+    """A camera is connected and sends camera_info, but its images are too large for the middleware."""
+    with nodes(own('huge', tmp_path, {'weights': str(random_weights), 'resolution': '64x64',
+                                      'diagnostics_rate': 5, 'backend': 'torch'})) as (process,):
+        tester = Peer(process, 'huge', topic='/huge/image')  # a first image arrives
+        info = tester.node.create_publisher(CameraInfo, '/camera_info', RELIABLE)
+
+        def said(words):
+            info.publish(CameraInfo(width=8192, height=4096))
+            return tester.status and words in tester.status[-1].message
+
+        tester.spin(lambda: said('camera_info arrives, but no image on /huge/image: 8192x4096 in three '
+                                 'colours is 100.7 MB'), 60)
+        tester.spin(lambda: 'segment_size of Fast DDS' in process.log.read_text())
+        tester.send(images.encode(picture(), 'rgb8', tester.header(), Image()))
+        tester.spin(lambda: tester.status[-1].message and not said('no image on'))
+        tester.close()
+    assert process.log.read_text().count('segment_size of Fast DDS') == 1
 
 
 def test_compressed_transport(ros, random_weights, tmp_path):

@@ -151,9 +151,9 @@ def build(backend: str, spec: CompileSpec, batch: int, height: int, width: int) 
 
 
 def is_kept(backend: str, spec: CompileSpec, batch: int, height: int, width: int) -> bool:
-    """Return whether the cache on disk holds the converted network, or the backend converts nothing."""
+    """Return whether no conversion is needed: its result lies in the cache on disk, or there is none."""
     if backend not in ('openvino', 'onnxruntime'):
-        return True
+        return backend == 'torch'
     try:
         return any(own_dir().glob(f'{backend[:4]}*{spec.key}*-{batch}x{width}x{height}'))
     except OSError:

@@ -3,6 +3,7 @@
 """What the segmentation node subscribes to for one camera; messages that nobody wants are not taken."""
 from collections.abc import Callable
 from copy import copy
+from time import monotonic
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
@@ -104,14 +105,16 @@ class CameraInfoInput:
     """
     The subscription to camera_info, whether it is published with each image or once and latched.
 
-    `latest`: the message that came last. Call `look` now and then: a latched message from before the
-    subscription comes only to a subscription that asks for it, and that one would not connect to others.
+    `latest`: the message that came last, `latest_s`: when, on the monotonic clock. Call `look` now and then:
+    a latched message from before the subscription comes only to a subscription that asks for it, and that one
+    would not connect to others.
     """
 
     def __init__(self, node: Node, topic: str, group: CallbackGroup | None = None):
         self._node, self._name, self._group = node, topic, group
         self.topic = node.resolve_topic_name(topic)
         self.latest: CameraInfo | None = None
+        self.latest_s = float('-inf')
         self._subscriptions: list[Subscription] = []
 
     def subscribe(self) -> None:
@@ -140,4 +143,4 @@ class CameraInfoInput:
             qos_overriding_options=overriding))
 
     def _on_info(self, msg: CameraInfo) -> None:
-        self.latest = msg
+        self.latest, self.latest_s = msg, monotonic()

@@ -116,7 +116,7 @@ class LiveSegmenter:
     def make_ready(self, size: tuple[int, int]) -> None:
         """Compile or capture what frames of (height, width) need; call it inside `use`."""
         # Tracing a network leaves 20 MB behind that torch never frees: a process that ends does.
-        if self._segmenter.device.type == 'cpu' and not self._segmenter.is_kept(*size):
+        if self._segmenter.device.type == 'cpu':
             self._compile_in_child(self._loaded[0], self._segmenter, [size])
         self._warm_up(self._segmenter, size, first_only=self._segmenter.device.type != 'cuda')
         self._ready.add(size)
@@ -256,10 +256,12 @@ class LiveSegmenter:
         Compiling holds Python's interpreter lock for seconds, and would compete for the CPU with the network
         in force. Whatever goes wrong is found again, and reported, when the network is loaded here.
         """
-        images = images or (DEFAULT_SIZE,)
+        images = [image for image in images or (DEFAULT_SIZE,) if not loaded.is_kept(*image)]
         for image in images:
             check_memory(loaded, image)
         sizes = [f'{width}x{height}' for height, width in images]
+        if not sizes:
+            return
         self._child = subprocess.Popen(
             [sys.executable, '-m', __name__, json.dumps(asdict(choice)), *sizes], stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

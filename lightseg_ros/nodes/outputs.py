@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from copy import copy
 import inspect
+from time import monotonic
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Float32MultiArray, Float64, Header, MultiArrayDimension
 
@@ -33,6 +35,8 @@ OUTPUTS = {
     'label/compressed': CompressedImage, 'overlay/compressed': CompressedImage,
     'class_fractions': Float32MultiArray, 'camera_info': CameraInfo,
     'debug/latency_ms': Float64, 'debug/stages_ms': DiagnosticArray}
+# A camera that is connected and whose images do not arrive is worth a hint after this time.
+SILENT_S = 5.0
 # How long a frame took.
 OF_TIMES = ('debug/latency_ms', 'debug/stages_ms')
 # What is made of the labels alone.
@@ -77,6 +81,8 @@ class CameraOutputs:
         self.rate = RateLimit()
         self.images = Images(node, self.health.frames_lost)
         self._info = CameraInfoInput(node, f'{self.prefix}camera_info')
+        self._arrived = -1  # images until the last call of `silence`
+        self._silent_s = self._looked_s = float('-inf')  # since when none has arrived; time of that call
         overriding = QoSOverridingOptions.with_default_policies()
         events = PublisherEventCallbacks(matched=lambda _: on_match()) if MATCHED_EVENTS else None
         self._publishers = {
@@ -119,6 +125,34 @@ class CameraOutputs:
         self._info.look()
         if self.points:
             self.points.info.look()
+
+    def silence(self) -> str:
+        """
+        Return what may be wrong if a camera is connected and its images do not arrive, else ''.
+
+        Call it about once a second while images are taken. Fast DDS says nothing of a message that does not
+        fit into its shared memory; camera_info, which does fit, tells how large the images are.
+        """
+        now, before_s, topic = monotonic(), self._looked_s, self.images.topic
+        arrived = self.health.received + self.health.lost + self.rate.left_out
+        self._looked_s = now
+        if arrived != self._arrived or now - before_s > SILENT_S or topic is None \
+                or not self._node.count_publishers(topic):
+            if now - self._silent_s > SILENT_S / 2 and not self._has_subscriber('camera_info'):
+                self._info.unsubscribe()  # it was for the hint
+            self._arrived, self._silent_s = arrived, now
+        if 'fastrtps' not in get_rmw_implementation_identifier() or now - self._silent_s < SILENT_S / 2:
+            return ''
+        self._info.subscribe()
+        if now - self._silent_s < SILENT_S:
+            return ''
+        info = self._info.latest
+        if info is None or now - self._info.latest_s > SILENT_S:
+            return (f'{topic} has a publisher, but no image arrives: if the camera is running, its images '
+                    'may be larger than the shared memory of Fast DDS, see config/fastdds.xml')
+        return (f'camera_info arrives, but no image on {topic}: {info.width}x{info.height} in three colours '
+                f'is {3 * info.width * info.height / 1e6:.1f} MB, and the segment_size of Fast DDS must be '
+                'larger, for the camera too: see config/fastdds.xml')
 
     def topics(self) -> list[str]:
         """Return the topics that the node subscribes to."""

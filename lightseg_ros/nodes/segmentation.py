@@ -432,6 +432,9 @@ class SegmentationNode(LifecycleNode):
             return replace(status, level=OK, summary=f'preparing {self._worker.preparing}')
         if p.lazy != 'false' and not camera.has_listener(p):
             return replace(status, level=OK, summary='idle: no output has a subscriber')
+        if hint := camera.silence():
+            self.get_logger().warning(hint, once=True)
+            status = replace(status, summary=f'{status.summary}; {hint}')
         if sim_time and not self.get_clock().now().nanoseconds and status.level in (OK, WARN):
             return replace(status, level=WARN, summary=(
                 'use_sim_time is true, but nothing publishes /clock: play the recording with --clock, or set '
