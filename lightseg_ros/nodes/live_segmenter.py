@@ -117,7 +117,7 @@ class LiveSegmenter:
         """Compile or capture what frames of (height, width) need; call it inside `use`."""
         # Tracing a network leaves 20 MB behind that torch never frees: a process that ends does.
         if self._segmenter.device.type == 'cpu':
-            self._compile_in_child(self._loaded[0], self._segmenter, [size])
+            self._compile_in_child(self._loaded[0], self._segmenter, [size], priority=0)  # frames wait for it
         self._warm_up(self._segmenter, size, first_only=self._segmenter.device.type != 'cuda')
         self._ready.add(size)
 
@@ -249,12 +249,13 @@ class LiveSegmenter:
             log.warning('the network could not be prepared beforehand: %s', error_line(e))
 
     def _compile_in_child(self, choice: NetworkChoice, loaded: Segmenter,
-                          images: Sequence[tuple[int, int]]) -> None:
+                          images: Sequence[tuple[int, int]], priority: int = 5) -> None:
         """
-        Compile a network in a process of low priority; from its cache on disk it loads without a pause.
+        Compile a network in a process of its own; from its cache on disk it loads without a pause.
 
         Compiling holds Python's interpreter lock for seconds, and would compete for the CPU with the network
-        in force. Whatever goes wrong is found again, and reported, when the network is loaded here.
+        in force. `priority`: niceness of the process. Whatever goes wrong is found again, and reported, when
+        the network is loaded here.
         """
         images = [image for image in images or (DEFAULT_SIZE,) if not loaded.is_kept(*image)]
         for image in images:
@@ -263,8 +264,8 @@ class LiveSegmenter:
         if not sizes:
             return
         self._child = subprocess.Popen(
-            [sys.executable, '-m', __name__, json.dumps(asdict(choice)), *sizes], stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [sys.executable, '-m', __name__, json.dumps(asdict(choice)), str(priority), *sizes],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._child.wait()
         self._child = None
 
@@ -344,6 +345,6 @@ def _identity(choice: NetworkChoice) -> tuple[NetworkChoice, int]:
 
 
 if __name__ == '__main__':  # the process of _compile_in_child
-    os.nice(5)
+    os.nice(int(sys.argv[2]))
     LiveSegmenter(NetworkChoice(**json.loads(sys.argv[1])), sizes=[
-        parse_size(size)[::-1] for size in sys.argv[2:]])
+        parse_size(size)[::-1] for size in sys.argv[3:]])
