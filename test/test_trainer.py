@@ -103,6 +103,8 @@ def test_starts_from_finished_weights(scenes, tmp_path):
     assert all(torch.equal(v, theirs[k]) for k, v in ours.items() if k not in differ)
     with pytest.raises(TrainError, match='holds laanet .* trains affnet'):
         Trainer(replace(TINY, network='affnet', init=str(first)), dataset, device='cpu')
+    packaged = Trainer(replace(TINY, init='laanet'), dataset, device='cpu')  # by its name
+    assert packaged.start and packaged.start.labels.name == 'camvid'
 
 
 class NoHost(TorchDispatchMode):

@@ -75,7 +75,8 @@ class Recipe:
     class_weights: bool = _number(True, 'weight classes in ce and ohem')
     weighting: str = _number('log', 'log: 1 / ln(1.10 + frequency); median: median frequency / frequency')
     smoothing: float = _number(0.0, 'label smoothing of ce')
-    init: str = _number('', 'weights file to start from instead of random weights; its classes may differ')
+    init: str = _number('', 'start from a weights file or a packaged network (laanet) instead of random '
+                           'weights; its classes may differ')
     freeze: int = _number(0, 'first stages of the network (lightseg info lists them) that keep the weights '
                              'of --init')
     dropout: float = _number(0.0, 'share of the channels that are dropped before the classifier, 0 to 1')

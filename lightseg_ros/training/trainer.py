@@ -470,7 +470,7 @@ def _start_from(recipe: Recipe, network: nn.Module, names: tuple[str, ...]) -> w
 
     Where the classes differ, tensors whose shape depends on the number of classes keep their random values.
     """
-    source, card = weights.load(recipe.init)
+    source, card = weights.load(weights.resolve(recipe.init))
     if (card.network, card.options) != (recipe.network, recipe.options):
         raise TrainError(f'{recipe.init} holds {card.network} with options {card.options}; this run trains '
                          f'{recipe.network} with options {recipe.options}: start from the same network')
