@@ -120,8 +120,8 @@ class _Files:
 
     def __init__(self, root: Path, images: Path | None):
         self.root = root
-        self.all = sorted(p for p in root.rglob('*') if p.is_file() and not any(
-            part.startswith('.') or part.lower() in OTHER_FOLDERS for part in p.relative_to(root).parts))
+        self.all = [p for p in _walk(root) if not any(part.lower() in OTHER_FOLDERS
+                                                      for part in p.relative_to(root).parts)]
         if images is not None and not images.is_dir():
             raise AnnotationError(f'no folder {images}')
         self.images: dict[str, list[Path]] = {}
@@ -132,8 +132,8 @@ class _Files:
                 (self.masks if mask else self.images).setdefault(key, []).append(path)
         if images is not None:
             self.images = {}
-            for path in sorted(images.rglob('*')):
-                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.'):
+            for path in _walk(images):
+                if path.suffix.lower() in IMAGE_SUFFIXES:
                     self.images.setdefault(_key(path.relative_to(images))[0], []).append(path)
         self.known = {path for paths in self.images.values() for path in paths}
         self.by_stem: dict[str, list[Path]] = {}
@@ -168,6 +168,20 @@ class _Files:
                     continue
                 if isinstance(tree, dict):
                     yield path, tree
+
+
+def _walk(root: Path) -> list[Path]:
+    """List the files below a folder, sorted, also below linked folders; hidden ones are passed over."""
+    found, entered = [], set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        inode = os.stat(folder)
+        if (inode.st_dev, inode.st_ino) in entered:  # a link to a folder that was listed, perhaps its own
+            below.clear()
+            continue
+        entered.add((inode.st_dev, inode.st_ino))
+        below[:] = sorted(name for name in below if not name.startswith('.'))
+        found += [Path(folder, name) for name in names if not name.startswith('.')]
+    return sorted(p for p in found if p.is_file())
 
 
 def _key(path: Path) -> tuple[str, bool]:

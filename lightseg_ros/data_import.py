@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from typing import Any, TypeVar
 import zipfile
+import zlib
 
 import cv2
 import numpy as np
@@ -69,6 +70,11 @@ def convert(source: Path, out: Path, *, images: Path | None = None, labels: Labe
         raise AnnotationError(f'{out} exists: choose another name')
     if share is not None and not 0 < share < 1:
         raise AnnotationError(f'split is {share:g}; expected a share for training, such as 0.8')
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise AnnotationError(f'{out} lies in {source}, and the next import would read it too: choose a '
+                              'folder outside of it')
+    if labels is not None and names:
+        raise AnnotationError('--labels and --classes both name the classes; give one of the two')
     out.parent.mkdir(parents=True, exist_ok=True)
     with _unpacked(source, out) as root, _appearing(out) as new:
         found = annotations.recognise(root, images=images, labels=labels, names=names, background=background)
@@ -91,7 +97,8 @@ def convert(source: Path, out: Path, *, images: Path | None = None, labels: Labe
         _write(new, seen, splits, table, label_set.palette())
         files.write_whole(new / 'labels.yaml', _yaml(label_set))
         counts = dict(sorted(Counter(s or 'all' for s in splits).items()))
-        return Imported(found.kind, label_set, counts, notes, found.left_out)
+        left_out = [text.replace(str(root), str(source)) for text in found.left_out]
+        return Imported(found.kind, label_set, counts, notes, left_out)
 
 
 @contextmanager
@@ -102,12 +109,25 @@ def _unpacked(source: Path, out: Path) -> Iterator[Path]:
         return
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f'.{out.name[:100]}.zip.'))
     try:
-        with zipfile.ZipFile(source) as packed:
-            packed.extractall(folder)
-        yield folder
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as e:
-        raise AnnotationError(f'{source} is no zip file that can be read: {e}; expected a folder or a zip '
-                              'file') from e
+        try:
+            with zipfile.ZipFile(source) as packed:
+                size, free = sum(f.file_size for f in packed.infolist()), shutil.disk_usage(folder).free
+                if size > free / 2:
+                    raise AnnotationError(f'{source} holds {size / 1e9:.1f} GB of files, and its data set '
+                                          f'takes as much again; {folder.parent} has {free / 1e9:.1f} GB '
+                                          'free')
+                packed.extractall(folder)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as e:
+            raise AnnotationError(f'{source} is no zip file that can be read: {e}; expected a folder or a '
+                                  'zip file') from e
+        except OSError as e:
+            raise AnnotationError(f'{source} cannot be unpacked: {e}'.replace(f'{folder}/', '')) from e
+        try:
+            yield folder
+        except ValueError as e:  # the folder will be gone when its path is read
+            if str(folder) not in str(e):
+                raise
+            raise AnnotationError(str(e).replace(str(folder), str(source))) from e
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -53,6 +53,9 @@ class LabelSet:
             if not (isinstance(text, str) and 0 < len(text) <= MAX_NAME and text.isprintable()):
                 raise LabelError(f'{title} has the name {_shown(text)}; expected a text of 1 to {MAX_NAME} '
                                  'printable characters (in YAML, quote numbers, on, off, yes, no)')
+        if self.name.startswith('.') or {*self.name} & {*'/\\'}:
+            raise LabelError(f'{title}: files are called after the name of a label set; expected one without '
+                             '/ and \\, and no dot at its beginning')
         doubled = sorted({x for x in self.names if self.names.count(x) > 1})
         if doubled:
             raise LabelError(f'{title} names {", ".join(doubled)} more than once')

@@ -313,10 +313,11 @@ def _png_parts(png: bytes) -> tuple[tuple[int, int, int, int, int], list[bytes]]
         length, name = struct.unpack_from('>I4s', png, at)
         end = at + 12 + length
         if end > len(png):
-            raise PictureError(f'PNG of {len(png)} bytes is cut short in its part {name!r}')
+            raise PictureError(f'PNG of {len(png)} bytes is cut short in its part {ascii(name)[1:]}')
         content = memoryview(png)[at + 8:end - 4]
         if zlib.crc32(content, zlib.crc32(name)) != struct.unpack_from('>I', png, end - 4)[0]:
-            raise PictureError(f'PNG of {len(png)} bytes does not decode: its part {name!r} is damaged')
+            raise PictureError(f'PNG of {len(png)} bytes does not decode: its part {ascii(name)[1:]} is '
+                               'damaged')
         if name == b'IHDR' and length == 13 and header is None:
             width, height, bits, color, _, _, interlaced = struct.unpack('>IIBBBBB', content)
             header = width, height, bits, color, interlaced

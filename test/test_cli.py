@@ -88,3 +88,12 @@ def test_a_device_of_a_large_number_is_not_another_one():
     for device in ('cuda:256', 'cuda:999', 'cuda:99999999999999999999'):
         with pytest.raises(SegmenterError, match=f'device is {device!r}'):
             parse_device(device)
+
+
+@pytest.mark.parametrize('option', ['-u', '-B'])
+def test_a_reader_that_has_seen_enough_is_no_error(option):
+    """`lightseg info laanet | head -1`, with and without PYTHONUNBUFFERED."""
+    with subprocess.Popen([sys.executable, option, '-m', 'lightseg_ros.cli', 'info', 'laanet'],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        assert run.wait(120) == 141 and run.stderr.read() == b''

@@ -124,6 +124,9 @@ def test_what_comes_next(tmp_path, capsys, monkeypatch):
     assert 'warning: 1 images are in train and in val, the first is yard/images/train/train_0.png' in out
     assert '--data folder --data-root yard --split train --validate val' in out.splitlines()[-1]
     assert Path('sheet.png').is_file()
+    shutil.copytree('yard', 'my yard')
+    assert cli.main(['data', 'check', 'my yard']) == 0
+    assert "--data-root 'my yard' --split train" in capsys.readouterr().out
     cv2.imwrite('yard/labels/train/train_0.png', np.full((48, 64, 3), (1, 2, 3), np.uint8))
     assert cli.main(['data', 'check', 'yard', '--split', 'train']) == 1
     assert 'next: lightseg data import yard NEW_FOLDER converts such labels' in capsys.readouterr().out

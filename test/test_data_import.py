@@ -441,3 +441,47 @@ def test_a_folder_of_nothing(tmp_path, capsys, arguments, message):
     assert cli.main(['data', 'import', str(tmp_path / 'a'), str(tmp_path / 'out'), *arguments]) == 1
     assert message in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ['a']
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    """Images often lie on another disk; a link to a folder above must not be followed for ever."""
+    palette_folder(tmp_path / 'real')
+    source = tmp_path / 'source'
+    source.mkdir()
+    for path in (tmp_path / 'real').iterdir():
+        (source / path.name).symlink_to(path)
+    (tmp_path / 'real' / 'images' / 'up').symlink_to(source)
+    assert data_import.convert(source, tmp_path / 'out').counts == {'all': len(STEMS)}
+
+
+def test_a_destination_in_the_source_is_refused(tmp_path):
+    palette_folder(tmp_path / 'source')
+    with pytest.raises(AnnotationError, match='lies in .*source, and the next import would read it too'):
+        data_import.convert(tmp_path / 'source', tmp_path / 'source/images/yard')
+    with pytest.raises(AnnotationError, match='--labels and --classes both name the classes'):
+        data_import.convert(tmp_path / 'source', tmp_path / 'out', labels=labels.load('camvid'), names=['a'])
+    assert [p.name for p in tmp_path.iterdir()] == ['source']
+
+
+def test_a_damaged_or_odd_zip_is_named(tmp_path, monkeypatch):
+    def packed(name: str, **contents: bytes) -> Path:
+        with zipfile.ZipFile(tmp_path / name, 'w', zipfile.ZIP_DEFLATED) as file:
+            for path, content in contents.items():
+                file.writestr(path, content)
+        return tmp_path / name
+
+    whole = packed('whole.zip', **{'images/a.png': grey(truth(0)) * 9, 'labels/b.png': grey(truth(0))})
+    with pytest.raises(AnnotationError) as caught:
+        data_import.convert(whole, tmp_path / 'out')
+    assert 'whole.zip/labels/b.png: no image b' in str(caught.value)  # not a folder that is gone by now
+    content = bytearray(whole.read_bytes())
+    content[60:120] = b'\xff' * 60
+    (tmp_path / 'damaged.zip').write_bytes(content)
+    with pytest.raises(AnnotationError, match='damaged.zip is no zip file that can be read'):
+        data_import.convert(tmp_path / 'damaged.zip', tmp_path / 'out')
+    with pytest.raises(AnnotationError, match="clash.zip cannot be unpacked: .*'images/a.jpg'"):
+        data_import.convert(packed('clash.zip', **{'images': b'', 'images/a.jpg': b''}), tmp_path / 'out')
+    monkeypatch.setattr(data_import.shutil, 'disk_usage', lambda _: type('Usage', (), {'free': 1000}))
+    with pytest.raises(AnnotationError, match='bomb.zip holds 0.0 GB of files.*GB free'):
+        data_import.convert(packed('bomb.zip', **{'a.png': bytes(1 << 20)}), tmp_path / 'out')
+    assert all(p.suffix == '.zip' for p in tmp_path.iterdir())

@@ -95,6 +95,8 @@ def test_round_trip():
     ('{name: x, classes: [{name: a, color: red}]}', "color of class 'a' is 'red'; expected three numbers"),
     ('{name: x, classes: [{name: a}]}', 'class 0 is a dict; expected name and color'),
     ('{name: off, classes: [{name: a, color: [0, 0, 0]}]}', 'has the name False; .* quote numbers, on, off'),
+    ('{name: ../../x, classes: [{name: a, color: [0, 0, 0]}]}', 'expected one without /'),
+    ('{name: .x, classes: [{name: a, color: [0, 0, 0]}]}', 'no dot at its beginning'),
     ('{name: x, classes: [{name: a, color: [0, 0, 0]}], groups: {off: [a]}}', 'has the name False'),
     ('{name: x, classes: [{name: a, color: [0, 0, 0]}], groups: {g: a}}', 'groups is a dict; expected lines'),
     ('{name: x, classes: [{name: a, color: [0, 0, 0], source_id: 7}, {name: b, color: [0, 0, 0], '

@@ -295,6 +295,18 @@ def test_a_run_without_progress_stops(scenes, tmp_path):
     assert path.read_bytes() == before and len(rows_of(tmp_path)) == len(scores)
 
 
+def test_a_validation_on_training_images_is_told(scenes, tmp_path, caplog):
+    caplog.set_level('INFO')
+    dataset, held = datasets.load('folder', 'train', scenes), datasets.load('folder', 'val', scenes)
+    said = '8 of the 8 images of the validation are trained on'
+    train(TINY, dataset, tmp_path / 'apart', validation=held, device='cpu')
+    assert said not in caplog.text
+    train(TINY, dataset, tmp_path / 'same', validation=dataset, device='cpu')
+    assert said in caplog.text
+    told = [r.message for r in caplog.records if 'recalibrated' in r.message]
+    assert all(re.search(r'batch norms: mIoU [0-9.]+ -> [0-9.]+$', text) for text in told) and len(told) == 2
+
+
 def test_the_expected_time_is_told_after_a_few_steps(scenes, tmp_path, caplog, monkeypatch):
     caplog.set_level('INFO')
     dataset = datasets.load('folder', 'train', scenes)

@@ -4,6 +4,8 @@
 import argparse
 import importlib
 import logging
+import os
+import select
 import sys
 
 from .. import __version__
@@ -45,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     verb.add_arguments(parser)
     logging.basicConfig(level=logging.INFO, format='%(levelname)s: %(message)s')
     try:
-        return verb.run(parser.parse_args(argv[1:])) or 0
+        code = verb.run(parser.parse_args(argv[1:])) or 0
+        sys.stdout.flush()
+        return code
     except ModuleNotFoundError as e:
         package = (e.name or '').partition('.')[0]
         if package in ('', 'lightseg_ros'):
@@ -57,8 +61,20 @@ def main(argv: list[str] | None = None) -> int:
               f'{todo}', file=sys.stderr)
         return 1
     except Exception as e:
+        if isinstance(e, BrokenPipeError) and _unread():
+            return 141  # as of a program that SIGPIPE ends
         # Our own errors are ValueErrors whose text says what to do; a traceback would hide it.
         print(f'ERROR: {error_line(e)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _unread() -> bool:
+    """Whether the reader of the output has gone, as `head` does; if so, what is left goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone

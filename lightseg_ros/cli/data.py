@@ -4,6 +4,7 @@
 import argparse
 from collections import Counter
 from pathlib import Path
+import shlex
 from typing import TYPE_CHECKING
 
 from .numbers import real, whole
@@ -69,7 +70,7 @@ def _import(args: argparse.Namespace) -> int:
         print(f'left out: {len(done.left_out) - 10} more')
     print(f'{args.out}: {", ".join(f"{n} images in {split}" for split, n in done.counts.items())}; classes: '
           f'{", ".join(done.labels.names)}')
-    print(f'next: lightseg data check {args.out}')
+    print(f'next: lightseg data check {shlex.quote(str(args.out))}')
     return 3 if done.left_out else 0
 
 
@@ -103,13 +104,14 @@ def _check(args: argparse.Namespace) -> int:
 
 def _next(args: argparse.Namespace, reports: 'list[Report]', problems: list[str]) -> str:
     """Say what to do next."""
+    folder = shlex.quote(str(args.folder))
     if any('coloured PNG' in text or 'turns such labels' in text for text in problems):
-        return f'next: lightseg data import {args.folder} NEW_FOLDER converts such labels'
+        return f'next: lightseg data import {folder} NEW_FOLDER converts such labels'
     if problems:
         return f'next: correct {len(problems)} problem{"s" * (len(problems) > 1)}; training refuses to start'
     splits = [r.dataset.split for r in reports]
     split = next((s for s in ('train', 'trainval', 'all') if s in splits), splits[0])
-    command = f'lightseg train --model laanet --data {args.data} --data-root {args.folder} --split {split}'
+    command = f'lightseg train --model laanet --data {args.data} --data-root {folder} --split {split}'
     held = next((s for s in ('val', 'test') if s in splits and s != split), None)
     sequences = reports[splits.index(split)].dataset.sequences
     if held:
@@ -117,7 +119,7 @@ def _next(args: argparse.Namespace, reports: 'list[Report]', problems: list[str]
     elif len(sequences) > 1:
         command += f' --hold-out {min(sequences, key=lambda name: sequences[name]) or "SEQUENCE"}'
     else:
-        return (f'next: lightseg data import {args.folder} NEW_FOLDER --split 0.8 sets images for validation '
+        return (f'next: lightseg data import {folder} NEW_FOLDER --split 0.8 sets images for validation '
                 'apart')
     sizes = sum((r.sizes for r in reports), Counter())
     if len(sizes) > 1:

@@ -68,6 +68,10 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
     if not path.exists() and int(os.environ.get('RANK', 0)) == 0:
         for warning in data_check.before_training(dataset, allow_empty=allow_empty):
             log.warning('%s', warning)
+        both = {p.image for p in dataset.pairs} & {p.image for p in validation.pairs} if validation else ()
+        if both and validation:
+            log.warning('%d of the %d images of the validation are trained on: its score and the temperature '
+                        'say nothing about other images', len(both), len(validation))
     state = checkpoint.read(path) if path.exists() else {}
     trainer = Trainer(recipe, dataset, device=device, mode=mode, size=size, layout=state.get('layout', ()))
     out.mkdir(parents=True, exist_ok=True)
@@ -356,9 +360,10 @@ class _Run:
             log.info('%s: the weights of epoch %d of %d are kept, mIoU %.2f', recipe.network,
                      self.best['epoch'], last, self.best['miou'])
         if recipe.recalibrate:
-            before = f' (mIoU before: {self._score(*self.held).miou():.2f})' if self.held else ''
+            before = self._score(*self.held).miou() if self.held else None
             count = recalibrate(trainer.averaged, trainer.images[:len(trainer.dataset)], trainer.normalise)
-            log.info('%s: recalibrated %d batch norms%s', recipe.network, count, before)
+            change = '' if not self.held else f': mIoU {before:.2f} -> {self._score(*self.held).miou():.2f}'
+            log.info('%s: recalibrated %d batch norms%s', recipe.network, count, change)
         if self.held and self.validation:
             epoch = kept.get('kept_epoch', self.rows[-1]['epoch'])
             matrix = self._validate(epoch)
