@@ -89,7 +89,8 @@ def test_a_gradient_that_arrives_in_another_layout_is_the_same():
 @pytest.mark.parametrize('threads', [1, 3])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('kernel, padding, dilation', [
-    ((3, 1), (5, 0), (5, 1)), ((1, 3), (0, 17), (1, 17)), ((3, 3), (2, 4), (2, 4)), ((3, 3), (0, 3), (1, 2))])
+    ((3, 1), (5, 0), (5, 1)), ((1, 3), (0, 17), (1, 17)), ((3, 3), (2, 4), (2, 4)), ((3, 3), (0, 3), (1, 2)),
+    ((1, 3), (0, 27), (1, 27)), ((3, 1), (90, 0), (90, 1))])  # taps outside of the image
 def test_the_weight_gradient_of_a_depthwise_convolution(kernel, padding, dilation, dtype, threads):
     torch.manual_seed(0)
     convolution = nn.Conv2d(6, 6, kernel, padding=padding, dilation=dilation, groups=6, bias=False).double()

@@ -9,6 +9,7 @@ import pytest
 
 from lightseg_ros import labels, machine, networks, weights
 from lightseg_ros.inference import cpu, segmenter
+from lightseg_ros.nodes import live_segmenter
 from lightseg_ros.nodes.live_segmenter import LiveSegmenter, NetworkChoice
 
 
@@ -97,8 +98,11 @@ def test_sizes_that_come_later_are_traced_elsewhere_and_evicted(random_weights, 
     import torch
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.setattr(cpu, 'MAX_SIZES', 1)
+    monkeypatch.setattr(live_segmenter, 'TRACED_HERE', 1)
     live = LiveSegmenter(NetworkChoice(str(random_weights), 'cpu', '96x64', backend='openvino'),
                          sizes=[(64, 64)])
+    with live.use():
+        live.make_ready((96, 64))
     monkeypatch.setattr(torch.jit, 'trace', None)  # in this process
     with live.use() as network:
         assert live.is_ready((64, 64)) and not live.is_ready((64, 80))

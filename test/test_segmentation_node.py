@@ -249,7 +249,7 @@ def test_labels_do_not_wait_for_what_takes_longer(tester):
     gaps_ms = sorted(1e3 * (at - arrived['label'][stamp]) for stamp, at in arrived['confidence'].items())
     gap_ms = gaps_ms[len(gaps_ms) // 2]
     print(f'confidence {gap_ms:.1f} ms after the label; the node took {rest_ms:.1f} ms for it')
-    assert gap_ms > 0.5 * rest_ms and gaps_ms[0] > 0
+    assert gap_ms > 0.25 * rest_ms and gaps_ms[0] > 0
     for subscription in subscriptions:
         tester.node.destroy_subscription(subscription)
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # A new network is warmed up for this many of the image sizes that were segmented last.
 KEPT_SIZES = 4
 DEFAULT_SIZE = (480, 640)
+TRACED_HERE = 4  # image sizes that come later and are compiled in this process
 # MB (10^6 bytes) for each megapixel that a network sees on a CPU, while it is compiled: a conversion traces
 # torch's pass through the network. Measured at 1024x1024: 240 (AFFNet) to 460 (FBSNet).
 MB_PER_MEGAPIXEL = 500
@@ -68,6 +69,7 @@ class LiveSegmenter:
         self._ready: set[tuple[int, int]] = set()
         self._closing = threading.Event()
         self._child: subprocess.Popen | None = None
+        self._traced = 0  # sizes that were compiled in this process
         self._prepared: tuple[tuple, Segmenter | Exception] | None = None
         self._loaded = _identity(choice)
         self._segmenter = self._load(choice)
@@ -115,9 +117,13 @@ class LiveSegmenter:
 
     def make_ready(self, size: tuple[int, int]) -> None:
         """Compile or capture what frames of (height, width) need; call it inside `use`."""
-        # Tracing a network leaves 20 MB behind that torch never frees: a process that ends does.
-        if self._segmenter.device.type == 'cpu':
-            self._compile_in_child(self._loaded[0], self._segmenter, [size], priority=0)  # frames wait for it
+        if self._segmenter.device.type == 'cpu' and not self._segmenter.is_kept(*size):
+            # Tracing a network leaves 20 MB behind that torch never frees; a process that ends does, but its
+            # start takes seconds, and frames wait for it.
+            if self._traced < TRACED_HERE:
+                self._traced += 1
+            else:
+                self._compile_in_child(self._loaded[0], self._segmenter, [size], priority=0)
         self._warm_up(self._segmenter, size, first_only=self._segmenter.device.type != 'cuda')
         self._ready.add(size)
 

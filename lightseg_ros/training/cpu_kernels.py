@@ -86,6 +86,8 @@ def _depthwise(bfloat16: bool) -> Any:
                     for j in range(kernel[1]):
                         shift = dilation[1] * j - padding[1]
                         left, right = max(0, -shift), min(g.shape[1], x.shape[2] - shift)
+                        if right <= left:  # the tap lies outside of the image; a negative index would wrap
+                            continue
                         # Slices that start at 0 need no check for negative indices in the inner loop.
                         a = upper[left * channels:right * channels]
                         b = seen[(left + shift) * channels:(right + shift) * channels]
