@@ -229,7 +229,7 @@ def interpreted(*what):
         pytest.skip('Triton is not installed; its kernels are for CUDA')
     env = {**os.environ, 'TRITON_INTERPRET': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, __file__, *what], env=env, text=True, capture_output=True,
-                          timeout=400, check=False)
+                          timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split()
 

@@ -98,14 +98,17 @@ def test_sizes_that_come_later_are_traced_elsewhere_and_evicted(random_weights, 
     import torch
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.setattr(cpu, 'MAX_SIZES', 1)
-    monkeypatch.setattr(live_segmenter, 'TRACED_HERE', 1)
+    monkeypatch.setattr(live_segmenter, 'TRACED_HERE', 0)
     live = LiveSegmenter(NetworkChoice(str(random_weights), 'cpu', '96x64', backend='openvino'),
                          sizes=[(64, 64)])
-    with live.use():
-        live.make_ready((96, 64))
     monkeypatch.setattr(torch.jit, 'trace', None)  # in this process
     with live.use() as network:
         assert live.is_ready((64, 64)) and not live.is_ready((64, 80))
         live.make_ready((64, 80))
         assert network([np.zeros((64, 80, 3), np.uint8)])[0].labels.shape == (64, 80)
         assert live.is_ready((64, 80)) and not live.is_ready((64, 64))
+        monkeypatch.setattr(live_segmenter, 'TRACED_HERE', 1)  # the first ones are traced here
+        with pytest.raises(TypeError):
+            live.make_ready((64, 96))
+        live.make_ready((64, 96))
+        assert live.is_ready((64, 96))
