@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 import yaml
 
-from . import annotations, files, pictures
+from . import annotations, files, pictures, polygons
 from . import labels as label_sets
 from .annotations import AnnotationError, Class, COLOR, Item, Source
 from .labels import LabelSet
@@ -75,9 +75,11 @@ def convert(source: Path, out: Path, *, images: Path | None = None, labels: Labe
                               'folder outside of it')
     if labels is not None and names:
         raise AnnotationError('--labels and --classes both name the classes; give one of the two')
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise AnnotationError(f'--classes names {twice[0]!r} twice; expected a name of its own for each')
     out.parent.mkdir(parents=True, exist_ok=True)
     with _unpacked(source, out) as root, _appearing(out) as new:
-        found = annotations.recognise(root, images=images, labels=labels, names=names, background=background)
+        found = recognise(root, images=images, labels=labels, names=names, background=background)
         seen = _look(found)
         if not seen:
             raise AnnotationError(f'{source} was taken for {found.kind}, and nothing of it can be converted: '
@@ -99,6 +101,30 @@ def convert(source: Path, out: Path, *, images: Path | None = None, labels: Labe
         counts = dict(sorted(Counter(s or 'all' for s in splits).items()))
         left_out = [text.replace(str(root), str(source)) for text in found.left_out]
         return Imported(found.kind, label_set, counts, notes, left_out)
+
+
+def recognise(root: Path, *, images: Path | None = None, labels: LabelSet | None = None,
+              names: Sequence[str] = (), background: bool = True) -> Source:
+    """
+    Find out what a folder holds, and list its images with their labels.
+
+    `images`: where the images are, if not in `root`. `labels`: the label set of masks. `names`: class names
+    of masks, in the order of their ids. `background`: pixels outside of all polygons are a class, not void.
+    `AnnotationError` if nothing is recognised.
+    """
+    if not root.is_dir():
+        raise AnnotationError(f'no folder {root}')
+    there = annotations.Files(root, images)
+    source = polygons.coco(there, background) or polygons.labelme(there, background)
+    if source is None:
+        source = annotations.masks(there, labels, names)
+    if not source.items and not source.left_out:
+        kinds = Counter(p.suffix.lower() or 'no suffix' for p in there.all).most_common(4)
+        found = ', '.join(f'{n} {suffix}' for suffix, n in kinds) or 'nothing'
+        raise AnnotationError(
+            f'{root} holds {found}; expected masks (images/ and labels/, JPEGImages/ and SegmentationClass/, '
+            'X.jpg and X_mask.png, leftImg8bit/ and gtFine/), COCO or Labelme JSON')
+    return source
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 import simplejpeg
 import yaml
 
-from lightseg_ros import annotations, cli, data_import, datasets, labels, pictures
+from lightseg_ros import cli, data_import, datasets, labels, pictures, polygons
 from lightseg_ros.annotations import AnnotationError
 
 NAMES = ('background', 'road', 'car')
@@ -247,11 +247,11 @@ def test_every_layout_gives_the_same_labels(tmp_path, write, kind, splits):
 
 def test_a_car_s_shape_is_filled_to_half_a_pixel():
     """A polygon with fractions of pixels: a pixel belongs to it if most of the pixel lies in it."""
-    canvas = annotations._polygon([box(2.4, 3.6, 10.6, 7.4)], np.zeros((12, 16), np.uint8))
+    canvas = polygons._polygon([box(2.4, 3.6, 10.6, 7.4)], np.zeros((12, 16), np.uint8))
     want = np.zeros((12, 16), np.uint8)
     want[4:7, 2:11] = 1
     assert np.array_equal(canvas, want)
-    outside = annotations._polygon([box(-5, -5, 4, 4), box(30, 30, 40, 40)], np.zeros((12, 16), np.uint8))
+    outside = polygons._polygon([box(-5, -5, 4, 4), box(30, 30, 40, 40)], np.zeros((12, 16), np.uint8))
     assert outside.sum() == 16 and outside[:4, :4].all()
 
 
@@ -385,8 +385,25 @@ def test_nothing_half_made_is_left(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['source', 'there']
 
 
+def test_an_annotation_of_an_unknown_category_is_left_out(tmp_path):
+    tmp_path.joinpath('a').mkdir()
+    coco_polygons(tmp_path / 'a')
+    path = tmp_path / 'a/annotations/instances_default.json'
+    tree = json.loads(path.read_text())
+    tree['annotations'][0]['category_id'] = 99
+    path.write_text(json.dumps(tree))
+    done = data_import.convert(tmp_path / 'a', tmp_path / 'out')
+    assert done.counts and done.left_out == [
+        '1 annotations of category 99, which instances_default.json does not name']
+
+
+def test_names_of_classes_differ(tmp_path):
+    palette_folder(tmp_path / 'a')
+    with pytest.raises(AnnotationError, match="--classes names 'road' twice"):
+        data_import.convert(tmp_path / 'a', tmp_path / 'out', names=['road', 'road', 'car'])
+
+
 @pytest.mark.parametrize('change, message', [
-    (lambda t: t['annotations'][0].update(category_id=99), 'is damaged COCO: KeyError'),
     (lambda t: t['categories'][0].pop('name'), 'is damaged COCO'),
     (lambda t: t['images'][0].update(height='x'), 'is damaged COCO'),
 ])

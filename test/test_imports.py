@@ -30,7 +30,8 @@ MAY = {
     'datasets': {'files', 'labels', 'pictures', 'sizes'},
     'data_check': {'datasets', 'labels', 'pictures'},
     'annotations': {'datasets', 'files', 'labels', 'pictures'},
-    'data_import': {'annotations', 'datasets', 'files', 'labels', 'pictures'},
+    'polygons': {'annotations', 'pictures'},
+    'data_import': {'annotations', 'datasets', 'files', 'labels', 'pictures', 'polygons'},
     'contact_sheet': {'data_check', 'datasets', 'files', 'labels'},
     'info': {'labels', 'networks', 'sizes', 'weights'},
     'synthetic': set(),
@@ -54,7 +55,7 @@ MAY = {
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.
 LIGHT = ('texts', 'files', 'labels', 'images', 'pictures', 'latest', 'health', 'machine', 'bag_files',
          'metrics', 'sizes', 'sources', 'bags', 'footage', 'points', 'framing', 'datasets', 'data_check',
-         'contact_sheet', 'annotations', 'data_import', 'synthetic',
+         'contact_sheet', 'annotations', 'polygons', 'data_import', 'synthetic',
          'evaluation.recordings', 'evaluation.scores', 'evaluation.text_report', 'evaluation.html_report')
 
 

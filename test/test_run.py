@@ -248,6 +248,23 @@ def test_batch_norms_are_recalibrated_on_whole_images(scenes, tmp_path):
         weights_of_checkpoint(tmp_path / 'plain/last.pt', datasets.load('folder', 'val', scenes), out)
 
 
+@pytest.mark.parametrize('worse', [True, False])
+def test_a_recalibration_that_makes_the_validation_worse_is_undone(scenes, tmp_path, monkeypatch, caplog,
+                                                                   worse):
+    dataset, validation = (datasets.load('folder', split, scenes) for split in ('train', 'val'))
+    plain = train(replace(TINY, recalibrate=False), dataset, tmp_path / 'plain', device='cpu')
+
+    def recalibrated(network, images, normalise):
+        norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for norm in norms if worse else ():
+            norm.running_mean += 100
+        return len(norms)
+    monkeypatch.setattr('lightseg_ros.training.run.recalibrate', recalibrated)
+    path = train(TINY, dataset, tmp_path / 'run', device='cpu', validation=validation)
+    assert same(path, plain) and weights.read_card(path).recipe['recalibrate'] is not worse
+    assert ('made the validation worse' in caplog.text) is worse
+
+
 def test_recalibrate_on_the_command_line(scenes, tmp_path, capsys):
     path = train(replace(TINY, epochs=1), datasets.load('folder', 'train', scenes), tmp_path, device='cpu')
     data = ['--data', 'folder', '--data-root', str(scenes)]

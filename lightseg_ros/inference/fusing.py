@@ -6,6 +6,7 @@ For CUDA: a convolution with the norm and activation before it and all that foll
 `fuse` rewrites a folded network so that each convolution is a `FusedConv`. On a CPU a `FusedConv` computes
 the same by torch's own operations.
 """
+from collections.abc import Callable
 import copy
 from typing import Any
 
@@ -25,7 +26,21 @@ from .folding import Gate, steps, WholeFCB
 NEVER = -6e4  # a logit that float16 holds and that no class is below
 
 
-class FusedConv(nn.Module):
+class _Fused(nn.Module):
+    """What runs in one Triton kernel on CUDA (`run`), and by torch's own operations elsewhere (`plain`)."""
+
+    run: Callable[..., Tensor]
+    plain: Callable[..., Tensor]
+
+    def forward(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
+        """`into`: where the result goes, such as some of the channels of a larger tensor."""
+        if x.is_cuda:
+            return self.run(x, add, into)
+        y = self.plain(x, add)
+        return y if into is None else into.copy_(y)
+
+
+class FusedConv(_Fused):
     """
     y = act(conv(pre(x)) + bias) + add, on (N, C, H, W), channels-last on CUDA.
 
@@ -66,13 +81,6 @@ class FusedConv(nn.Module):
         pre = None if norm is None else norm_figures(norm, before)
         self.register_buffer('pre', pre)
 
-    def forward(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
-        """`into`: where the result goes, such as some of the channels of a larger tensor."""
-        if x.is_cuda:
-            return self.run(x, add, into)
-        y = self.plain(x, add)
-        return y if into is None else into.copy_(y)
-
     def run(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
         """Compute it in one Triton kernel."""
         return (kernels.depthwise if self.depthwise else kernels.convolve)(x, self, add, into)
@@ -93,7 +101,7 @@ class FusedConv(nn.Module):
         return y.to(dtype)
 
 
-class FusedBranches(nn.Module):
+class FusedBranches(_Fused):
     """
     Depthwise `FusedConv`s in one kernel: (N, C, H, W) -> results side by side, or `together`: their sum.
 
@@ -114,12 +122,6 @@ class FusedBranches(nn.Module):
         self.kernel = convs[0].kernel
         for name, dim in (('taps', 1), ('bias', 0), ('slope', 0), ('steps', 0)):
             self.register_buffer(name, torch.cat([getattr(conv, name) for conv in convs], dim))
-
-    def forward(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
-        if x.is_cuda:
-            return self.run(x, add, into)
-        y = self.plain(x, add)
-        return y if into is None else into.copy_(y)
 
     def run(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
         """Compute it in one Triton kernel."""

@@ -336,6 +336,27 @@ class _Run:
         log.warning('%s: stopped in epoch %d by %s; continue with --resume', self.recipe.network, epoch + 1,
                     why)
 
+    def _recalibrate(self) -> dict[str, int]:
+        """
+        Recompute the batch norms' statistics, unless the validation is better with those of the training.
+
+        It is where crops are larger than the images, so that all the training was on images with a margin.
+        Returns what the card says of the recipe then.
+        """
+        trainer, network = self.trainer, self.trainer.averaged
+        before = self._score(*self.held).miou() if self.held else -math.inf
+        old = {k: v.clone() for k, v in network.state_dict().items()}
+        count = recalibrate(network, trainer.images[:len(trainer.dataset)], trainer.normalise)
+        after = self._score(*self.held).miou() if self.held else math.inf
+        name, change = self.recipe.network, f': mIoU {before:.2f} -> {after:.2f}' if self.held else ''
+        if after < before:
+            network.load_state_dict(old)
+            log.warning('%s: recalibrating %d batch norms made the validation worse%s; those of the training '
+                        'are kept', name, count, change)
+            return {'recalibrate': False}
+        log.info('%s: recalibrated %d batch norms%s', name, count, change)
+        return {}
+
     def _finish(self, seconds: float) -> Path:
         """Score the finished network, and write weights, log, checkpoint and curve."""
         trainer, recipe = self.trainer, self.recipe
@@ -360,10 +381,7 @@ class _Run:
             log.info('%s: the weights of epoch %d of %d are kept, mIoU %.2f', recipe.network,
                      self.best['epoch'], last, self.best['miou'])
         if recipe.recalibrate:
-            before = self._score(*self.held).miou() if self.held else None
-            count = recalibrate(trainer.averaged, trainer.images[:len(trainer.dataset)], trainer.normalise)
-            change = '' if not self.held else f': mIoU {before:.2f} -> {self._score(*self.held).miou():.2f}'
-            log.info('%s: recalibrated %d batch norms%s', recipe.network, count, change)
+            kept |= self._recalibrate()
         if self.held and self.validation:
             epoch = kept.get('kept_epoch', self.rows[-1]['epoch'])
             matrix = self._validate(epoch)
