@@ -246,7 +246,7 @@ def test_automatic_precision_is_what_the_machine_is_fast_in(scenes, monkeypatch)
         assert trainer.precision == expected and trainer.card({}).recipe['precisions'] == [expected]
 
 
-@pytest.mark.parametrize('network', [n for n in networks.PAPER_NETWORKS if n != 'laanet'])
+@pytest.mark.parametrize('network', [n for n in networks.NETWORKS if n != 'laanet'])
 def test_single_images_train_all_networks_but_laanet(scenes, network):
     recipe = replace(TINY, network=network, batch=1, mix=0.0)
     trainer = Trainer(recipe, datasets.load('folder', 'train', scenes), device='cpu')
