@@ -13,6 +13,8 @@ os.environ.setdefault('ROS_DOMAIN_ID', str(30 + os.getpid() % 50))
 if 'PYTEST_XDIST_WORKER' in os.environ:  # gw0, gw1 ...: each needs a domain beside the one that it inherits
     number = int(os.environ['PYTEST_XDIST_WORKER'][2:])
     os.environ['ROS_DOMAIN_ID'] = str(int(os.environ['ROS_DOMAIN_ID']) + 1 + number)
+    # The workers share the cores: threads that wait for each other on busy cores take twice the CPU time.
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(ROOT / 'config' / 'fastdds_localhost.xml'))
 # Threads that wait without spinning: test processes share a machine's cores with their nodes.

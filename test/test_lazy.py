@@ -136,8 +136,8 @@ def test_a_network_is_exchanged_beside_the_running_one(start, tmp_path):  # noqa
     of_old, of_new = [s for s in seen if s[1] > 1], [s for s in seen if s[1] <= 1]
     assert len(of_old) > 5 and len(of_new) > 5
     assert seen == of_old + of_new
-    # A label beyond the two classes must not follow the announcement of two classes, nor the other way round. Those
-    # that waited in the subscriber's queue of ten may be delivered after an announcement that came later.
+    # A label beyond the two classes must not follow the announcement of two classes, nor the other way round.
+    # Labels that waited in the subscriber's queue may be delivered after an announcement that came later.
     assert all(count == 2 for _, _, count in of_new)
     assert sum(count == 2 for _, _, count in of_old) <= 2
     gaps = np.diff([at for at, _, _ in seen])

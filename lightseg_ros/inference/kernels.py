@@ -214,20 +214,12 @@ else:
 
 
 try:
-    import numba
+    from ..compiled import compiled
 except ImportError:
     _label_rows: Any = None
     _blend_pixels: Any = None
 else:
-    def _compiled(function: Any) -> Any:
-        """Compile a function when it is first called; it drops the GIL, and is kept on disk if it can be."""
-        options: dict[str, Any] = {'nogil': True, 'error_model': 'numpy', 'fastmath': {'contract'}}
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # no folder that it may write to
-            return numba.njit(**options)(function)
-
-    @_compiled
+    @compiled
     def _across(row, left, share, size, out):
         """Interpolate logits (K, w) at n columns, right of those at `left` by `share`: `out` (K, n)."""
         for k in range(len(row)):
@@ -238,7 +230,7 @@ else:
 
     # Loops over x become vector instructions if arrays are whole rows (the first `size` values count), if
     # what is written does not lie where it was read (masked writes are slow), and if few arrays may overlap.
-    @_compiled
+    @compiled
     def _between(top, bottom, share, size, mixed, highest):
         """Interpolate two rows (K, n): `mixed`, and `highest[0]` (n,) of it."""
         classes = len(mixed)
@@ -252,7 +244,7 @@ else:
             for x in range(size):
                 highest[0, x] = highest[1, x]
 
-    @_compiled
+    @compiled
     def _winners(mixed, highest, size, ids):
         """Find which class is the highest, the first of equal ones: `ids[0]` (n,)."""
         for x in range(size):
@@ -262,7 +254,7 @@ else:
             for x in range(size):
                 after[x] = np.int32(k) if value[x] >= highest[x] else before[x]
 
-    @_compiled
+    @compiled
     def _add_powers(mixed, highest, size, total):
         """
         Add up exp(logit - highest) over the classes: `total` (n,), of logits divided by 16.
@@ -284,7 +276,7 @@ else:
                 power *= power
                 total[x] += power * power
 
-    @_compiled
+    @compiled
     def _between_classes(coarse, first, plain, columns):
         """
         Return how many columns between two rows of `coarse` (2, w) class ids need mixing, and write which.
@@ -303,7 +295,7 @@ else:
                     count += 1
         return count
 
-    @_compiled
+    @compiled
     def _label_rows(logits, above, share_y, left, share_x, first, labels, wanted, confidence, begin, end):
         """
         Upsample (N, h, w, K) float32 bilinearly, take the highest: writes `labels` (N, H, W) uint8.
@@ -372,7 +364,7 @@ else:
                     for x in range(width):
                         certainty[x] = np.uint8(np.float32(255) / total[x] + np.float32(0.5))
 
-    @_compiled
+    @compiled
     def _blend_pixels(frames, labels, lookup, weight, reversed_channels, blended):
         """Write `blended` (N, H, W, 3) uint8 RGB, what `blend` returns, in one pass."""
         n, h, w = labels.shape
