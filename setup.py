@@ -67,8 +67,8 @@ setup(
     extras_require=EXTRAS,
     entry_points={
         'console_scripts': [
-            'segmentation_node = lightseg_ros.nodes.segmentation:main',
-            'camera_node = lightseg_ros.nodes.camera:main',
+            'segmentation_node = lightseg_ros.nodes:segmentation_node',
+            'camera_node = lightseg_ros.nodes:camera_node',
             'lightseg = lightseg_ros.cli:main',
         ],
     },

@@ -194,7 +194,7 @@ def masks(there: Files, labels: LabelSet | None, names: Sequence[str]) -> Source
     """List images with masks; `labels` and `names`: the classes, if the user named them."""
     if labels is None and not names and (file := there.named('labels.yaml')):
         labels = label_sets.load(file)
-    source, by_color = _named(there, labels)
+    source, by_color = _named(there, labels, names)
     source.names = names
     if labels is not None:
         source.labels = labels
@@ -231,7 +231,7 @@ def masks(there: Files, labels: LabelSet | None, names: Sequence[str]) -> Source
     return source
 
 
-def _named(there: Files, labels: LabelSet | None) -> tuple[Source, bool]:
+def _named(there: Files, labels: LabelSet | None, names: Sequence[str]) -> tuple[Source, bool]:
     """Return a source with its classes, and whether a palette's colours tell them rather than its ids."""
     folders = {part.lower() for p in there.all for part in p.relative_to(there.root).parts[:-1]}
     if 'jpegimages' in folders or any(f.startswith('segmentationclass') for f in folders):
@@ -245,6 +245,8 @@ def _named(there: Files, labels: LabelSet | None) -> tuple[Source, bool]:
         rows = zip(labels.names, labels.colors, labels.source_ids)
         return Source(f'{kind}, classes of a YAML file',
                       classes=[Class(n, c, {*ids, COLOR | _code(c)}) for n, c, ids in rows]), False
+    if names:
+        return Source(f'{kind}, classes of --classes'), False
     if file := there.named('labelmap.txt'):  # CVAT: name:red,green,blue:parts:actions
         found = re.findall(r'^([^#:\n][^:\n]*):(\d+),(\d+),(\d+):', _text(file), re.MULTILINE)
         return Source(f'{kind} with labelmap.txt, as CVAT exports', classes=_colored(file, found)), True

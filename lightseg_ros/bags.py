@@ -14,7 +14,6 @@ from pathlib import Path
 import re
 import shutil
 import struct
-import tempfile
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +28,7 @@ import yaml
 
 from . import bag_files, foxglove, images, pictures, video
 from .bag_files import BagFile, NS
-from .files import read_small
+from .files import folder_beside, make_folder, read_small, remove_empty
 from .images import ImageError
 from .labels import LabelSet
 from .pictures import PictureError
@@ -502,8 +501,8 @@ class Writer:
             raise BagError(f'storage is {storage!r} for {self.path}; expected mcap, or sqlite3 for a folder')
         if self.path.exists():
             raise BagError(f'{self.path} exists; no bag is overwritten: remove it or choose another name')
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix=f'.{self.path.name}.', dir=self.path.parent))
+        self._made = make_folder(self.path.parent)
+        self._folder = folder_beside(self.path)
         # The files inside are named like the folder.
         self._bag = self._folder / self.path.name
         plugin = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}[storage]
@@ -527,6 +526,8 @@ class Writer:
                     self._writer.abort()
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
+            if kind is not None:
+                remove_empty(self._made)
 
     def write(self, topic: str, msg: Any, time_ns: int) -> None:
         """Add a message made from `TYPES`."""

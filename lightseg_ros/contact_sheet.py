@@ -79,7 +79,7 @@ def _legend(labels: LabelSet, shares: Sequence[float], width: int) -> np.ndarray
     columns = max(1, width // max(150, min(widest + LINE + 90, width // 3)))
     cell = (width - GAP) // columns
     out = np.full((-(-(n + 1) // columns) * (LINE + 4) + 2 * GAP, width, 3), PAPER, np.uint8)
-    for i, name in enumerate((*labels.names, 'void')):
+    for i, name in enumerate((*labels.names, 'void, of all')):
         x, y = GAP + i % columns * cell, GAP + i // columns * (LINE + 4)
         _swatch(out[y + 2:y + LINE - 2, x:x + LINE], labels.colors[i] if i < n else None)
         x, room = x + LINE + 8, cell - LINE - 90

@@ -63,6 +63,16 @@ class Report:
     def total(self) -> int:
         return int(self.pixels.sum()) + self.void
 
+    def mixed(self) -> str:
+        """Say of which sizes the images are; '' if all have one."""
+        listed = ', '.join(f'{w}x{h} ({n})' for (w, h), n in self.sizes.most_common(5))
+        return f'images of {len(self.sizes)} sizes: {listed}' if len(self.sizes) > 1 else ''
+
+    def size(self) -> str:
+        """Return the --size for `lightseg train` where images differ: the size that most of them have."""
+        (width, height), _ = max(self.sizes.items(), key=lambda item: (item[1], item[0]))
+        return f'--size {width}x{height}'
+
 
 def check(dataset: DataSet, *, images: bool = True, faults: Faults | None = None) -> Report:
     """
@@ -103,16 +113,20 @@ def check(dataset: DataSet, *, images: bool = True, faults: Faults | None = None
     return report
 
 
-def before_training(dataset: DataSet, *, allow_empty: bool = False) -> list[str]:
+def before_training(dataset: DataSet, *, allow_empty: bool = False, scaled: bool = False) -> list[str]:
     """
     Check the labels of a split that is trained on; returns warnings.
 
-    `DataError` for a file with a fault, and for classes without a pixel unless `allow_empty`, or the split is
-    a part of another one (`train:-monday`), which need not show all. Images are left to whoever reads them.
+    `DataError` for a file with a fault, for images of several sizes unless they will be `scaled` to one, and
+    for classes without a pixel unless `allow_empty`, or the split is a part of another one (`train:-monday`),
+    which need not show all. Images are left to whoever reads them.
     """
     report = check(dataset, images=False)
     if report.problems:
         raise DataError(f'{report.problems[0]} (all that is wrong: lightseg data check)')
+    if report.sizes and report.mixed() and not scaled:
+        raise DataError(f'{dataset.name} {dataset.split}: {report.mixed()}; expected one size: give '
+                        f'{report.size()} or another; images are scaled to fit into it, not stretched')
     if report.empty and not allow_empty and ':' not in dataset.split:
         raise DataError(f'{dataset.name} {dataset.split}: {"; ".join(report.empty)} '
                         '(--allow-empty-classes trains all the same)')
@@ -185,11 +199,6 @@ def _likely(report: Report, missing: int) -> str:
 
 def _pictures(report: Report, found: Sequence[_File]) -> None:
     """Say what the images have that is no fault, but may hurt."""
-    if len(report.sizes) > 1:
-        listed = ', '.join(f'{w}x{h} ({n})' for (w, h), n in report.sizes.most_common(5))
-        (w, h), _ = report.sizes.most_common(1)[0]
-        report.warnings.append(f'images of {len(report.sizes)} sizes: {listed}; train with --size {w}x{h} or '
-                               'another one: images are scaled to fit into it, never stretched')
     turned = [pair.image for pair, f in zip(report.pairs, found) if f.turned]
     if turned:
         report.warnings.append(f'{len(turned)} images are turned by their EXIF orientation, and the size of '
@@ -216,14 +225,29 @@ def shared(reports: Sequence[Report]) -> list[str]:
     return said
 
 
+def alike(labels: LabelSet) -> list[str]:
+    """Say which classes have one colour: no picture of labels tells them apart."""
+    names: dict[tuple[int, ...], list[str]] = {}
+    for name, color in zip(labels.names, labels.colors):
+        names.setdefault(color, []).append(name)
+    return [f'{", ".join(some[:-1])} and {some[-1]} have the same color {list(color)} in labels.yaml: no '
+            'picture of labels or predictions tells them apart; give each its own'
+            for color, some in names.items() if len(some) > 1]
+
+
 def table(reports: Sequence[Report]) -> str:
-    """Return a table of the classes: share of the labelled pixels, and images that show it, by split."""
+    """
+    Return a table by split: each class's share of the labelled pixels, and how many images show it.
+
+    The share of void is of all pixels, and its row says so.
+    """
     labels = reports[0].dataset.labels
-    rows = [['class', 'in files as'], *([name, ' '.join(map(str, ids))]
-                                        for name, ids in zip(labels.names, labels.source_ids)), ['void', '']]
+    rows = [['class', 'in files as'],
+            *([name, ' '.join(map(str, ids))] for name, ids in zip(labels.names, labels.source_ids)),
+            ['void, of all pixels', '']]
     for report in reports:
         n = len(report.pairs)
-        rows[0] += [f'{report.dataset.split}: pixels', f'images of {n}']
+        rows[0] += [f'{report.dataset.split}: of labelled', f'images of {n}']
         known = max(1, report.pixels.sum())
         for i in range(len(labels)):
             rows[i + 1] += [percent(report.pixels[i] / known), f'{report.present[i]}']

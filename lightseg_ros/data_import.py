@@ -11,7 +11,6 @@ from pathlib import Path
 import random
 import re
 import shutil
-import tempfile
 from typing import Any, TypeVar
 import zipfile
 import zlib
@@ -54,15 +53,15 @@ class _Seen:
 
 
 def convert(source: Path, out: Path, *, images: Path | None = None, labels: LabelSet | None = None,
-            names: Sequence[str] = (), background: bool = True, share: float | None = None,
+            names: Sequence[str] = (), background: bool | None = None, share: float | None = None,
             seed: int = 0) -> Imported:
     """
     Convert a folder or a zip file; `out` appears whole or not at all.
 
     `images`: where the images are, if the source has none. `labels`, `names`: the classes of masks, as a
-    label set, or as names in the order of their ids. `background`: what no polygon covers is a class, not
-    void. `share`: of the images for training; the others are for validation, and consecutive images stay
-    together. Without it the source's own splits are kept.
+    label set, or as names in the order of their ids. `background`: whether what no polygon covers is a class
+    (the default) or void; None for masks. `share`: of the images for training; the others are for
+    validation, and consecutive images stay together. Without it the source's own splits are kept.
 
     `AnnotationError` if nothing is recognised or can be converted, or if `out` exists.
     """
@@ -77,8 +76,7 @@ def convert(source: Path, out: Path, *, images: Path | None = None, labels: Labe
         raise AnnotationError('--labels and --classes both name the classes; give one of the two')
     if twice := [name for name, n in Counter(names).items() if n > 1]:
         raise AnnotationError(f'--classes names {twice[0]!r} twice; expected a name of its own for each')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _unpacked(source, out) as root, _appearing(out) as new:
+    with files.in_folder(out.parent), _unpacked(source, out) as root, _appearing(out) as new:
         found = recognise(root, images=images, labels=labels, names=names, background=background)
         seen = _look(found)
         if not seen:
@@ -104,20 +102,29 @@ def convert(source: Path, out: Path, *, images: Path | None = None, labels: Labe
 
 
 def recognise(root: Path, *, images: Path | None = None, labels: LabelSet | None = None,
-              names: Sequence[str] = (), background: bool = True) -> Source:
+              names: Sequence[str] = (), background: bool | None = None) -> Source:
     """
     Find out what a folder holds, and list its images with their labels.
 
     `images`: where the images are, if not in `root`. `labels`: the label set of masks. `names`: class names
-    of masks, in the order of their ids. `background`: pixels outside of all polygons are a class, not void.
-    `AnnotationError` if nothing is recognised.
+    of masks, in the order of their ids. `background`: whether pixels outside of all polygons are a class (the
+    default) or void. `AnnotationError` if nothing is recognised, or if an argument does not go with it.
     """
     if not root.is_dir():
         raise AnnotationError(f'no folder {root}')
     there = annotations.Files(root, images)
-    source = polygons.coco(there, background) or polygons.labelme(there, background)
+    outside = background is not False
+    source = polygons.coco(there, outside) or polygons.labelme(there, outside)
     if source is None:
         source = annotations.masks(there, labels, names)
+        if source.items and background is not None:
+            raise AnnotationError(f'{root} was taken for {source.kind}; --unlabeled is for polygons, and '
+                                  'every pixel of a mask has an id. To make one void, leave the option out, '
+                                  'and write that id into void_source_ids of the new labels.yaml')
+    elif labels is not None or names:
+        raise AnnotationError(f'{root} was taken for {source.kind}, which names its classes itself; '
+                              f'{"--classes" if names else "--labels"} is for masks. Leave it out, and '
+                              'change the names in the new labels.yaml')
     if not source.items and not source.left_out:
         kinds = Counter(p.suffix.lower() or 'no suffix' for p in there.all).most_common(4)
         found = ', '.join(f'{n} {suffix}' for suffix, n in kinds) or 'nothing'
@@ -133,7 +140,7 @@ def _unpacked(source: Path, out: Path) -> Iterator[Path]:
     if not source.is_file():
         yield source
         return
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f'.{out.name[:100]}.zip.'))
+    folder = files.folder_beside(out)
     try:
         try:
             with zipfile.ZipFile(source) as packed:
@@ -161,7 +168,7 @@ def _unpacked(source: Path, out: Path) -> Iterator[Path]:
 @contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
     """Yield a folder that gets the name `out` when the block ends, and is removed if it raises."""
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f'.{out.name[:100]}.'))
+    folder = files.folder_beside(out)
     try:
         yield folder
         folder.chmod(0o777 & ~files.umask())

@@ -3,6 +3,7 @@
 """Label sets: class names, colours, groups and the id that means "unlabeled", from YAML files."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -187,15 +188,21 @@ class LabelSet:
         """
         what = 'expected name, classes (name, color, and optionally id, source_id), and optionally groups, ' \
             'ignore_id, void_source_ids'
+        if strict and isinstance(d, dict):
+            _no_others(f'label set {_shown(d.get("name"))}', d, FIELDS)
         if not isinstance(d, dict) or not isinstance(d.get('classes'), list):
             raise LabelError(f'not a label set: no list of classes; {what}')
         rows, groups = d['classes'], d.get('groups') or {}
         title = f'label set {_shown(d.get("name"))}'
         for i, row in enumerate(rows[:256]):
-            if not isinstance(row, dict) or 'name' not in row or 'color' not in row:
+            if not isinstance(row, dict):
                 raise LabelError(f'{title}: class {i} is {_shown(row)}; expected name and color')
             if strict:
-                _no_others(f'{title}: class {i}', row, CLASS_FIELDS)
+                which = f' ({_shown(row["name"])})' if 'name' in row else ''
+                _no_others(f'{title}: class {i}{which}', row, CLASS_FIELDS)
+            if missing := [key for key in ('name', 'color') if key not in row]:
+                raise LabelError(f'{title}: class {i} has no {" and no ".join(missing)}; expected '
+                                 'name and color')
             if not isinstance(row['color'], (list, tuple)):
                 raise LabelError(f'{title}: color of class {_shown(row["name"])} is {_shown(row["color"])}; '
                                  'expected three numbers from 0 to 255, red, green and blue')
@@ -206,15 +213,12 @@ class LabelSet:
         if not isinstance(groups, dict) or not all(isinstance(v, (list, tuple)) for v in groups.values()):
             raise LabelError(f'{title}: groups is {_shown(groups)}; expected lines such as "traversable: '
                              '[road, sidewalk]"')
-        found = cls(
+        return cls(
             name=d.get('name', ''), names=tuple(row['name'] for row in rows),
             colors=tuple(tuple(row['color'][:4]) for row in rows),
             groups={k: tuple(v) for k, v in groups.items()}, ignore_id=d.get('ignore_id', 255),
             source_ids=tuple(_ids(row.get('source_id', i)) for i, row in enumerate(rows)),
             void_source_ids=_ids(d.get('void_source_ids', ())))
-        if strict:
-            _no_others(title, d, FIELDS)
-        return found
 
 
 def _ids(value: Any) -> tuple[Any, ...]:
@@ -226,7 +230,9 @@ def _no_others(title: str, found: dict[Any, Any], known: tuple[str, ...]) -> Non
     """Raise `LabelError` where a field has an unknown name: a misspelt one would be without effect."""
     others = [key for key in found if key not in known]
     if others:
-        raise LabelError(f'{title} has the field {_shown(others[0])}; expected {", ".join(known)}')
+        near = get_close_matches(str(others[0])[:MAX_NAME].lower(), known, 1)
+        meant = f'; did you mean {near[0]}?' if near else ''
+        raise LabelError(f'{title} has the field {_shown(others[0])}; expected {", ".join(known)}{meant}')
 
 
 def _shown(value: Any) -> str:

@@ -74,6 +74,19 @@ def test_a_missing_package_is_named():
     assert done.stderr.endswith("pip install '.[all]'\n")
 
 
+def test_ctrl_c_while_modules_are_imported_is_no_error():
+    """Numpy turns it into an ImportError whose text is 30 lines long, if it comes at the right moment."""
+    code = ("import os, signal, sys\nfrom lightseg_ros import cli\n"
+            "def interrupted(event, *_):\n"
+            "    if event == 'import' and _[0][0] == sys.argv[1]:\n"
+            "        signal.raise_signal(signal.SIGINT)\n"
+            "sys.addaudithook(interrupted)\nsys.exit(cli.main(['info', 'laanet']))")
+    for module in ('datetime', 'numpy._core._multiarray_umath', 'torch'):
+        done = subprocess.run([sys.executable, '-c', code, module], capture_output=True, text=True,
+                              timeout=60, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (130, '', ''), module
+
+
 def test_help_imports_neither_torch_nor_ros():
     code = ("import sys\nfrom lightseg_ros import cli\n"
             "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"

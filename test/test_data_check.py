@@ -49,7 +49,8 @@ def test_pixels_and_images_of_each_class(tmp_path):
                                'more of it, or merge it with another class']
     rows = data_check.table([report]).splitlines()
     assert rows[0].split('  ')[0] == 'class' and 'images of 4' in rows[0]
-    assert rows[3].split() == ['box', '2', '2.2', '%', '2'] and rows[4].split() == ['void', '6.2', '%', '4']
+    assert rows[3].split() == ['box', '2', '2.2', '%', '2']
+    assert rows[4].split() == ['void,', 'of', 'all', 'pixels', '6.2', '%', '4']
 
 
 @pytest.mark.parametrize('label, classes, expected', [
@@ -130,6 +131,42 @@ def test_what_comes_next(tmp_path, capsys, monkeypatch):
     cv2.imwrite('yard/labels/train/train_0.png', np.full((48, 64, 3), (1, 2, 3), np.uint8))
     assert cli.main(['data', 'check', 'yard', '--split', 'train']) == 1
     assert 'next: lightseg data import yard NEW_FOLDER converts such labels' in capsys.readouterr().out
+
+
+def test_images_of_several_sizes_get_one_size_from_check_and_train(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = write(Path('yard'), 'train', 6)
+    write(root, 'val', 3)
+    for split, number, size in (('train', 0, (128, 96)), ('train', 1, (128, 96)), ('val', 1, (80, 64)),
+                                ('val', 2, (80, 64))):
+        for path in root.glob(f'*/{split}/*_{number}.png'):
+            cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), size,
+                                              interpolation=cv2.INTER_NEAREST))
+    assert cli.main(['data', 'check', 'yard']) == 0
+    out = capsys.readouterr().out
+    assert 'warning: train: images of 2 sizes: 64x48 (4), 128x96 (2)\n' in out
+    assert 'warning: val: images of 2 sizes: 80x64 (2), 64x48 (1)\n' in out
+    assert '--validate val --size 64x48 (or another size: images are scaled' in out.splitlines()[-1]
+    assert out.count('--size') == 1
+    assert cli.main(arguments(root, tmp_path / 'run') + ['--split', 'train']) == 1
+    error = capsys.readouterr().err
+    assert 'train: images of 2 sizes: 64x48 (4), 128x96 (2); expected one size: give --size 64x48' in error
+    assert not any('sizes' in text for text in data_check.before_training(
+        datasets.folder('train', root), scaled=True))
+
+
+def test_classes_of_one_colour_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = write(tmp_path / 'yard', '', 4)
+    tree = yaml.safe_load((root / 'labels.yaml').read_text())
+    tree['name'] = 'export'
+    for row in tree['classes'][1:]:
+        row['color'] = [255, 0, 0]
+    (root / 'labels.yaml').write_text(yaml.safe_dump(tree))
+    assert cli.main(['data', 'check', str(root)]) == 0
+    assert 'warning: road and box have the same color [255, 0, 0] in labels.yaml' in capsys.readouterr().out
+    # By the folder: every import of one export has the same name in its labels.yaml.
+    assert (tmp_path / 'yard-check.png').is_file() and not (tmp_path / 'export-check.png').exists()
 
 
 def test_the_sheet_shows_rare_classes_in_their_colours(tmp_path):

@@ -3,7 +3,12 @@
 """What annotation tools export becomes a data set: every layout gives the same labels."""
 import base64
 import json
+import os
 from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 
 import cv2
@@ -381,8 +386,42 @@ def test_nothing_half_made_is_left(tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr(data_import.shutil, 'copyfile', full)
     with pytest.raises(OSError, match='No space left'):
-        data_import.convert(source, tmp_path / 'out')
+        data_import.convert(source, tmp_path / 'new/folder/out')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['source', 'there']
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_nothing_half_made(tmp_path, number, code):
+    source = tmp_path / 'source'
+    for kind in ('images', 'labels'):
+        (source / kind).mkdir(parents=True)
+        content = grey(np.zeros((1000, 1000), np.uint8))
+        for i in range(500):
+            (source / kind / f'{i}.png').write_bytes(content)
+    with subprocess.Popen([sys.executable, '-m', 'lightseg_ros.cli', 'data', 'import', source, 'new/out'],
+                          cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(Path(cli.__file__).parents[2])},
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
+        while not list(tmp_path.glob('new/.out.*')):
+            assert run.poll() is None
+            time.sleep(0.01)
+        run.send_signal(number)
+        assert run.communicate(timeout=60) == (b'', None) and run.returncode == code
+    assert os.listdir(tmp_path) == ['source']
+
+
+def test_options_that_do_not_go_with_the_source_are_refused(tmp_path, capsys):
+    for write in (palette_folder, voc, coco_polygons, labelme):
+        (tmp_path / write.__name__).mkdir()
+        write(tmp_path / write.__name__)
+    for name, *options, message in (
+            ('palette_folder', '--unlabeled', 'void', '--unlabeled is for polygons'),
+            ('coco_polygons', '--classes', 'a', 'b', 'COCO, which names its classes itself; --classes is'),
+            ('labelme', '--labels', str(tmp_path / 'palette_folder/labels.yaml'), '--labels is for masks'),
+            ('palette_folder', '--seed', '1', '--seed is of --split')):
+        assert cli.main(['data', 'import', str(tmp_path / name), str(tmp_path / 'out'), *options]) == 1
+        assert message in capsys.readouterr().err
+    done = data_import.convert(tmp_path / 'voc', tmp_path / 'out', names=('x', 'y', 'z'))
+    assert done.labels.names == ('x', 'y', 'z')  # not those of labelmap.txt
 
 
 def test_an_annotation_of_an_unknown_category_is_left_out(tmp_path):

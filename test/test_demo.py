@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
+from lightseg_ros.live import demo  # noqa: E402
 
 
 def lightseg(*arguments, timeout=120):
@@ -24,6 +25,9 @@ def test_demo(tmp_path):
     assert result['exit_codes'] == {'camera': 0, 'segmentation': 0}
     assert result['frames_complete'] > 3 and len(result['classes_seen']) >= 4
     assert result['latency_ms']['p50'] > 0 and result['node']['failed'] == '0'
+    received, processed, dropped, failed = (int(result['node'][k]) for k in demo.COUNTS)
+    assert received == processed + dropped + failed and processed >= result['frames_complete']
+    assert f'received {received}, processed {processed}, dropped {dropped}, failed 0' in done.stdout
     # A network trained on real streets must make sense of the synthetic one.
     assert result['ground_truth']['pixel_accuracy'] > 60 and result['ground_truth']['miou'] > 20
     sheet = cv2.imread(str(tmp_path / 'contact_sheet.png'))

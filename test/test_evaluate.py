@@ -290,7 +290,7 @@ def test_exit_codes(two_bags, model, tmp_path, capsys):
     for arguments, text in (
             ((two_bags[1], tmp_path / 'missing', *common, '--label-topic', LABEL), 'missing does not exist'),
             ((two_bags[1], *common, '--label-topic', LABEL, '--json', '/proc/r.json'),
-             'nothing can be written'),
+             '/proc/r.json cannot be written'),
             ((two_bags[1], *common, '--resume'), '--resume goes on with what'),
             ((two_bags[1], *common, '--every', '0'), "every is '0'; expected seconds such as 0.5, or frames"),
             ((two_bags[1], *common, '--image-topic', IMAGE, '--start', '9'),

@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that appear whole or not at all, and sizes as people write them."""
 import os
+from pathlib import Path
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from lightseg_ros.files import read_small, replacing, write_whole
+from lightseg_ros.files import FileError, make_folder, read_small, replacing, try_to_write, write_whole
 from lightseg_ros.sizes import parse_size, SizeError
 
 
@@ -22,10 +25,41 @@ def test_a_file_appears_whole(tmp_path):
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / 'a.txt'
     write_whole(path, b'old')
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text('half')
-        raise RuntimeError
+    for place in (path, tmp_path / 'new/folder/b.txt'):
+        with pytest.raises(RuntimeError), replacing(place) as temporary:
+            temporary.write_text('half')
+            raise RuntimeError
     assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['a.txt']
+
+
+def test_what_is_in_the_way_is_named(tmp_path):
+    (tmp_path / 'file').write_text('mine')
+    for path, text in ((tmp_path, 'is a folder; expected a file to write: give a name in it, such as'),
+                       (tmp_path / 'file/a.txt', 'file is a file; expected a folder: choose another place'),
+                       (tmp_path / ('x' * 300), 'cannot be written: File name too long; choose another'),
+                       (Path('/proc/a.txt'), '/proc/a.txt cannot be written: No such file or directory')):
+        for call in (lambda p: write_whole(p, 'new'), try_to_write):
+            with pytest.raises(FileError, match=text):
+                call(path)
+    with pytest.raises(FileError, match='file is a file; expected a folder for .*file/a/b: choose another'):
+        make_folder(tmp_path / 'file/a/b')
+    with pytest.raises(FileError, match='a.txt cannot be written: No space left on device; make room'), \
+            replacing(tmp_path / 'a.txt') as temporary:
+        Path('/dev/full').write_text('x')
+        temporary.touch()
+    try_to_write(tmp_path / 'new/folder/a.txt')
+    assert os.listdir(tmp_path) == ['file'] and (tmp_path / 'file').read_text() == 'mine'
+
+
+def test_what_is_open_already_is_not_emptied(tmp_path):
+    """`lightseg evaluate --json /dev/stdout > file`: what is printed before and after stays."""
+    code = ("from lightseg_ros.files import try_to_write, write_whole\nprint('before')\n"
+            "try_to_write('/dev/stdout')\nwrite_whole('/dev/stdout', 'content\\n')\n"
+            "write_whole('/dev/fd/1', 'more\\n')\nprint('after')")
+    with open(tmp_path / 'out', 'w') as out:
+        subprocess.run([sys.executable, '-c', code], stdout=out, check=True, timeout=60)
+    assert (tmp_path / 'out').read_text() == 'before\ncontent\nmore\nafter\n'
+    assert os.listdir(tmp_path) == ['out']
 
 
 def test_permissions_follow_the_umask(tmp_path):

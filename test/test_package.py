@@ -367,3 +367,17 @@ def test_launch_file(installed, monkeypatch, tmp_path):
     assert depth_topics('left', depth_topic='depth') == pairs('left/depth', 'left/camera_info')
     with pytest.raises(ValueError, match="image_topic is '/a'; expected {camera} in it"):
         module.topic_of('left', '/a')
+
+
+@pytest.mark.parametrize('node', ['segmentation_node', 'camera_node'])
+def test_ctrl_c_while_a_node_is_imported_is_no_error(node):
+    """`ros2 launch`, and Ctrl-C before the node is there."""
+    assert f"'{node} = lightseg_ros.nodes:{node}'" in (ROOT / 'setup.py').read_text()
+    code = ("import signal, sys\nfrom lightseg_ros import nodes\n"
+            "def interrupted(event, arguments):\n"
+            "    if event == 'import' and arguments[0] == 'rclpy':\n"
+            "        signal.raise_signal(signal.SIGINT)\n"
+            f"sys.addaudithook(interrupted)\nnodes.{node}()")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60,
+                          check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, '', '')

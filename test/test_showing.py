@@ -33,15 +33,17 @@ def test_predictions_are_drawn_beside_image_and_truth(tmp_path):
     truth[1, :32] = 255
     showing.draw_predictions(tmp_path / 'p.png', images, truth, found, TWO, 'epoch 3')
     picture = cv2.imread(str(tmp_path / 'p.png'))[..., ::-1]
-    assert picture.shape == (24 + 2 * 64, 3 * 80, 3)
-    image, theirs, ours = picture[24 + 64:].reshape(64, 3, 80, 3).transpose(1, 0, 2, 3)
+    assert picture.shape == (24 + 2 * 128, 3 * 160, 3)  # twice as large: the titles have room
+    image, theirs, ours = picture[24 + 128:].reshape(128, 3, 160, 3).transpose(1, 0, 2, 3)[:, ::2, ::2]
+    assert all((picture[:24, 160 * i - 8:160 * i] == 255).all() for i in (1, 2, 3)), 'titles run together'
     assert np.array_equal(image, images[1]) and (ours == TWO.colors[1]).all()
     assert (theirs[:32] == 0).all() and (theirs[32:] == TWO.colors[0]).all()
 
 
 def test_the_expected_time_in_words():
     assert [showing.duration(s) for s in (0.2, 89, 2400, 5399, 12600)] == \
-        ['1 seconds', '89 seconds', '40 minutes', '90 minutes', '3.5 hours']
+        ['1 second', '89 seconds', '40 minutes', '90 minutes', '3.5 hours']
     text = showing.expected('laanet', 2400, 96, 16, 16, 25)
     assert text.startswith('laanet: about 40 minutes for 96 epochs of 16 images: 25 s a step of 16')
+    assert '12 seconds for 1 epoch of 1 image: ' in showing.expected('laanet', 12, 1, 1, 16, 25)
     assert '--budget-s' not in text and '--budget-s' in showing.expected('laanet', 9e9, 96, 16, 16, 25)

@@ -2,11 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lightseg VERB`: imports the verb's module and runs it; an error is one line and exit code 1."""
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 import importlib
 import logging
 import os
 import select
+import signal
 import sys
+import threading
 
 from .. import __version__
 from ..texts import error_line
@@ -32,7 +36,27 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; return its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    name = ''
+    with _signals() as interrupted:
+        try:
+            args = _parser().parse_args((sys.argv[1:] if argv is None else argv)[:1])
+            name = args.verb
+            code = _run(name, sys.argv[2:] if argv is None else argv[1:])
+            sys.stdout.flush()
+            return code
+        except KeyboardInterrupt:
+            return 130
+        except Exception as e:
+            if interrupted.is_set():  # numpy, for one, makes an ImportError of a Ctrl-C while it is imported
+                return 130
+            if isinstance(e, BrokenPipeError) and _unread():
+                return 141  # as of a program that SIGPIPE ends
+            # Our own errors are ValueErrors whose text says what to do; a traceback would hide it.
+            print(f'ERROR: {_missing(name, e) or error_line(e)}', file=sys.stderr)
+            return 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='lightseg', description='Lightweight semantic segmentation for ROS 2.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -40,34 +64,58 @@ def main(argv: list[str] | None = None) -> int:
                + '\n\nlightseg VERB --help lists the arguments of a verb.')
     parser.add_argument('--version', action='version', version=f'lightseg_ros {__version__}')
     parser.add_argument('verb', choices=VERBS, metavar='VERB')
-    args = parser.parse_args(argv[:1])
-    verb = importlib.import_module(f'.{args.verb.replace("-", "_")}', __package__)
-    parser = argparse.ArgumentParser(prog=f'lightseg {args.verb}', description=verb.HELP,
+    return parser
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    verb = importlib.import_module(f'.{name.replace("-", "_")}', __package__)
+    parser = argparse.ArgumentParser(prog=f'lightseg {name}', description=verb.HELP,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     verb.add_arguments(parser)
-    logging.basicConfig(level=logging.INFO, format='%(levelname)s: %(message)s')
+    # Libraries report each of their steps at level INFO.
+    logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
+    logging.getLogger(__name__.partition('.')[0]).setLevel(logging.INFO)
+    return verb.run(parser.parse_args(arguments)) or 0
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """
+    Let SIGTERM end a verb as Ctrl-C does: what it began is removed, and its nodes and workers end.
+
+    Yields an event that a Ctrl-C sets.
+    """
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def end(*_: object) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = {number: signal.signal(number, handler)
+              for number, handler in ((signal.SIGINT, interrupt), (signal.SIGTERM, end))
+              if signal.getsignal(number) != signal.SIG_IGN}  # as in the background of a shell
     try:
-        code = verb.run(parser.parse_args(argv[1:])) or 0
-        sys.stdout.flush()
-        return code
-    except ModuleNotFoundError as e:
-        package = (e.name or '').partition('.')[0]
-        if package in ('', 'lightseg_ros'):
-            raise
-        todo = "run in the checkout: pip install '.[all]'"
-        if package == 'rclpy':
-            todo = "source the setup.bash of ROS 2, or run in the checkout: pip install '.[all,ros]'"
-        print(f'ERROR: "lightseg {args.verb}" needs the Python package {package}, which is not installed; '
-              f'{todo}', file=sys.stderr)
-        return 1
-    except Exception as e:
-        if isinstance(e, BrokenPipeError) and _unread():
-            return 141  # as of a program that SIGPIPE ends
-        # Our own errors are ValueErrors whose text says what to do; a traceback would hide it.
-        print(f'ERROR: {error_line(e)}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _missing(verb: str, error: Exception) -> str:
+    """Say which package a verb needs, if the error is that another one than ours is not installed."""
+    package = (error.name or '').partition('.')[0] if isinstance(error, ModuleNotFoundError) else ''
+    if package in ('', 'lightseg_ros'):
+        return ''
+    todo = "run in the checkout: pip install '.[all]'"
+    if package == 'rclpy':
+        todo = "source the setup.bash of ROS 2, or run in the checkout: pip install '.[all,ros]'"
+    return f'"lightseg {verb}" needs the Python package {package}, which is not installed; {todo}'
 
 
 def _unread() -> bool:

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     import json
 
-    from .. import networks
+    from .. import files, networks
     from ..benchmark import measure, report
     if args.table:
         print(report.table(args.table))
@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int | None:
     if args.plot:
         print(report.plot(args.plot, args.out or Path('out/bench.png')))
         return None
+    if args.out:
+        files.try_to_write(args.out)
     contenders = [measure.parse_contender(c) for c in args.contenders]
     if args.ros:
         from ..live.bench import bench_ros, SIZES

@@ -20,9 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from .. import datasets, weights
+    from .. import datasets, files, weights
     from ..training import calibration
     dataset = datasets.load(args.data, args.split, args.data_root)
+    if args.out:
+        files.try_to_write(args.out)
     found = calibration.calibrate_weights(weights.resolve(args.model), dataset, args.out, device=args.device)
     print(calibration.text(found))
     if args.out:

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lightseg data`: check a data set, or make one of what an annotation tool exports."""
 import argparse
-from collections import Counter
 from pathlib import Path
 import shlex
 from typing import TYPE_CHECKING
@@ -26,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument('folder', type=Path, help='data set: images/, labels/ and labels.yaml')
     check.add_argument('--data', default='folder', help='layout: folder, camvid or cityscapes')
     check.add_argument('--split', nargs='+', default=[], help='default for folder: all that there are')
-    check.add_argument('--sheet', type=Path, metavar='FILE.png',
-                       help='contact sheet; default: NAME-check.png')
+    check.add_argument('--sheet', type=Path, metavar='FILE.png', default=argparse.SUPPRESS,
+                       help='contact sheet; default: FOLDER-check.png, here')
     check.add_argument('--rows', type=whole(1, 1000), default=12, help='images on the contact sheet')
     take = verbs.add_parser(
         'import', help='make a data set of what an annotation tool exports',
@@ -44,12 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       'config/labels/camvid.yaml; default: what lies beside the masks')
     take.add_argument('--classes', nargs='+', default=[], metavar='NAME',
                       help='names of the classes of masks, in the order of their ids')
-    take.add_argument('--unlabeled', default='background', choices=('background', 'void'),
-                      help='what no polygon covers: a class of its own, or void, which training passes over')
+    take.add_argument('--unlabeled', choices=('background', 'void'), default=argparse.SUPPRESS,
+                      help='what no polygon covers: a class of its own, the default, or void, which training '
+                      'passes over')
     take.add_argument('--split', type=real(0, 1), metavar='SHARE',
                       help='share of the images for train, the rest is val; sequences, or blocks of '
                       'consecutive images, stay whole; default: the splits of the source')
-    take.add_argument('--seed', type=whole(0), default=0, help='of --split')
+    take.add_argument('--seed', type=whole(0), default=argparse.SUPPRESS,
+                      help='of --split: another one sets other images apart; default: 0')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,9 +59,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     from .. import data_import, labels
+    unlabeled, seed = getattr(args, 'unlabeled', None), getattr(args, 'seed', None)
+    if seed is not None and args.split is None:
+        raise data_import.AnnotationError('--seed is of --split; give --split too, such as --split 0.8')
     done = data_import.convert(
         args.source, args.out, images=args.images, labels=labels.load(args.labels) if args.labels else None,
-        names=args.classes, background=args.unlabeled == 'background', share=args.split, seed=args.seed)
+        names=args.classes, share=args.split, seed=seed or 0,
+        background=None if unlabeled is None else unlabeled == 'background')
     print(f'{args.source}: {done.kind}')
     for note in done.notes:
         print(f'note: {note}')
@@ -87,15 +92,16 @@ def _check(args: argparse.Namespace) -> int:
     # Splits beside the one that is trained on need not show every class.
     trained = [r for r in reports if r.dataset.split.split(':')[0] in ('train', 'trainval', 'all')] or reports
     problems = [text for r in reports for text in r.problems]
-    warnings = data_check.shared(reports)
+    warnings = data_check.alike(reports[0].dataset.labels) + data_check.shared(reports)
     for r in reports:
         (problems if r in trained else warnings).extend(f'{r.dataset.split}: {text}' for text in r.empty)
-        warnings += [f'{r.dataset.split}: {text}' for text in r.warnings]
+        warnings += [f'{r.dataset.split}: {text}' for text in (r.mixed(), *r.warnings) if text]
     for kind, texts in (('PROBLEM', problems), ('warning', warnings)):
         for text in texts:
             print(f'{kind}: {text}')
     if any(r.pairs for r in reports):
-        path = args.sheet or Path(f'{reports[0].dataset.name}-check.png')
+        # Not by the name in labels.yaml, which several imports of one export share.
+        path = getattr(args, 'sheet', None) or Path(f'{args.folder.resolve().name}-check.png')
         contact_sheet.write(reports, path, args.rows)
         print(f'contact sheet: {path}')
     print(_next(args, reports, problems))
@@ -113,7 +119,8 @@ def _next(args: argparse.Namespace, reports: 'list[Report]', problems: list[str]
     split = next((s for s in ('train', 'trainval', 'all') if s in splits), splits[0])
     command = f'lightseg train --model laanet --data {args.data} --data-root {folder} --split {split}'
     held = next((s for s in ('val', 'test') if s in splits and s != split), None)
-    sequences = reports[splits.index(split)].dataset.sequences
+    trained = reports[splits.index(split)]
+    sequences = trained.dataset.sequences
     if held:
         command += f' --validate {held}'
     elif len(sequences) > 1:
@@ -121,8 +128,8 @@ def _next(args: argparse.Namespace, reports: 'list[Report]', problems: list[str]
     else:
         return (f'next: lightseg data import {folder} NEW_FOLDER --split 0.8 sets images for validation '
                 'apart')
-    sizes = sum((r.sizes for r in reports), Counter())
-    if len(sizes) > 1:
-        (width, height), _ = sizes.most_common(1)[0]
-        command += f' --size {width}x{height}'
+    used = [r for r in reports if r.dataset.split in (split, held)]
+    if any(r.mixed() for r in used):
+        command += f' {trained.size()}'
+        return f'next: {command} (or another size: images are scaled to fit into it, nothing is stretched)'
     return f'next: {command}'

@@ -26,17 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='leave the number of images, or width and height (multiples of 64), open')
     parser.add_argument('--tensorrt', action='store_true',
                         help='build the TensorRT engine for frames of --resolution on this GPU')
-    parser.add_argument('--batch', type=whole(1, 64), default=1,
-                        help='frames that run together, with --tensorrt: the number of cameras')
+    parser.add_argument('--batch', type=whole(1, 64), default=argparse.SUPPRESS,
+                        help='frames that run together, with --tensorrt: the number of cameras; default: 1')
     parser.add_argument('--random', action='store_true',
                         help='use random weights, to time or convert a network that is not trained')
-    parser.add_argument('--labels', default='camvid', help='label set for --random: a name, or a YAML file')
+    parser.add_argument('--labels', default=argparse.SUPPRESS,
+                        help='label set for --random: a name, or a YAML file; default: camvid')
     parser.add_argument('--options', type=json_object, default={}, metavar='JSON',
                         help="the network's options for --random")
 
 
 def run(args: argparse.Namespace) -> None:
-    from .. import weights
+    from .. import files, weights
     from ..inference import export
     from ..inference.segmenter import parse_resolution
     if args.tensorrt:
@@ -44,11 +45,17 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.out is None:
         raise export.ExportError('no file was named; give OUT.onnx, or --tensorrt')
+    if hasattr(args, 'batch'):
+        raise export.ExportError('--batch is of --tensorrt; a graph takes one image, or with --dynamic batch '
+                                 'any number')
+    for option, given in (('options', args.options), ('labels', hasattr(args, 'labels'))):
+        if given and not args.random:
+            raise export.ExportError(f'--{option} needs --random; a weights file states its own {option}')
+    files.try_to_write(args.out)
     if args.random:
-        network, card = export.random_weights(args.model, args.labels, (480, 360), **args.options)
+        network, card = export.random_weights(args.model, getattr(args, 'labels', 'camvid'), (480, 360),
+                                              **args.options)
         print(f'WARNING: {card.source}')
-    elif args.options:
-        raise export.ExportError('--options needs --random; a weights file states its own options')
     else:
         path = weights.resolve(args.model)
         network, card = weights.load(path)
@@ -71,7 +78,8 @@ def build_engine(args: argparse.Namespace) -> None:
     from time import perf_counter
 
     from ..inference import export, segmenter
-    if args.out or args.random or args.argmax or args.uint8 or args.dynamic or args.precision != 'float32':
+    if (args.out or args.random or args.argmax or args.uint8 or args.dynamic or args.precision != 'float32'
+            or args.options or hasattr(args, 'labels')):
         raise export.ExportError('--tensorrt writes no file and takes packaged or trained weights; it goes '
                                  'with --model, --resolution and --batch only')
     began = perf_counter()
@@ -79,6 +87,7 @@ def build_engine(args: argparse.Namespace) -> None:
     if segment.resolution is None:
         raise export.ExportError("resolution is 'native'; an engine has one size, so give WIDTHxHEIGHT")
     width, height = segment.resolution
-    segment.warm_up(height, width, args.batch)
-    print(f'{segment.describe()}: ready for {args.batch} x {width}x{height} after '
+    batch = getattr(args, 'batch', 1)
+    segment.warm_up(height, width, batch)
+    print(f'{segment.describe()}: ready for {batch} x {width}x{height} after '
           f'{perf_counter() - began:.0f} s')

@@ -20,8 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from .. import datasets, weights
+    from .. import datasets, files, weights
     from ..training import checkpoint, recalibration
+    files.try_to_write(args.out)
     if args.source.suffix == '.safetensors':
         split, function = weights.read_card(args.source).split, recalibration.recalibrate_weights
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 import sys
 from typing import TYPE_CHECKING
 
-from ..files import replacing
+from ..files import is_stream, try_to_write
 from .numbers import real, whole
 
 if TYPE_CHECKING:
@@ -100,24 +100,18 @@ def parts_folder(args: argparse.Namespace) -> Path | None:
     """Return where an evaluation keeps what is done until its result is written; None without a file."""
     if args.report:
         return args.report / 'parts'
-    file = args.json or args.out
+    file = next((f for f in (args.json, args.out) if f and not is_stream(f)), None)
     return file.with_name(file.name + '.parts') if file else None
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Write a little where the results will lie, before hours of work; an OSError names what is wrong."""
-    for path in (args.report and args.report / 'report.html', args.json, getattr(args, 'out', None)):
-        if path and (path.is_file() or path.is_dir() or not path.exists()):  # not /dev/stdout
-            probe = path.with_name(f'{path.name}.try')
-            new = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-            try:
-                with replacing(probe) as temporary:
-                    temporary.write_bytes(bytes(1 << 16))
-                probe.unlink()
-                for folder in new:  # an evaluation that fails leaves nothing
-                    folder.rmdir()
-            except OSError as e:
-                raise OSError(e.errno, f'{e.strerror}: nothing can be written there', str(path.parent)) from e
+    """Write a little where the results will lie, before hours of work."""
+    out = getattr(args, 'out', None)
+    if out and out.is_dir():  # refused later, or written anew with --resume
+        out = None
+    for path in (args.report and args.report / 'report.html', args.json, out):
+        if path:
+            try_to_write(path)
 
 
 def requirements_from(args: argparse.Namespace, has_truth: bool) -> 'list[Requirement]':

@@ -22,7 +22,7 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from .. import __version__, bags, machine, weights
+from .. import __version__, bags, files, machine, weights
 from ..bags import BagError
 from ..datasets import DataSet
 from ..images import Range
@@ -516,7 +516,7 @@ def _on_dask(tasks: dict[Part, Task], model: ModelSpec, run: Run,
 def _temporary(out: Path | None) -> tempfile.TemporaryDirectory:
     """Make a folder for the parts, beside the bag that they become."""
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(out.parent)
     return tempfile.TemporaryDirectory(prefix='.lightseg_', dir=out.parent if out else None)
 
 

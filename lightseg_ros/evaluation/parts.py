@@ -16,7 +16,7 @@ import cv2
 
 from .. import bags
 from ..bags import Bag
-from ..files import write_whole
+from ..files import make_folder, write_whole
 from ..health import Health
 from ..inference.segmenter import Prediction
 from ..labels import LabelSet
@@ -82,7 +82,7 @@ class Parts:
             self.done = []
         if out and out.exists() and not self._ours:
             raise PartsError(f'{out} exists; no bag is overwritten: remove it or choose another name')
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_whole(folder / IDENTITY, json.dumps(identity, indent=1))
 
     def frames(self) -> int:

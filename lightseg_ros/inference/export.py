@@ -1,7 +1,8 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """A network as an ONNX graph with its card in the metadata, checked before it is kept."""
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 import copy
 from dataclasses import dataclass
 import logging
@@ -182,14 +183,9 @@ def to_onnx(network: nn.Module, image: Tensor, dynamic: Collection[str] = ()) ->
         wide = torch.export.Dim('columns', min=1, max=128)
         first = 1 if of_bytes else 2
         axes |= {first: MULTIPLE * high, first + 1: MULTIPLE * wide}
-    # They report every pass of their optimisers, and that torchvision, which we don't use, is missing.
-    logs = [logging.getLogger(name) for name in ('torch.onnx', 'torch._guards', 'onnxscript', 'onnx_ir')]
-    levels = [log.level for log in logs]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            for log in logs:
-                log.setLevel(logging.CRITICAL)
+        # They report every pass of their optimisers, and that torchvision, which we don't use, is missing.
+        with _silent('torch.onnx', 'torch._guards', 'onnxscript', 'onnx_ir'):
             program = torch.onnx.export(
                 network, (image,), dynamo=True, verbose=False, dynamic_shapes=(axes,) if axes else None,
                 input_names=['frame' if of_bytes else 'image'], output_names=['logits'])
@@ -200,9 +196,6 @@ def to_onnx(network: nn.Module, image: Tensor, dynamic: Collection[str] = ()) ->
             raise
         raise ExportError(f'torch {torch.__version__} can not leave {" and ".join(dynamic)} of this network '
                           f'open ({one_line(e, 200)}); export one graph for each') from e
-    finally:
-        for log, level in zip(logs, levels):
-            log.setLevel(level)
     assert program is not None
     model = program.model_proto
     # Each node carries the Python stack that made it, with paths of this machine.
@@ -214,6 +207,22 @@ def to_onnx(network: nn.Module, image: Tensor, dynamic: Collection[str] = ()) ->
     if of_bytes and dynamic:
         _shapes_of_floats(model.graph)
     return model
+
+
+@contextmanager
+def _silent(*libraries: str) -> Iterator[None]:
+    """Suppress warnings, and what these loggers say."""
+    logs = [logging.getLogger(name) for name in libraries]
+    levels = [log.level for log in logs]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            for log in logs:
+                log.setLevel(logging.CRITICAL)
+            yield
+    finally:
+        for log, level in zip(logs, levels):
+            log.setLevel(level)
 
 
 def _shapes_of_floats(graph: Any) -> None:
@@ -250,8 +259,8 @@ def _halved(model: Any) -> Any:
     """Return a model that computes in float16, with float32 at its input and output."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
     normalises = any(node.op_type == 'ReduceL2' for node in model.graph.node)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # it names each weight that is too small to matter
+    # It names each weight that is too small to matter, and those that two precisions share.
+    with _silent('onnxruntime.transformers'):
         model = convert_float_to_float16(model, keep_io_types=True,
                                          op_block_list=list(FLOAT32) if normalises else [])
     del model.graph.value_info[:]  # it states float16 for what stays in float32, too

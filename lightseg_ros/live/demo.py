@@ -21,6 +21,7 @@ from .probe import isolate, NodeProcess, nodes, Probe, Seen
 
 VIDEO_FPS = 6.0
 SHEET_ROWS = 6
+COUNTS = ('received', 'processed', 'dropped', 'failed')  # of the node; the first is the sum of the others
 
 
 class Album:
@@ -61,7 +62,7 @@ def demo(source: str, model: str, out: Path, *, image_topic: str = '', resolutio
     card = weights.read_card(path)
     isolate()
     rclpy.init()
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     album, latency = Album(), LatencyStats()
     # The ground truth of the synthetic street and of CamVid's folders has CamVid's ids.
     matrix = ConfusionMatrix(len(card.labels)) if card.labels.name == 'camvid' else None
@@ -97,7 +98,12 @@ def demo(source: str, model: str, out: Path, *, image_topic: str = '', resolutio
                 bar.set_postfix(fps=f'{(latency.count - first) / (monotonic() - began):.1f}',
                                 latency=f'{latency.summary()["p50"]:.0f} ms')
         elapsed = monotonic() - began
+        fps = round((latency.count - first) / elapsed, 2)
         values, node_summary = probe.diagnostics.values, probe.diagnostics.summary
+        # Without a camera the node ends what it has begun: then every frame is counted as what became of it.
+        camera.stop()
+        probe.wait(lambda: _balanced(probe.diagnostics.values, latency.count), 5.0, segmentation)
+        values = values | {k: probe.diagnostics.values.get(k, '?') for k in COUNTS}
     codes = {process.name: process.process.returncode for process in processes}
     probe.destroy_node()
     rclpy.try_shutdown()
@@ -105,7 +111,7 @@ def demo(source: str, model: str, out: Path, *, image_topic: str = '', resolutio
     result: dict[str, Any] = {
         'model': card.network, 'weights': path.name, 'source': Path(source).name,
         'seconds': round(elapsed, 1), 'frames_complete': latency.count,
-        'fps': round((latency.count - first) / elapsed, 2),
+        'fps': fps,
         'latency_ms': {k: round(v, 1) for k, v in latency.summary().items()},
         'classes_seen': [card.labels.names[i] for i in sorted(classes) if i < len(card.labels)],
         'exit_codes': codes, 'node_summary': node_summary, 'node': values}
@@ -121,12 +127,21 @@ def demo(source: str, model: str, out: Path, *, image_topic: str = '', resolutio
     return _report(result, out, len(classes))
 
 
+def _balanced(values: dict[str, str], complete: int) -> bool:
+    """Whether a node's counts add up, and hold every frame whose results arrived here."""
+    try:
+        received, processed, dropped, failed = (int(values[k]) for k in COUNTS)
+    except KeyError:
+        return False
+    return received == processed + dropped + failed and processed >= complete
+
+
 def _report(result: dict[str, Any], out: Path, num_classes: int) -> int:
     ms = result['latency_ms']
     print(f'{result["model"]} on {result["node"].get("device", "?")}: {result["fps"]} fps, latency (camera '
           f'stamp to overlay here) p50 {ms["p50"]} ms, p95 {ms["p95"]} ms, max {ms["max"]} ms')
-    print(', '.join(f'{k} {result["node"].get(k, "?")}'
-                    for k in ('received', 'processed', 'dropped', 'failed')))
+    print('the node: ' + ', '.join(f'{k} {result["node"].get(k, "?")}' for k in COUNTS)
+          + f'; {result["frames_complete"]} overlays came back')
     if 'ground_truth' in result:
         truth = result['ground_truth']
         print(f'mIoU {truth["miou"]} %, pixel accuracy {truth["pixel_accuracy"]} % over {truth["frames"]} '

@@ -24,7 +24,7 @@ from rclpy.time import Time
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
-from .. import images, share_dir
+from .. import files, images, share_dir
 from ..labels import LabelSet
 
 try:
@@ -66,7 +66,7 @@ class NodeProcess:
             command += ['-p', f'{key}:={_yaml(value)}']
         for key, value in (remap or {}).items():
             command += ['-r', f'{key}:={value}']
-        log.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(log.parent)
         with open(log, 'w') as f:
             self.process = subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT)
 

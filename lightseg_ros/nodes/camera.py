@@ -178,7 +178,7 @@ class CameraNode(Node):
 
 
 def main() -> None:
-    """Console script `camera_node`."""
+    """Run the node until a signal ends it."""
     cv2.setNumThreads(1)  # leave the other cores to the network
     sys.exit(run(CameraNode, lambda node: isinstance(node, CameraNode) and node.done(), usage(
         'camera_node: publishes a folder, a video, a device, a bag or the built-in street as image and '

@@ -489,7 +489,7 @@ def _return_memory() -> None:
 
 
 def main() -> None:
-    """Console script `segmentation_node`."""
+    """Run the node until a signal ends it."""
     def check(node: SegmentationNode) -> bool:
         node.check()
         return False

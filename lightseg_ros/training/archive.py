@@ -37,7 +37,7 @@ def write_parts(runs: Path, to: Path, part_bytes: int) -> list[Path]:
     in these are rounded to bfloat16, which makes a checkpoint a quarter smaller; a resumed run differs by
     that rounding. The last 32 bytes are the SHA-256 of all bytes before. Older parts in `to` are removed.
     """
-    to.mkdir(parents=True, exist_ok=True)
+    files.make_folder(to)
     for old in to.glob(PART.format('*', '*')):
         old.unlink()
     with tempfile.TemporaryFile() as whole:

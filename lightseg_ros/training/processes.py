@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+from ..files import make_folder
 from ..texts import one_line
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def _supervise(jobs: list[Job], running: list[_Process], at_once: int, threads: 
 
 
 def _start(job: Job, is_retry: bool, threads: int, ends: float, core: int | None) -> subprocess.Popen:
-    job.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(job.folder)
     command = [sys.executable, '-m', 'lightseg_ros.cli', 'train', '--out', str(job.folder), '--resume']
     if ends != float('inf'):
         command += ['--time-limit', f'{ends - time.monotonic():.1f}']

@@ -66,7 +66,7 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
     if (recipe.keep == 'best' or recipe.patience) and not validation:
         raise TrainError('--keep best and --patience go by the validation: give --validate or --hold-out too')
     if not path.exists() and int(os.environ.get('RANK', 0)) == 0:
-        for warning in data_check.before_training(dataset, allow_empty=allow_empty):
+        for warning in data_check.before_training(dataset, allow_empty=allow_empty, scaled=bool(size)):
             log.warning('%s', warning)
         both = {p.image for p in dataset.pairs} & {p.image for p in validation.pairs} if validation else ()
         if both and validation:
@@ -74,7 +74,7 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
                         'say nothing about other images', len(both), len(validation))
     state = checkpoint.read(path) if path.exists() else {}
     trainer = Trainer(recipe, dataset, device=device, mode=mode, size=size, layout=state.get('layout', ()))
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     held = None
     if validation and trainer.rank == 0:
         held = samples.to_device(validation, trainer.device, size)
@@ -216,11 +216,11 @@ class _Run:
             each, trainer, recipe = self.timed_s / self.timed_steps, self.trainer, self.recipe
             self.timed_steps = TIMED_STEPS
             left = self._left(each, crop)
-            epochs = recipe.epochs - trainer.step // trainer.steps
+            epochs = math.ceil((trainer.total - trainer.step) / trainer.steps)
             if recipe.budget_s and left > recipe.budget_s - seconds:
                 epochs = math.ceil(epochs * (recipe.budget_s - seconds) / left)
                 left = recipe.budget_s - seconds
-            if self.first:
+            if self.first and epochs > 0:
                 self.bar.clear()
                 log.info('%s', showing.expected(recipe.network, left, epochs, len(trainer.dataset),
                                                 recipe.batch, each))
@@ -401,8 +401,8 @@ class _Run:
         weights.save(path, trainer.averaged, replace(
             card, recipe=card.recipe | kept, calibration=calibrated))
         self._plot()
-        log.info('%s: %d epochs, %.0f s, %s', recipe.network, self.rows[-1]['epoch'], seconds,
-                 _speed(self.rows))
+        epochs = showing.counted(self.rows[-1]['epoch'], 'epoch')
+        log.info('%s: %s, %.0f s, %s', recipe.network, epochs, seconds, _speed(self.rows))
         return path
 
 

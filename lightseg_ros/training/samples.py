@@ -50,7 +50,8 @@ def to_device(dataset: DataSet, device: str | torch.device, size: tuple[int, int
         for i, (image, ids) in enumerate(rows):
             if ids.shape != (height, width):
                 raise DataError(f'{dataset.pairs[i].image} is {ids.shape[1]}x{ids.shape[0]}, the first image '
-                                f'{width}x{height}; training needs one size: choose it with --size')
+                                f'{width}x{height}; training needs one: give the --size that "lightseg data '
+                                'check" names, or another one')
             images[i] = torch.from_numpy(image).permute(2, 0, 1)
             labels[i] = torch.from_numpy(np.where(ids == dataset.labels.ignore_id, np.uint8(255), ids))
     return images, labels

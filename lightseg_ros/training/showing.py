@@ -18,7 +18,7 @@ from ..labels import LabelSet
 log = logging.getLogger(__name__)
 
 COLUMNS = ('epoch', 'loss', 'miou', 'train_miou', 'lr', 'seconds', 'images_per_s', 'waited')
-TILE = 480  # largest width of an image in predictions.png
+TILE, NARROW = 480, 160  # largest and smallest width of an image in predictions.png
 # From so many seconds on, the expected time comes with what would shorten it.
 LONG_S = 3600
 
@@ -54,7 +54,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], labels: LabelSet, title: st
     try:
         import matplotlib
         matplotlib.use('Agg')
-        from matplotlib import pyplot
+        from matplotlib import pyplot, ticker
     except ImportError as e:
         log.warning('no %s: %s', path, e)
         return
@@ -62,16 +62,20 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], labels: LabelSet, title: st
     figure, axes = pyplot.subplots(1, 2 if by_class else 1, figsize=(14 if by_class else 8, 4.5),
                                    layout='constrained', squeeze=False)
     loss = axes[0, 0]
-    loss.plot([r['epoch'] for r in rows], [r['loss'] for r in rows], color='tab:gray')
+    # A dot for each epoch, since a line of one point is invisible.
+    lines = loss.plot([r['epoch'] for r in rows], [r['loss'] for r in rows], color='tab:gray',
+                      marker='.' if len(rows) < 50 else '', label='training loss')
     loss.set(xlabel='epoch', ylabel='training loss', title=title)
     scored = [r for r in rows if r['miou'] is not None]
     if scored:
         miou = loss.twinx()
-        for key, label, style in (('miou', 'validation', '-'), ('train_miou', 'training images', ':')):
+        for key, label, style in (('miou', 'mIoU of the validation', '.-'),
+                                  ('train_miou', 'mIoU of training images', 'x:')):
             values = [r.get(key) or math.nan for r in scored]
-            miou.plot([r['epoch'] for r in scored], values, style, color='tab:blue', marker='.', label=label)
+            lines += miou.plot([r['epoch'] for r in scored], values, style, color='tab:blue', label=label)
         miou.set_ylabel('mIoU (%)', color='tab:blue')
-        miou.legend(loc='lower right')
+    # Below the axes, where no line runs.
+    figure.legend(handles=lines, loc='outside lower left', ncols=3, fontsize='small')
     if by_class:
         classes = axes[0, 1]
         for i, name in enumerate(labels.names):
@@ -81,6 +85,10 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], labels: LabelSet, title: st
             classes.plot([r['epoch'] for r in by_class], values, marker='.', color=color, label=name)
         classes.set(xlabel='epoch', ylabel='IoU of the validation (%)', ylim=(0, 100))
         classes.legend(loc='center left', bbox_to_anchor=(1, 0.5), fontsize='small')
+    for axis in axes[0]:
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        # Around a single epoch matplotlib shows a tenth of one.
+        axis.set_xlim(rows[0]['epoch'] - 0.5, rows[-1]['epoch'] + 0.5)
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot.close(figure)
@@ -95,11 +103,13 @@ def draw_predictions(path: Path, images: np.ndarray, truth: np.ndarray, predicti
     """
     height, width = truth.shape[1:]
     scale = min(1.0, TILE / width)
+    if width < NARROW:  # a small image is enlarged, so that its title has room
+        scale = -(-NARROW // width)
     size = (round(width * scale), max(1, round(height * scale)))
     palette = labels.palette()
     rows = []
     for rgb, *ids in zip(images, truth, prediction):
-        tiles = [cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)]
+        tiles = [cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if scale <= 1 else cv2.INTER_NEAREST)]
         tiles += [palette[cv2.resize(i, size, interpolation=cv2.INTER_NEAREST)] for i in ids]
         rows.append(np.concatenate(tiles, 1))
     head = np.full((24, 3 * size[0], 3), 255, np.uint8)
@@ -113,12 +123,17 @@ def draw_predictions(path: Path, images: np.ndarray, truth: np.ndarray, predicti
 def duration(seconds: float) -> str:
     """Say a time in words: '50 seconds', '40 minutes', '3.5 hours'."""
     if seconds < 90:
-        return f'{max(1, round(seconds))} seconds'
+        return counted(max(1, round(seconds)), 'second')
     return f'{round(seconds / 60)} minutes' if seconds < 5400 else f'{seconds / 3600:.1f} hours'
+
+
+def counted(number: int, thing: str) -> str:
+    """Spell a number of things: '1 epoch', '0 epochs'."""
+    return f'{number} {thing}' + ('s' if number != 1 else '')
 
 
 def expected(network: str, left_s: float, epochs: int, images: int, batch: int, step_s: float) -> str:
     """Say how long a run will take, and how to shorten it where that is long."""
-    text = (f'{network}: about {duration(left_s)} for {epochs} epochs of {images} images: {step_s:.2g} s a '
-            f'step of {batch}, validation comes on top')
+    text = (f'{network}: about {duration(left_s)} for {counted(epochs, "epoch")} of '
+            f'{counted(images, "image")}: {step_s:.2g} s a step of {batch}, validation comes on top')
     return text + ('; --epochs, --budget-s or --size make it shorter' if left_s > LONG_S else '')

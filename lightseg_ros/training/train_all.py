@@ -9,7 +9,7 @@ from pathlib import Path
 import tempfile
 import time
 
-from .. import datasets, networks, weights
+from .. import datasets, files, networks, weights
 from . import archive, processes
 from .processes import finished_weights, Job
 
@@ -72,7 +72,7 @@ def train_all(plan: Plan) -> Summary:
     names = list(plan.networks or networks.PAPER_NETWORKS)
     if unknown := [n for n in names if n not in networks.NETWORKS]:
         raise TrainAllError(f'unknown networks {", ".join(unknown)}; known: {", ".join(networks.NETWORKS)}')
-    plan.out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(plan.out)
     if plan.source:
         archive.read_parts(plan.source, plan.out)
     summary = Summary()
