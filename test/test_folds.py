@@ -67,9 +67,9 @@ def test_killed_folds_continue(sequences, tmp_path):
     def steps() -> int:
         return sum(len(p.read_text().splitlines()) for p in tmp_path.glob('*/log.csv'))
 
-    process = subprocess.Popen(command(*arguments(sequences, tmp_path, epochs=9)), env=environment(),
+    process = subprocess.Popen(command(*arguments(sequences, tmp_path, epochs=7)), env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    while steps() < 6 and process.poll() is None:
+    while steps() < 5 and process.poll() is None:
         time.sleep(0.02)
     affinities = [os.sched_getaffinity(int(p.parent.name)) for p in children(tmp_path)]
     process.terminate()
@@ -77,9 +77,9 @@ def test_killed_folds_continue(sequences, tmp_path):
     assert not list(tmp_path.glob('*/*.safetensors')) and not children(tmp_path)
     assert affinities and all(len(cores) == 1 for cores in affinities)
     before = steps()
-    assert main(arguments(sequences, tmp_path, epochs=9)) == 0
+    assert main(arguments(sequences, tmp_path, epochs=7)) == 0
     # The rows that were there are continued, not trained again.
-    assert before > 4 and steps() == 2 * 10
+    assert before > 3 and steps() == 2 * 8
 
 
 def children(folder):

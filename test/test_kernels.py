@@ -235,7 +235,7 @@ def interpreted(*what):
 
 
 def test_fused_kernels_equal_their_twins_in_the_interpreter():
-    assert interpreted() == ['equal'] * len(SIZES) * len(DTYPES)
+    assert interpreted() == ['equal'] * (len(SIZES) + len(DTYPES) - 1)
 
 
 def test_no_index_overflows():
@@ -353,7 +353,7 @@ def test_kernels_compile_for_every_gpu_without_spills(capability, tmp_path, monk
     for name, args, kwargs in launches():
         if name == '_convolve' and capability < 80:
             continue  # see `cuda._tensor_cores`
-        if capability not in (75, 90) and kwargs.get('taps_x') != 3:
+        if capability != 90 and kwargs.get('taps_x') != 3:
             continue  # all of them take a minute
         function = getattr(kernels, name)
         types, constants, aligned = {}, {}, {}
@@ -389,7 +389,7 @@ if __name__ == '__main__':
     if sys.argv[1:] == ['large']:
         check_large()
         sys.exit()
-    for size in SIZES:
-        for kind in DTYPES:
-            check_fused(size, kind, 'cpu')
-            print('equal')
+    # All types at one size, all sizes with one type.
+    for size, kind in [*((size, DTYPES[0]) for size in SIZES), *((SIZES[0], kind) for kind in DTYPES[1:])]:
+        check_fused(size, kind, 'cpu')
+        print('equal')

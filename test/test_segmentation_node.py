@@ -67,7 +67,7 @@ class Peer:
         return self.node.create_subscription(
             Image, f'/{self.name}/{output}', self.got[output].append, RELIABLE)
 
-    def spin(self, until, timeout_s=20.0):
+    def spin(self, until, timeout_s=60.0):
         end = time.monotonic() + timeout_s
         while not until():
             assert time.monotonic() < end, f'nothing in {timeout_s} s; log: {self.process.log.read_text()}'
@@ -370,25 +370,19 @@ def test_another_network_while_it_runs(tester, reference, random_weights, tmp_pa
     assert "takes precedence until it is ''" in tester.process.log.read_text()
     assert (seen() == other([frame])[0].labels).mean() > 0.999
 
-    assert set_parameter(tester, 'weights', text(random_weights)).successful
-    assert (seen() == reference([frame])[0].labels).mean() > 0.999
     assert set_parameter(tester, 'resolution', text('64x64')).successful
-    small = segmenter.load(random_weights, resolution='64x64')
+    small = segmenter.load(tmp_path / 'two.safetensors', resolution='64x64')
     assert (seen() == small([frame])[0].labels).mean() > 0.999
-    assert set_parameter(tester, 'resolution', text('128x96')).successful
     # A file that was written anew is another network.
     torch.manual_seed(2)
     weights.save(tmp_path / 'two.safetensors', networks.build('lrnnet', 11), weights.Card(
-        'lrnnet', labels.load('camvid'), (100.0,) * 3, (60.0,) * 3, (128, 96)))
+        'lrnnet', labels.load('camvid'), (100.0,) * 3, (60.0,) * 3, (64, 64)))
     assert set_parameter(tester, 'weights', text(tmp_path / 'two.safetensors')).successful
     assert tester.values()['model'] == 'lrnnet'
-    torch.manual_seed(3)
-    weights.save(tmp_path / 'two.safetensors', networks.build('affnet', 11), weights.Card(
-        'affnet', labels.load('camvid'), (100.0,) * 3, (60.0,) * 3, (128, 96)))
-    assert set_parameter(tester, 'weights', text(tmp_path / 'two.safetensors')).successful
-    assert tester.values()['model'] == 'affnet'
-    assert set_parameter(tester, 'weights', text(random_weights)).successful
     tester.spin(lambda: classes[-1] == labels.load('camvid').names)
+    assert set_parameter(tester, 'resolution', text('128x96')).successful
+    assert set_parameter(tester, 'weights', text(random_weights)).successful
+    assert (seen() == reference([frame])[0].labels).mean() > 0.999
 
 
 def test_nothing_that_is_asked_for_ends_the_node(tester, reference, random_weights, tmp_path):
