@@ -38,6 +38,10 @@ PARAMETERS = {
     'lazy': ('true: do not segment without a subscriber; subscription: also unsubscribe from the images; '
              'false: segment always (default: true)', None),
 }
+NUMBERS = {
+    'smoothing': 'share of the earlier images in the labels, so that they flicker less, such as 0.1 '
+                 '(default: 0)',
+}
 BOOLEANS = {
     'autostart': 'true: configure and activate the node; false: a lifecycle manager does (default: true)',
 }
@@ -133,6 +137,14 @@ def boolean(name: str, text: str) -> bool:
     raise ValueError(f'{name} is {text!r}; expected true or false')
 
 
+def number(name: str, text: str) -> float:
+    """Return the value of an argument that is a number."""
+    try:
+        return float(text)
+    except ValueError as e:
+        raise ValueError(f'{name} is {text!r}; expected a number, such as 0.1') from e
+
+
 def camera_names(text: str) -> list[str]:
     """Split names at commas and spaces; a YAML list is accepted too. One camera has the name ''."""
     return re.sub('[][,"\']', ' ', text).split() or ['']
@@ -183,6 +195,7 @@ def nodes(context: LaunchContext) -> list[Node]:
     value['cameras'] = ' '.join(cameras)
     given: dict[str, Any] = {name: ParameterValue(value[name], value_type=str)
                              for name in PARAMETERS if value[name]}
+    given |= {name: number(name, value[name]) for name in NUMBERS if value[name]}
     given |= {name: boolean(name, value[name]) for name in BOOLEANS if value[name]}
     use_sim_time = {'use_sim_time': boolean('use_sim_time', value['use_sim_time'])}
     depths = {camera: depth_topics(camera, value) for camera in cameras}
@@ -227,7 +240,7 @@ def generate_launch_description() -> LaunchDescription:
         *(DeclareLaunchArgument(name, default_value='', description=text, choices=choices)
           for name, (text, choices) in PARAMETERS.items()),
         *(DeclareLaunchArgument(name, default_value='', description=text)
-          for name, text in BOOLEANS.items()),
+          for name, text in (NUMBERS | BOOLEANS).items()),
         *(DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
           for name, (default, text, choices) in OTHERS.items()),
         # Images need a larger shared-memory segment than Fast DDS's default. A profile that the user has set

@@ -88,6 +88,11 @@ class Framing:
         """Return whether some pixels get no label because of the region or the mask."""
         return self._region is not None or self._mask is not None
 
+    @property
+    def view(self) -> tuple[int, Region | None]:
+        """What part of the image the network sees, and which way up; equal for equal views."""
+        return self._rotation, self._region
+
     def seen_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) of what the network sees of an image of this height and width."""
         if self._region:

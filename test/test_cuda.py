@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from lightseg_ros.inference import cuda, kernels, segmenter
-from lightseg_ros.inference.segmenter import Segmenter, SegmenterError
+from lightseg_ros.inference.segmenter import Segmenter, SegmenterError, Smoother
 from lightseg_ros.labels import load as load_labels
 from lightseg_ros.weights import Card
 
@@ -83,8 +83,9 @@ def gpu(monkeypatch):
         def replay(self):
             if gpu.fail_replay:
                 raise RuntimeError(gpu.fail_replay)
-            for pipeline, arguments in self.calls:
-                plain(pipeline, *arguments)
+            with torch.inference_mode():  # what a graph writes to was made there
+                for pipeline, arguments in self.calls:
+                    plain(pipeline, *arguments)
 
     @contextlib.contextmanager
     def graph(made, pool=None, stream=None, capture_error_mode='global'):
@@ -220,6 +221,47 @@ def test_what_was_prepared_is_kept(segment, gpu, cameras, sizes):
         for batch in range(1, cameras + 1):
             segment([picture(height, width)] * batch, confidence=True)
     assert gpu.captured == made
+
+
+def test_smoothing_is_that_of_a_cpu(model, segment, gpu, monkeypatch):
+    """Each camera has its own average, alone and in a batch; what is not finite does not stay in it."""
+    reference = Segmenter(*model, 'cpu', backend='torch')
+    segment.warm_up(64, 96, 2, smoothing=True)
+    segment.warm_up(64, 96, 1, smoothing=True)
+    made = gpu.captured
+    ours, theirs = ([Smoother(0.7), Smoother(0.7)] for _ in range(2))
+    differ = 0
+    for i, cameras in enumerate([(0, 1), (0,), (1, 0), (0, 1)]):
+        frames = [picture(64, 96, 10 * i + camera) for camera in cameras]
+        for smoother in (ours[1], theirs[1]):
+            smoother.next(0, i // 3)  # starts anew with the last frame
+        found, expected = (s(frames, confidence=True, smoothers=[of[camera] for camera in cameras])
+                           for s, of in ((segment, ours), (reference, theirs)))
+        for a, b, frame in zip(found, expected, frames):
+            assert np.array_equal(a.labels, b.labels) and np.array_equal(a.confidence, b.confidence)
+            differ += not np.array_equal(a.labels, segment(frame).labels)
+    assert differ == 4  # all but the first frames of both cameras, and the one that starts anew
+    assert gpu.captured == made + 1  # the labels alone of a single frame that nothing smooths
+    with torch.inference_mode():
+        for buffers in sum(segment._engine._buffers.values(), []):
+            if buffers.past:
+                buffers.past.mean.fill_(torch.nan)
+    ours[0].forget()
+    frame = picture(64, 96)
+    assert np.array_equal(segment(frame, smoothers=[ours[0]]).labels, segment(frame).labels)
+
+
+def test_smoothing_is_captured_beforehand(live, segment, gpu):
+    node = live(sizes=[(64, 96)])
+    assert node.is_ready((64, 96))
+    node.smoothing = True
+    assert not node.is_ready((64, 96))
+    node.make_ready((64, 96))
+    made = gpu.captured
+    for count in (1, 2, 3):
+        segment([picture(64, 96)] * count, confidence=True, smoothers=[Smoother(0.2) for _ in range(count)])
+    assert gpu.captured == made
+    node.free()
 
 
 def test_sizes_beyond_the_limit_are_evicted(segment, gpu, caplog):
@@ -397,7 +439,8 @@ def worker(live, monkeypatch):
             health=SimpleNamespace(frame_failed=said.append))
 
     def run(node_live, count=3):
-        plan = SimpleNamespace(parameters=None, needs_confidence=False, class_ids=lambda name, ids, *_: ids)
+        plan = SimpleNamespace(parameters=SimpleNamespace(smoothing=0.0), needs_confidence=False,
+                               class_ids=lambda name, ids, *_: ids)
         made = frames.FrameWorker(node, node_live, plan)
         header = SimpleNamespace(stamp=SimpleNamespace(sec=0, nanosec=0))
         pixels = [picture(64, 96, i) for i in range(count)]

@@ -22,6 +22,7 @@ from lightseg_ros.evaluation import evaluate as replays  # noqa: E402
 from lightseg_ros.evaluation import recordings  # noqa: E402
 from lightseg_ros.evaluation.evaluate import EvaluationError, ModelSpec, Run  # noqa: E402
 from lightseg_ros.evaluation.recordings import GroundTruthSource  # noqa: E402
+from lightseg_ros.inference.segmenter import Smoother  # noqa: E402
 
 IMAGE, LABEL = '/camera/image_raw', '/camera/label'
 TRUTH = GroundTruthSource(topic=LABEL)
@@ -115,6 +116,30 @@ def test_batches_count_the_same_frames(serial, two_bags, model):
     assert result['counts'] == serial[0]['counts']
     assert [f['index'] for f in result['frames']] == [f['index'] for f in serial[0]['frames']]
     assert result['miou'] == pytest.approx(serial[0]['miou'], abs=0.05)
+
+
+def test_smoothing_goes_over_the_frames_of_a_bag(serial, two_bags, model, capsys):
+    """One network and one average for each bag, which begins anew behind the broken frame and with a gap."""
+    smooth = replace(model, smoothing=0.5)
+    found = replays.evaluate_bags(two_bags, smooth, truth=TRUTH, run=QUIET)
+    segment, counts = model.load(), np.zeros((11, 11), int)
+    for path in two_bags:
+        smoother = Smoother(0.5)
+        for item in recordings.read(recordings.index_bag(path, truth=TRUTH).tasks(20)[0], segment.labels):
+            if isinstance(item, recordings.Skip):
+                smoother.forget()
+                continue
+            labels = segment(item.rgb, smoothers=[smoother.next(item.stamp_ns)]).labels
+            if item.truth is not None:
+                np.add.at(counts, (item.truth[item.truth < 11], labels[item.truth < 11]), 1)
+    np.testing.assert_array_equal(found.scores.confusion.counts[:, :11], counts)
+    assert (counts != serial[1].confusion.counts[:, :11]).any()
+    assert found.result({})['model']['smoothing'] == '0.5'
+    for run in (Run(batch=2), Run(workers=2), Run(dask='tcp://nowhere:1')):
+        with pytest.raises(EvaluationError, match='--smoothing needs every frame in its order'):
+            replays.evaluate_bags(two_bags, smooth, run=run)
+    assert main(['evaluate', '--data', 'camvid', '--smoothing', '0.2', '--batch', '2']) == 1
+    assert 'works without --batch, --corrupt and --record' in capsys.readouterr().err
 
 
 def test_processes_give_the_same(serial, two_bags, model):

@@ -146,7 +146,7 @@ def deployed(name, widen):
 
 
 def run_frame(name, precision, *, frame=(512, 1024), size=(512, 1024), batch=1, all_images=False, fused=True,
-              warm=False):
+              warm=False, smoothing=False):
     """Run what is captured for a frame of (height, width); returns what was watched."""
     dtype = getattr(torch, precision)
     model = deployed(name, dtype != torch.float32).lowered(dtype)
@@ -156,13 +156,17 @@ def run_frame(name, precision, *, frame=(512, 1024), size=(512, 1024), batch=1, 
         with counted(fused):
             pipeline = cuda.FramePipeline(model, palette, fused=fused)
         pipeline.weight = torch.empty(1, dtype=torch.int16, device='cuda')
-        key = GraphKey(batch, *frame, size, False, all_images, all_images)
+        key = GraphKey(batch, *frame, size, False, all_images, all_images, smoothing)
+        past = None
+        if smoothing:
+            past = cuda.Past.__new__(cuda.Past)  # its constructor pins memory of the host
+            past.weight, past.mean = torch.empty(batch, 1, 1, 1, dtype=dtype, device='cuda'), None
         out = cuda.Images.empty(key, 'cuda')
         frames = torch.empty(batch, *frame, 3, dtype=torch.uint8, device='cuda')
         order = torch.empty(3, dtype=torch.int32, device='cuda')
         for _ in range(1 + warm):  # what is captured after a warm-up lacks what depends on the size alone
             with counted(fused) as watch:
-                pipeline(frames, order, key, out)
+                pipeline(frames, order, key, out, past)
     return watch
 
 
@@ -182,6 +186,15 @@ def test_launches_and_bytes_stay_within_the_budget(fake_cuda, name):
     launches, megabytes = sum(watch.launches.values()), sum(watch.bytes.values()) / 1e6
     print(f'{name}: {launches} launches, {megabytes:.0f} MB; {watch.launches.most_common(8)}')
     assert launches <= BUDGETS[name][0] and megabytes <= BUDGETS[name][1]
+
+
+@pytest.mark.parametrize('name', ['fbsnet', 'affnet'])
+def test_smoothing_is_one_launch(fake_cuda, name):
+    """Classes as they are left: with sub-pixels in the channels, and with padding."""
+    plain, smooth = (run_frame(name, 'float16', size=(353, 480), batch=2, warm=True, smoothing=smoothing)
+                     for smoothing in (False, True))
+    assert not smooth.forbidden
+    assert smooth.launches - plain.launches == {'lerp': 1} and not plain.launches - smooth.launches
 
 
 @pytest.mark.parametrize('name, changes', [

@@ -277,7 +277,7 @@ def test_launch_file(installed, monkeypatch, tmp_path):
     assert {'model', 'resolution', 'weights', 'device', 'backend', 'precision', 'cameras', 'image_topic',
             'image_transport', 'params_file', 'namespace', 'use_sim_time', 'log_level', 'use_respawn',
             'camera', 'depth_topic', 'camera_info_topic', 'compressed_topic', 'autostart', 'lazy',
-            'image_size', 'rviz', 'rviz_frame'} <= set(arguments)
+            'image_size', 'rviz', 'rviz_frame', 'smoothing'} <= set(arguments)
     assert all(a.description for a in arguments.values())
     params = tmp_path / 'p.yaml'
     params.write_text('/**: {ros__parameters: {model: affnet}}')
@@ -306,6 +306,10 @@ def test_launch_file(installed, monkeypatch, tmp_path):
         assert module.boolean('x', text) is False
     with pytest.raises(ValueError, match="use_sim_time is 'maybe'; expected true or false"):
         started(use_sim_time='maybe')
+
+    assert started(smoothing='0.2')[0] and module.number('smoothing', '0') == 0.0
+    with pytest.raises(ValueError, match="smoothing is 'much'; expected a number"):
+        started(smoothing='much')
 
     value = {'image_topic': '/cam/image_raw', 'compressed_topic': ''}
     both = [('image', '/cam/image_raw'), ('image/compressed', '/cam/image_raw/compressed')]

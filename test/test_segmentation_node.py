@@ -283,7 +283,9 @@ def test_parameters_are_live_and_validated_or_read_only(tester):
     assert (images.decode(overlay) == palette[images.decode(label)[..., 0]]).all()
     tester.node.destroy_subscription(subscription)
     assert not set_parameter(tester, 'overlay_alpha', double(1.5)).successful
+    loaded = tester.process.log.read_text().count('loading')
     assert not set_parameter(tester, 'device', text('cpu')).successful
+    assert tester.process.log.read_text().count('loading') == loaded, 'refused before anything is loaded'
     assert set_parameter(tester, 'overlay_alpha', double(0.5)).successful
 
 
@@ -309,6 +311,33 @@ def test_integers_for_floats_and_numbers_for_texts(tester):
         refused = set_parameter(tester, name, value)
         assert not refused.successful and words in refused.reason
     tester.send(images.encode(picture(), 'rgb8', tester.header(), Image()))
+
+
+def test_labels_are_smoothed(tester, reference):
+    """Over the images of a camera, while the parameter says so; another rotation starts anew."""
+    frames, smoother = [picture(seed=seed) for seed in range(30, 34)], segmenter.Smoother(0.6)
+
+    def labels_of(i):
+        # Stamps of a camera: on a busy machine the next image is sent too late to belong to the last one.
+        header = Header(stamp=Time(nanoseconds=10 ** 18 + i * 10 ** 8).to_msg(), frame_id=f'{i}')
+        return images.decode(tester.send(images.encode(frames[i], 'rgb8', header, Image())))[..., 0]
+
+    assert set_parameter(tester, 'smoothing', double(0.6)).successful
+    for i, frame in enumerate(frames):
+        if i == 3:
+            assert set_parameter(tester, 'rotation', text('180')).successful
+            frame = frame[::-1, ::-1]
+            smoother.forget()
+        plain, smooth = (reference(frame, **options).labels for options in ({}, {'smoothers': [smoother]}))
+        found = labels_of(i)[::-1, ::-1] if i == 3 else labels_of(i)
+        assert (found == smooth).mean() > 0.999
+        assert ((plain == smooth).mean() < 0.99) == (i in (1, 2))
+    assert tester.values()['smoothing'] == '0.6'
+    assert set_parameter(tester, 'rotation', text('0')).successful
+    assert set_parameter(tester, 'smoothing', double(0.0)).successful
+    for i in range(2):
+        tester.got['label'].clear()
+        assert (labels_of(i) == reference(frames[i]).labels).mean() > 0.999
 
 
 def test_the_range_of_a_16_bit_camera(tester, reference, process):

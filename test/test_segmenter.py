@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from lightseg_ros import machine, networks, weights
 from lightseg_ros.inference import backends, cpu, cuda, export, folding, kernels
-from lightseg_ros.inference.segmenter import Segmenter, SegmenterError
+from lightseg_ros.inference.segmenter import Segmenter, SegmenterError, Smoother
 
 CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
 
@@ -398,3 +398,42 @@ def test_labels_come_first_and_the_rest_is_equal(random_weights):
         for kind in ('labels', 'overlay', 'confidence'):
             np.testing.assert_array_equal(getattr(found, kind), getattr(prediction, kind))
     assert segment.start([], confidence=True).finish() == []
+
+
+@pytest.mark.parametrize('backend', ['torch', 'openvino', 'onnxruntime'])
+def test_smoothing_is_the_average_of_the_logits(model, segment, backend):
+    """The textbook's average; each camera has its own, and what is not smoothed stays the same to the bit."""
+    pytest.importorskip(backend)
+    segment = segment if backend == 'torch' else Segmenter(*model, 'cpu', backend=backend)
+    cameras = [[picture(120, 160, seed) for seed in seeds] for seeds in ((1, 2, 3), (4, 5, 6))]
+    run, mean = backends.build(backend, segment._engine.spec, 2, 96, 128), None
+    smoothers = [Smoother(0.6), Smoother(0.6)]
+    for i, frames in enumerate(zip(*cameras)):
+        plain = segment(frames, confidence=True)
+        smooth = segment(frames, confidence=True, smoothers=smoothers)
+        logits = run(kernels.resize(torch.from_numpy(np.stack(frames)), (96, 128)).contiguous()).clone()
+        mean = logits if mean is None else 0.4 * logits + 0.6 * mean
+        for found, of, allowed in ((plain, logits, 0), (smooth, mean, i)):
+            labels, confidence = (t.numpy() for t in kernels.label(of, (120, 160), True))
+            for c in range(2):
+                assert (found[c].labels != labels[c]).mean() <= 1e-3 * allowed
+                assert np.abs(found[c].confidence.astype(int) - confidence[c]).max() <= allowed
+                assert np.array_equal(smooth[c].labels, plain[c].labels) == (i == 0)
+    with pytest.raises(SegmenterError, match='2 frames have 1 smoothers; expected one for each'):
+        segment(frames, smoothers=[smoothers[0]] * 2)
+
+
+@pytest.mark.parametrize('change', ['nothing', 'gap', 'back', 'view', 'size', 'network', 'forget'])
+def test_smoothing_starts_anew(model, segment, change):
+    """With a stamp that does not follow, another view, size or network; else earlier frames count."""
+    smoother, frame = Smoother(0.9), picture(96, 128, 2)
+    segment(picture(96, 128, 1), smoothers=[smoother.next(10 ** 9, False)])
+    if change == 'size':
+        frame = picture(120, 160, 2)
+    elif change == 'network':
+        segment = Segmenter(*model, 'cpu', backend='torch')
+    elif change == 'forget':
+        smoother.forget()
+    smoother.next({'gap': 1_500_000_001, 'back': 999_999_999}.get(change, 1_500_000_000), change == 'view')
+    assert np.array_equal(segment(frame, smoothers=[smoother]).labels,
+                          segment(frame).labels) == (change != 'nothing')

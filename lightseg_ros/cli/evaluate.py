@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('bags', nargs='*', type=Path, metavar='RECORDING', help='bags, videos and '
                         'folders of images; several are scored as one recording')
     scoring.add_model_arguments(parser)
+    scoring.add_smoothing_argument(parser)
     parser.add_argument('--batch', type=whole(1, 1024), default=1,
                         help='frames that go through the network together')
     group = scoring.add_truth_arguments(parser)
@@ -61,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
         raise evaluate.EvaluationError('--record writes the scores of a data set: name one with --data')
     if args.corrupt and not args.data:
         raise evaluate.EvaluationError('--corrupt scores a data set: name one with --data')
+    if args.smoothing and (args.corrupt or args.record or args.data and args.batch > 1):
+        raise evaluate.EvaluationError('--smoothing averages over frames in their order, so it works '
+                                       'without --batch, --corrupt and --record')
     if args.resume and args.data:
         raise evaluate.EvaluationError('--resume is for bags; a data set is scored from the start')
     # All that can be wrong with the arguments is said before anything is read.
@@ -74,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     if args.data:
         dataset = datasets.load(args.data, args.split, args.data_root)
         segment = model.load()
-        found = evaluate.evaluate_dataset(dataset, segment, batch=args.batch, apart_ns=run.apart_ns)
+        found = evaluate.evaluate_dataset(dataset, segment, batch=args.batch, apart_ns=run.apart_ns,
+                                          smoothing=args.smoothing)
     else:
         found = evaluate.evaluate_bags(args.bags, model, image_topic=args.image_topic, truth=truth,
                                        value_range=value_range, selection=selection, run=run)

@@ -16,6 +16,7 @@ HELP = ('Play a recording in real time over DDS to a segmentation node and score
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('bag', type=Path, metavar='BAG', help='bag, video or folder of images to play')
     scoring.add_model_arguments(parser)
+    scoring.add_smoothing_argument(parser)
     scoring.add_selection_arguments(scoring.add_truth_arguments(parser))
     parser.add_argument('--rate', type=real(0.01, 1000), default=1.0, help='playback speed; 2: twice as fast')
     parser.add_argument('--node', default='', help='a running node, such as /segmentation, with the classes '

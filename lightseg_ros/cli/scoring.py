@@ -29,6 +29,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--threads', type=whole(0, 1024), default=0, help='CPU threads; 0: one per core')
 
 
+def add_smoothing_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--smoothing', type=real(0, 0.9), default=0.0, metavar='SHARE', help='share of the '
+                        'earlier frames in the labels, so that they flicker less, such as 0.1')
+
+
 def add_truth_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group('topics and ground truth of a bag')
     group.add_argument('--image-topic', help='topic of the images; needed if the bag has several')
@@ -67,7 +72,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 def model_from(args: argparse.Namespace) -> 'ModelSpec':
     from ..evaluation.evaluate import ModelSpec
     return ModelSpec(args.model, args.device, args.resolution or None, args.resize_mode, args.backend,
-                     args.precision, args.threads)
+                     args.precision, args.threads, smoothing=getattr(args, 'smoothing', 0.0))
 
 
 def truth_from(args: argparse.Namespace) -> 'GroundTruthSource':

@@ -27,7 +27,7 @@ from ..bags import BagError
 from ..datasets import DataSet
 from ..images import Range
 from ..inference import segmenter
-from ..inference.segmenter import Segmenter
+from ..inference.segmenter import Segmenter, Smoother
 from . import recordings, text_report
 from .parts import Part, Parts, Recorder
 from .recordings import GroundTruthSource, RecordedFrame, Recording, Selection, Skip, Task
@@ -48,7 +48,11 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which network runs how: the arguments of `Segmenter.load`. `digest` is checked where it is set."""
+    """
+    Which network runs how: the arguments of `Segmenter.load`.
+
+    `digest` is checked where it is set. `smoothing`: share of the earlier frames in the labels, 0 to below 1.
+    """
 
     name: str
     device: str = 'auto'
@@ -58,6 +62,7 @@ class ModelSpec:
     precision: str = 'auto'
     threads: int = 0
     digest: str = ''
+    smoothing: float = 0.0
 
     @property
     def path(self) -> Path:
@@ -152,11 +157,14 @@ class Scorer:
     """
     Segments frames in order and adds them to `scores`.
 
-    `batch`: how many go through the network at once. `recorder` gets every result.
+    `batch`: how many go through the network at once. `recorder` gets every result. `smoothing`: share of the
+    earlier frames in the labels; only with a batch of 1.
     """
 
-    def __init__(self, segment: Segmenter, scores: Scores, batch: int = 1, recorder: Recorder | None = None):
+    def __init__(self, segment: Segmenter, scores: Scores, batch: int = 1, recorder: Recorder | None = None,
+                 smoothing: float = 0.0):
         self.segment, self.scores, self.batch, self.recorder = segment, scores, batch, recorder
+        self._smoothers = [Smoother(smoothing)] if smoothing else []
         self._consistency = Consistency()
         self._waiting: list[RecordedFrame] = []
         self._sizes: set[tuple[int, ...]] = set()
@@ -172,6 +180,8 @@ class Scorer:
         else:
             self.flush()
             self._consistency.reset()
+            for smoother in self._smoothers:
+                smoother.forget()
             if item.what == 'failed':
                 self.scores.skip(item.what, item.reason)
 
@@ -191,8 +201,10 @@ class Scorer:
         if new := {f.shape for f in frames} - self._sizes:
             self.segment(frames, overlay=overlay, confidence=True)
             self._sizes.update(new)
+        for smoother in self._smoothers:
+            smoother.next(waiting[0].stamp_ns)
         began = perf_counter()
-        started = self.segment.start(frames, overlay=overlay, confidence=True)
+        started = self.segment.start(frames, overlay=overlay, confidence=True, smoothers=self._smoothers)
         started.labels()
         labels_ms = 1e3 * (perf_counter() - began) / len(waiting)
         predictions = started.finish()
@@ -232,13 +244,17 @@ def check_classes(dataset: DataSet, segment: Segmenter) -> None:
 
 
 def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1, apart_ns: int = APART_NS,
-                     quiet: bool = False) -> Evaluation:
-    """Score a data set's split; `EvaluationError` if the weights know other classes."""
+                     quiet: bool = False, smoothing: float = 0.0) -> Evaluation:
+    """
+    Score a data set's split; `EvaluationError` if the weights know other classes.
+
+    `batch`, `smoothing`: see `Scorer`.
+    """
     check_classes(dataset, segment)
     scores = Scores(segment.labels, truth=True, apart_ns=apart_ns)
     scores.counts['read'] = len(dataset)
     title = f'{dataset.name} {dataset.split}'
-    scorer = Scorer(segment, scores, batch)
+    scorer = Scorer(segment, scores, batch, smoothing=smoothing)
     with Progress(len(dataset), title, quiet) as progress, _until_stopped() as stopped:
         for done, frame in enumerate(read_dataset(dataset, apart_ns), 1):
             scorer.add(frame)
@@ -248,7 +264,7 @@ def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1, ap
                 break
     scorer.flush()
     sources: list[dict[str, Any]] = [{'name': title, 'frames': len(dataset)}]
-    return Evaluation(scores, sources, segment.identity(), segment.device_name())
+    return Evaluation(scores, sources, _identity(segment, smoothing), segment.device_name())
 
 
 def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic: str | None = None,
@@ -263,6 +279,9 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
     `EvaluationError` if none is left.
     """
     run, truth = run or Run(), truth or GroundTruthSource()
+    if model.smoothing and (run.batch > 1 or run.workers > 1 or run.dask or run.resume):
+        raise EvaluationError('--smoothing needs every frame in its order, so it works without --batch, '
+                              '--workers, --dask and --resume')
     for missing in (p for p in map(Path, paths) if not p.exists()):
         raise EvaluationError(f'{missing} does not exist')
     segment = model.load()
@@ -321,7 +340,8 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
         parts.remove()  # to go on from them would give nothing, either
         reasons = '; '.join(s['first'] for s in scores.skipped.values() if s['what'] == 'failed')
         raise EvaluationError(f'none of the {total} frames could be used, the first because of: {reasons}')
-    return Evaluation(scores, sources, segment.identity(), segment.device_name(), parts=parts)
+    return Evaluation(scores, sources, _identity(segment, model.smoothing), segment.device_name(),
+                      parts=parts)
 
 
 def choose_samples(found: Sequence[Recording], apart_ns: int) -> None:
@@ -431,7 +451,8 @@ def _until_stopped() -> Iterator[threading.Event]:
 def _here(run_of: Part, task: Task, segment: Segmenter, model: ModelSpec, run: Run, parts: Parts,
           progress: Progress, stopped: threading.Event) -> None:
     """Score a task in this process; what is done becomes a part each minute, and when it is stopped."""
-    scorer = Scorer(segment, Scores(segment.labels, bool(task.truth), run.apart_ns), run.batch)
+    scorer = Scorer(segment, Scores(segment.labels, bool(task.truth), run.apart_ns), run.batch,
+                    smoothing=model.smoothing)
     at = run_of.first
     items = recordings.read(task, segment.labels)
     while at < run_of.last and not stopped.is_set():
@@ -511,6 +532,10 @@ def _on_dask(tasks: dict[Part, Task], model: ModelSpec, run: Run,
             raise EvaluationError(f'a task brought down its Dask workers one after the other: {e}') from e
         finally:
             client.cancel(list(futures))
+
+
+def _identity(segment: Segmenter, smoothing: float) -> dict[str, str]:
+    return segment.identity() | ({'smoothing': f'{smoothing:g}'} if smoothing else {})
 
 
 def _temporary(out: Path | None) -> tempfile.TemporaryDirectory:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import backends, kernels
 from .engine import GraphKey, NOT_FINITE, Result
+from .smoothing import Smoother
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ class CpuEngine:
         return {}
 
     @torch.inference_mode()
-    def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> Started:
+    def submit(self, frames: Sequence[np.ndarray], key: GraphKey,
+               smoothers: Sequence[Smoother] = ()) -> Started:
         """Run the network on frames (H, W, 3) uint8 as they lie in memory; `key` says what they are."""
         model = self._model(key.batch, *key.size)
         marks = [perf_counter()]
@@ -74,6 +76,8 @@ class CpuEngine:
             finite = np.isfinite(logits.numpy().sum())
         if not finite:
             raise backends.BackendError(NOT_FINITE)
+        if smoothers:
+            logits = torch.cat([s.smoothed(logits[i:i + 1]) for i, s in enumerate(smoothers)])
         marks.append(perf_counter())
         stage_ms = {'preprocess': 1e3 * (marks[1] - marks[0]), 'network': 1e3 * (marks[2] - marks[1]),
                     'postprocess': 0.0}

@@ -22,6 +22,7 @@ from . import fusing, kernels
 from .backends import BackendError, DeployModel
 from .engine import GraphKey, NOT_FINITE, Result
 from .kernels import blend, label, overlay_lookup, resize
+from .smoothing import Smoother
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,41 @@ class Images(NamedTuple):
         return Images(image(), image(3) if key.overlay else None, image() if key.confidence else None)
 
 
+class Past:
+    """
+    The average of earlier frames' logits, for each frame of a batch, in memory that a graph can hold.
+
+    `mean`: (N, K, h, w) in the network's precision, and as it leaves them; made by the first call.
+    """
+
+    def __init__(self, batch: int, dtype: torch.dtype, device: torch.device):
+        # 0 where there is no earlier frame.
+        self.host_weight = torch.empty((batch, 1, 1, 1), dtype=dtype, pin_memory=True)
+        self.weight = torch.zeros((batch, 1, 1, 1), dtype=dtype, device=device)
+        self.mean: Tensor | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return the average with new logits; it stays in `mean`."""
+        if self.mean is None:
+            self.mean = torch.zeros_like(logits)
+        return torch.lerp(logits, self.mean, self.weight, out=self.mean)
+
+    @torch.inference_mode()
+    def load(self, smoothers: Sequence[Smoother]) -> None:
+        """Take over the averages of cameras, as far as they have one."""
+        assert self.mean is not None
+        for mean, smoother in zip(self.mean, smoothers):
+            # Zeros, because what is left there may be infinite, and no weight makes that 0.
+            mean.zero_() if smoother.mean is None else mean.copy_(smoother.mean)
+
+    @torch.inference_mode()
+    def store(self, smoothers: Sequence[Smoother]) -> None:
+        """Give the averages back to the cameras."""
+        assert self.mean is not None
+        for mean, smoother in zip(self.mean, smoothers):
+            smoother.mean = mean.clone()
+
+
 class FramePipeline:
     """
     All work on a frame on its device: frames (N, H, W, 3) uint8 -> `Images`, written in place.
@@ -55,7 +91,8 @@ class FramePipeline:
     `model`: in the network's precision, on the device; it is changed in place. With `fused`, Triton kernels
     do what comes before and after the network, and in half precision its convolutions with all that
     surrounds them; else their twins in torch do. With a `compiler`, what it makes runs the network.
-    `lookup` and `weight` are what the overlay is blended with: change them in place.
+    `lookup` and `weight` are what the overlay is blended with: change them in place. `past`: what logits are
+    averaged with, where `key.smoothing`.
     """
 
     def __init__(self, model: DeployModel, palette: Tensor, *, fused: bool, compiler: Compiler | None = None):
@@ -69,18 +106,20 @@ class FramePipeline:
         self.compiled: dict[tuple[int, ...], Callable[[Tensor], Tensor]] = {}
         self.lookup, self.weight = overlay_lookup(palette, 0.5)
 
-    def __call__(self, frames: Tensor, order: Tensor, key: GraphKey, out: Images) -> None:
+    def __call__(self, frames: Tensor, order: Tensor, key: GraphKey, out: Images,
+                 past: Past | None = None) -> None:
         model = self.model
         small = resize(frames, key.size).contiguous()
         if self.fused:
             x = kernels.fused_normalise(small, model.mean, model.std, model.dtype, order)
-            kernels.fused_finish(self.logits(x), frames, self.lookup, self.weight, order, out.labels,
-                                 out.overlay, out.confidence, self.factor,
+            logits = self.logits(x)
+            kernels.fused_finish(past(logits) if past else logits, frames, self.lookup, self.weight, order,
+                                 out.labels, out.overlay, out.confidence, self.factor,
                                  key.size if self.factor > 1 else None)
             return
         small = small.index_select(3, order)
         logits = self.logits(kernels.normalise(small, model.mean, model.std, model.dtype))
-        labels, confidence = label(logits, (key.height, key.width), key.confidence)
+        labels, confidence = label(past(logits) if past else logits, (key.height, key.width), key.confidence)
         out.labels.copy_(labels)
         if out.confidence is not None:
             out.confidence.copy_(confidence)
@@ -99,7 +138,7 @@ class FramePipeline:
 class FrameBuffers:
     """The static memory of a batch on host and device, its graph, and the events that order its stages."""
 
-    def __init__(self, key: GraphKey, device: torch.device, integrated: bool):
+    def __init__(self, key: GraphKey, device: torch.device, integrated: bool, dtype: torch.dtype):
         self.key = key
         shape = (key.batch, key.height, key.width, 3)
         self.host_in = None if integrated else torch.empty(shape, dtype=torch.uint8, pin_memory=True)
@@ -107,6 +146,7 @@ class FrameBuffers:
         # Their channel order is data: one graph serves cameras of both orders.
         self.host_order = torch.tensor(kernels.channel_order(False), dtype=torch.int32, pin_memory=True)
         self.order = self.host_order.to(device)
+        self.past = Past(key.batch, dtype, device) if key.smoothing else None
         self.device_out = Images.empty(key, device)
         self.host_out = Images.empty(key, 'cpu', pinned=not integrated)
         self.run: Callable[[], None]
@@ -215,7 +255,8 @@ class CudaEngine:
                 'device memory reserved (MB)': torch.cuda.memory_reserved(self.device) / 1e6}
 
     @_on_device
-    def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> Started:
+    def submit(self, frames: Sequence[np.ndarray], key: GraphKey,
+               smoothers: Sequence[Smoother] = ()) -> Started:
         """Start frames (H, W, 3) uint8 as they lie in memory; `key` says what they are."""
         buffers = self._free(replace(key, reversed_channels=False))
         buffers.host_order.copy_(torch.tensor(kernels.channel_order(key.reversed_channels)))
@@ -223,6 +264,10 @@ class CudaEngine:
             staged = buffers.host_in.numpy()
             for i, frame in enumerate(frames):
                 np.copyto(staged[i], frame)
+        past = buffers.past
+        if past:
+            past.host_weight.copy_(torch.tensor(
+                [0.0 if s.mean is None else s.weight for s in smoothers]).view(-1, 1, 1, 1))
         started = buffers.serves = Started(buffers)
         try:
             with torch.cuda.stream(self._upload):
@@ -233,10 +278,16 @@ class CudaEngine:
                     for image, frame in zip(buffers.device_in, frames):
                         image.copy_(torch.from_numpy(np.require(frame, requirements=['C', 'W'])))
                 buffers.order.copy_(buffers.host_order, non_blocking=True)
+                if past:
+                    past.weight.copy_(past.host_weight, non_blocking=True)
                 buffers.uploaded.record()
             self._compute.wait_event(buffers.uploaded)
             with torch.cuda.stream(self._compute):
+                if past:
+                    past.load(smoothers)
                 buffers.run()
+                if past:
+                    past.store(smoothers)
                 buffers.computed.record()
             self._download.wait_event(buffers.computed)
             with torch.cuda.stream(self._download):
@@ -307,10 +358,11 @@ class CudaEngine:
             before.result = self._collected(oldest)
             return oldest
         began = perf_counter()
-        buffers = FrameBuffers(key, self.device, self._integrated)
+        buffers = FrameBuffers(key, self.device, self._integrated, self.pipeline.model.dtype)
         buffers.device_in.zero_()
         buffers.run = self._captured(
-            functools.partial(self.pipeline, buffers.device_in, buffers.order, key, buffers.device_out))
+            functools.partial(self.pipeline, buffers.device_in, buffers.order, key, buffers.device_out,
+                              buffers.past))
         log.info('%s for %s made in %.1f s', 'graph' if self.graph else 'buffers', key,
                  perf_counter() - began)
         made.append(buffers)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
+from .smoothing import Smoother
+
 NOT_FINITE = ('the network computes values that are not finite: its weights do not fit its precision, or are '
               'not those of a trained network')
 
@@ -27,9 +29,10 @@ class GraphKey:
     reversed_channels: bool
     overlay: bool
     confidence: bool
+    smoothing: bool = False
 
     def __str__(self) -> str:
-        wanted = ''.join(f', {k}' for k in ('overlay', 'confidence') if getattr(self, k))
+        wanted = ''.join(f', {k}' for k in ('overlay', 'confidence', 'smoothing') if getattr(self, k))
         return f'{self.batch} x {self.width}x{self.height}{wanted}'
 
 
@@ -51,8 +54,12 @@ class Engine(Protocol):
 
     device_name: str
 
-    def submit(self, frames: Sequence[np.ndarray], key: GraphKey) -> Any:
-        """Start frames (H, W, 3) uint8 as they lie in memory; returns what `collect` takes."""
+    def submit(self, frames: Sequence[np.ndarray], key: GraphKey, smoothers: Sequence[Smoother]) -> Any:
+        """
+        Start frames (H, W, 3) uint8 as they lie in memory; returns what `collect` takes.
+
+        `smoothers`: one for each frame, if `key.smoothing`.
+        """
 
     def labels(self, started: Any) -> np.ndarray:
         """Wait for the labels of what `submit` started; overlay and confidence may take longer."""

@@ -23,10 +23,11 @@ from .cpu import CpuEngine
 from .cuda import Compiler, CudaEngine
 from .engine import Engine, GraphKey
 from .kernels import postprocess, preprocess, resize
+from .smoothing import Smoother
 
 __all__ = [
     'DeviceLost', 'load', 'OutOfMemory', 'parse_device', 'parse_resolution', 'postprocess', 'Prediction',
-    'preprocess', 'Segmenter', 'SegmenterError']
+    'preprocess', 'Segmenter', 'SegmenterError', 'Smoother']
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ class Segmenter:
             raise SegmenterError(str(e)) from e
         self.palette = torch.from_numpy(card.labels.palette())
         self._alpha: float | None = None
+        self._network_id = object()  # tells a smoother one network from another
         folded = folding.fold(network, widen=self.precision != 'float32', temperature=card.temperature)
         model = backends.DeployModel(folded, card.mean, card.std)
         key = f'{card.network}-{backends.digest(model)[:16]}'
@@ -194,17 +196,20 @@ class Segmenter:
         scale = min(target_w / width, target_h / height)
         return max(64, round(height * scale)), max(64, round(width * scale))
 
-    def warm_up(self, height: int = 480, width: int = 640, batch: int = 1) -> float:
+    def warm_up(self, height: int = 480, width: int = 640, batch: int = 1, *,
+                smoothing: bool = False) -> float:
         """
         Run black frames of a size until buffers and kernels exist; returns the milliseconds of the last call.
 
-        It runs them with and without overlay and confidence, in every combination.
+        It runs them with and without overlay and confidence, in every combination. `smoothing`: as frames run
+        that have smoothers.
         """
         frames = [np.zeros((height, width, 3), np.uint8)] * batch
         # Twice each, since the first call compiles or captures. All combinations, whatever is subscribed to.
         for overlay, confidence in 2 * [(o, c) for o in (False, True) for c in (False, True)]:
             began = perf_counter()
-            self(frames, overlay=overlay, confidence=confidence)
+            self(frames, overlay=overlay, confidence=confidence,
+                 smoothers=[Smoother(0.5) for _ in frames] if smoothing else ())
         return 1e3 * (perf_counter() - began)
 
     def prepare(self, height: int, width: int) -> None:
@@ -251,40 +256,39 @@ class Segmenter:
 
     @overload
     def __call__(self, frames: np.ndarray, *, overlay: bool = ...,
-                 confidence: bool = ...) -> Prediction: ...
+                 confidence: bool = ..., smoothers: Sequence[Smoother] = ...) -> Prediction: ...
 
     @overload
     def __call__(self, frames: Sequence[np.ndarray], *, overlay: bool = ...,
-                 confidence: bool = ...) -> list[Prediction]: ...
+                 confidence: bool = ..., smoothers: Sequence[Smoother] = ...) -> list[Prediction]: ...
 
     def __call__(self, frames: np.ndarray | Sequence[np.ndarray], *, overlay: bool = False,
-                 confidence: bool = False) -> Prediction | list[Prediction]:
+                 confidence: bool = False, smoothers: Sequence[Smoother] = ()
+                 ) -> Prediction | list[Prediction]:
         """
         Segment one frame, (H, W, 3) uint8 RGB, or a list of frames of any sizes.
 
         One frame gives one prediction, a list gives a list in the same order. Frames of one size run as one
         batch. A frame whose last axis is reversed in memory (a view on BGR, `frame[..., ::-1]`) is uploaded
-        as it lies and flipped on the device. `SegmenterError` where a frame is something else.
+        as it lies and flipped on the device. `smoothers`: the one of each frame's camera, if labels are to be
+        smoothed over time. `SegmenterError` where a frame is something else.
         """
         if isinstance(frames, np.ndarray) and frames.ndim == 3:
-            return self([frames], overlay=overlay, confidence=confidence)[0]
+            return self([frames], overlay=overlay, confidence=confidence, smoothers=smoothers)[0]
         results: dict[int, Prediction] = {}
-        for members, reversed_channels in _batches(frames):
-            started = self._start([frames[i] for i in members], reversed_channels, overlay, confidence)
+        for members, started in self._start_all(frames, overlay, confidence, smoothers):
             results.update(zip(members, self._finish(started)))
         return [results[i] for i in range(len(frames))]
 
-    def start(self, frames: Sequence[np.ndarray], *, overlay: bool = False,
-              confidence: bool = False) -> 'Pending':
+    def start(self, frames: Sequence[np.ndarray], *, overlay: bool = False, confidence: bool = False,
+              smoothers: Sequence[Smoother] = ()) -> 'Pending':
         """
         Segment a list of frames as `__call__` does, in two steps: the labels first, then all the rest.
 
         On a CPU labels and confidence take twice as long as labels alone, which need not wait for it. Finish
         what was started before you start the next frames.
         """
-        return Pending(self, [(members, self._start([frames[i] for i in members], reversed_channels, overlay,
-                                                    confidence))
-                              for members, reversed_channels in _batches(frames)])
+        return Pending(self, list(self._start_all(frames, overlay, confidence, smoothers)))
 
     def stream(self, frames: Iterable[np.ndarray], *, overlay: bool = False,
                confidence: bool = False) -> Iterator[Prediction]:
@@ -307,8 +311,18 @@ class Segmenter:
             last = self._finish(waiting) if waiting is not None else []
         yield from last
 
-    def _start(self, frames: list[np.ndarray], reversed_channels: bool, overlay: bool,
-               confidence: bool) -> Any:
+    def _start_all(self, frames: np.ndarray | Sequence[np.ndarray], overlay: bool, confidence: bool,
+                   smoothers: Sequence[Smoother]) -> Iterator[tuple[list[int], Any]]:
+        """Start frames of any sizes, batch by batch; yields places and what `_start` returns of each."""
+        if smoothers and (count := len({*map(id, smoothers)})) != len(frames):
+            raise SegmenterError(f'{len(frames)} frames have {count} smoothers; expected one for each, '
+                                 'because frames of one camera follow each other')
+        for members, reversed_channels in _batches(frames):
+            yield members, self._start([frames[i] for i in members], reversed_channels, overlay, confidence,
+                                       [smoothers[i] for i in members] if smoothers else [])
+
+    def _start(self, frames: list[np.ndarray], reversed_channels: bool, overlay: bool, confidence: bool,
+               smoothers: Sequence[Smoother] = ()) -> Any:
         """Start frames of one size; returns what `_finish` takes."""
         if reversed_channels:
             frames = [frame[..., ::-1] for frame in frames]
@@ -317,9 +331,11 @@ class Segmenter:
             self._alpha = self.overlay_alpha
             self._engine.set_alpha(self.palette, self._alpha)
         key = GraphKey(len(frames), height, width, self.network_size(height, width), reversed_channels,
-                       overlay, confidence)
+                       overlay, confidence, bool(smoothers))
+        for smoother in smoothers:
+            smoother.comes_from((self._network_id, height, width, key.size))
         try:
-            return self._engine.submit(frames, key)
+            return self._engine.submit(frames, key, smoothers)
         except backends.BackendError as e:
             raise SegmenterError(str(e)) from e
         except RuntimeError as e:

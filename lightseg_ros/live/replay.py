@@ -168,8 +168,8 @@ def _play(recording: Recording, model: ModelSpec, live: Live, compressed: bool, 
         parameters: dict[str, Any] = {
             'weights': str(model.path), 'device': model.device, 'resolution': model.resolution or '',
             'resize_mode': model.resize_mode, 'backend': model.backend, 'precision': model.precision,
-            'threads': model.threads, 'diagnostics_rate': 10.0, 'use_sim_time': live.use_sim_time,
-            'image_transport': 'compressed' if compressed else 'raw'}
+            'threads': model.threads, 'smoothing': model.smoothing, 'diagnostics_rate': 10.0,
+            'use_sim_time': live.use_sim_time, 'image_transport': 'compressed' if compressed else 'raw'}
         remap = {'image/compressed' if compressed else 'image': topic, '__node': name.strip('/')}
         processes.append(NodeProcess('segmentation', log, parameters, remap))
     kind = CompressedImage if compressed else Image
@@ -205,7 +205,10 @@ def _identity(probe: Probe, name: str) -> tuple[dict[str, str], str]:
     if missing:
         log.warning('the diagnostics of %s do not say its %s: the result calls these unknown', name,
                     ', '.join(missing))
-    return {key: values.get(key, 'unknown') for key in keys}, values.get('device', 'unknown')
+    identity = {key: values.get(key, 'unknown') for key in keys}
+    if values.get('smoothing', '0') != '0':
+        identity['smoothing'] = values['smoothing']
+    return identity, values.get('device', 'unknown')
 
 
 def _check_classes(probe: Probe, name: str, labels: LabelSet, processes: list[NodeProcess]) -> None:

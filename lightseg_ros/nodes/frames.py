@@ -14,7 +14,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from .. import images
-from ..inference.segmenter import DeviceLost, OutOfMemory, Pending, Prediction, Segmenter
+from ..inference.segmenter import DeviceLost, OutOfMemory, Pending, Prediction, Segmenter, Smoother
 from ..latest import Latest
 from ..texts import error_line
 from .live_segmenter import LiveSegmenter
@@ -73,6 +73,7 @@ class FrameWorker:
     def __init__(self, node: Node, live: LiveSegmenter, plan: Plan):
         self.plan = plan
         self._ranges_checked: Counter[str] = Counter()
+        self._smoothers: dict[str, Smoother] = {}  # of each camera, while labels are smoothed
         self.image_sizes: dict[str, list[tuple[int, int]]] = {}  # (height, width) of each camera's last image
         self.preparing = ''  # size of the images that the network is being prepared for
         self._node = node
@@ -171,6 +172,7 @@ class FrameWorker:
                         frames: list[FrameInFlight]) -> list[StartedBatch]:
         """Segment frames as one batch and publish their labels; returns what is left to do."""
         pending, predictions = None, None
+        smoothers = self._smoothers_of(plan, frames)
         try:
             self._make_ready(frames)
             cameras = [frame.camera for frame in frames]
@@ -178,7 +180,8 @@ class FrameWorker:
                 [frame.seen for frame in frames],
                 overlay=any(camera.wants_overlay(plan.parameters) for camera in cameras),
                 confidence=plan.needs_confidence or any(
-                    camera.wants_confidence(plan.parameters) or camera.wants_points() for camera in cameras))
+                    camera.wants_confidence(plan.parameters) or camera.wants_points() for camera in cameras),
+                smoothers=smoothers)
             if plan.needs_confidence:
                 predictions = pending.finish()
                 labels = [prediction.labels for prediction in predictions]
@@ -188,6 +191,8 @@ class FrameWorker:
             if pending:
                 with suppress(Exception):  # its buffers are used again only once it is finished
                     pending.finish()
+            for smoother in smoothers:  # what failed may be part of the averages
+                smoother.forget()
             if len(frames) == 1:
                 self._failed(frames[0].camera, e)
                 return []
@@ -212,6 +217,19 @@ class FrameWorker:
             except Exception as e:
                 self._failed(frame.camera, e)
         return [StartedBatch(frames, pending, predictions)]
+
+    def _smoothers_of(self, plan: Plan, frames: list[FrameInFlight]) -> list[Smoother]:
+        """Return the smoother of each frame's camera, if labels are smoothed."""
+        weight = plan.parameters.smoothing
+        if not weight:
+            self._smoothers.clear()
+            return []
+        smoothers = []
+        for frame in frames:
+            smoother = self._smoothers.setdefault(frame.camera.name, Smoother(weight))
+            smoother.weight = weight
+            smoothers.append(smoother.next(_ns(frame.header), plan.framing(frame.camera.name).view))
+        return smoothers
 
     def _make_ready(self, frames: list[FrameInFlight]) -> None:
         """Prepare the network for frames of new sizes, which takes seconds; the diagnostics say so."""
@@ -262,9 +280,7 @@ class FrameWorker:
                 self._failed(frame.camera, e)
 
     def _add_age(self, frame: FrameInFlight) -> None:
-        # Not rclpy's Time, which raises on the negative stamps of a camera with a broken clock.
-        stamp = frame.header.stamp
-        if (stamp_ns := stamp.sec * 10 ** 9 + stamp.nanosec) > 0:
+        if (stamp_ns := _ns(frame.header)) > 0:
             frame.stage_ms['age'] = (self._node.get_clock().now().nanoseconds - stamp_ns) / 1e6
 
     def _failed(self, camera: CameraOutputs, error: Exception) -> None:
@@ -277,3 +293,8 @@ class FrameWorker:
                 # Nothing can be freed on such a GPU, and only a new process can use it: see `use_respawn`.
                 self._node.get_logger().fatal('the node ends, so that it can be started again')
                 os._exit(1)
+
+
+def _ns(header: Header) -> int:
+    # Not rclpy's Time, which raises on the negative stamps of a camera with a broken clock.
+    return header.stamp.sec * 10 ** 9 + header.stamp.nanosec

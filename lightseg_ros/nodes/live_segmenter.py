@@ -55,14 +55,16 @@ class LiveSegmenter:
     Holds the segmenter of a node and exchanges it on request.
 
     One thread segments, inside `use`. Another one calls `change`; a third one may call `prepare` before, so
-    that nobody waits for the new network. `cameras`: largest number of frames that arrive together. `sizes`:
-    (height, width) of the images to warm up for. ValueErrors from loading pass through.
+    that nobody waits for the new network. `cameras`: largest number of frames that arrive together.
+    `smoothing`: whether frames come with smoothers. `sizes`: (height, width) of the images to warm up for.
+    ValueErrors from loading pass through.
     """
 
     def __init__(self, choice: NetworkChoice, *, cameras: int = 1, overlay_alpha: float = 0.5,
-                 sizes: Sequence[tuple[int, int]] = ()):
+                 smoothing: bool = False, sizes: Sequence[tuple[int, int]] = ()):
         self._cameras = cameras
         self._overlay_alpha = overlay_alpha
+        self._smoothing = smoothing
         self._lock = threading.Lock()  # held while frames are segmented
         self._loading = threading.Lock()  # held while a network is loaded or exchanged
         self._sizes = tuple(sizes)  # of the images, newest last; replaced, never changed in place
@@ -102,6 +104,16 @@ class LiveSegmenter:
     @overlay_alpha.setter
     def overlay_alpha(self, alpha: float) -> None:
         self._overlay_alpha = self._segmenter.overlay_alpha = alpha
+
+    @property
+    def smoothing(self) -> bool:
+        """Whether frames come with smoothers, for which CUDA captures graphs of their own."""
+        return self._smoothing
+
+    @smoothing.setter
+    def smoothing(self, smoothing: bool) -> None:
+        if smoothing != self._smoothing:
+            self._smoothing, self._ready = smoothing, set()
 
     @contextmanager
     def use(self) -> Iterator[Segmenter]:
@@ -307,7 +319,7 @@ class LiveSegmenter:
         for batch in range(1, self._limit(loaded) + 1):
             self._go_on()
             try:
-                loaded.warm_up(*size, batch)
+                loaded.warm_up(*size, batch, smoothing=self._smoothing)
             except OutOfMemory:
                 if batch == 1:
                     raise

@@ -120,6 +120,9 @@ def watch(node: Node, values: T, apply: Callable[[T], None]) -> Callable[[list[P
     fields = {field.name: field for field in dataclasses.fields(values)}  # type: ignore[arg-type]
 
     def preview(parameters: list[Parameter]) -> T:
+        # rclpy refuses these too, but only after whatever the preview is for.
+        if fixed := [p.name for p in parameters if p.name in fields and fields[p.name].metadata['read_only']]:
+            raise ParameterError(f'parameter {fixed[0]!r} cannot change while the node runs')
         changes = {p.name: _converted(fields[p.name], p.value) for p in parameters if p.name in fields}
         return _build(type(current), {**dataclasses.asdict(current), **changes})  # type: ignore[call-overload]
 

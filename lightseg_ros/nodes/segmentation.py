@@ -311,7 +311,7 @@ class SegmentationNode(LifecycleNode):
                     self.get_logger().warning(one_line(
                         f"model {new.model!r} has no effect yet: parameter 'weights' is {new.weights!r}, "
                         "which takes precedence until it is ''"))
-            self._live.overlay_alpha = new.overlay_alpha
+            self._live.overlay_alpha, self._live.smoothing = new.overlay_alpha, bool(new.smoothing)
         self._settings = new
         self._update_subscriptions()
 
@@ -406,7 +406,8 @@ class SegmentationNode(LifecycleNode):
                 'namespace', throttle_duration_sec=60.0)
         network = self._live.segmenter
         # 'model' is the former name of 'network'; dashboards may read it.
-        more = {'model': network.card.network, **network.identity(), **network.resources()}
+        more = {'model': network.card.network, **network.identity(), **network.resources(),
+                'smoothing': f'{self._settings.smoothing:g}'}
         statuses = without_stale([self._camera_status(camera, more) for camera in self._cameras])
         for camera, status in zip(self._cameras, statuses):
             if self._loading:
@@ -471,7 +472,7 @@ class SegmentationNode(LifecycleNode):
 def _load(p: SegmentationParameters) -> LiveSegmenter:
     """Load and warm up the network that the parameters ask for."""
     return LiveSegmenter(p.network(), cameras=len(p.camera_names()), overlay_alpha=p.overlay_alpha,
-                         sizes=p.seen_sizes())
+                         smoothing=bool(p.smoothing), sizes=p.seen_sizes())
 
 
 def partial_coroutine(function: Callable[..., Coroutine], answer: Callable) -> Callable:

@@ -74,6 +74,9 @@ class SegmentationParameters:
     mask: str = parameter(
         '', "Path of a picture of the image's shape; labels are 255 where it is black, for example on the "
         'hood of the robot. For single cameras: "front=PATH".')
+    smoothing: float = parameter(
+        0.0, 'Share of the earlier images in the labels, so that they flicker less, such as 0.1. 0: '
+        'none.', limits=(0.0, 0.9))
     confidence_threshold: float = parameter(
         0.0, 'Labels with less confidence are 255. label_info tells it. Makes labels later, because they '
         'wait for their confidence.', limits=(0.0, 1.0))
