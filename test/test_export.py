@@ -145,11 +145,13 @@ def test_command_with_argmax(tmp_path, saved, capsys):
     assert json.loads(metadata['card'])['license'] == 'CC0'
 
 
-def test_half_precision(tmp_path):
+def test_half_precision(tmp_path, caplog):
     """LRNNet's attention stays in float32: it sums up squares that float16 has no numbers for."""
     network, card = random_weights('lrnnet', 'camvid', (131, 97))
     path = tmp_path / 'half.onnx'
-    report = export(network, card, path, precision='float16')
+    with caplog.at_level('INFO'):
+        report = export(network, card, path, precision='float16')
+    assert [r for r in caplog.records if r.levelname != 'DEBUG'] == []
     print(report)
     assert 1e-4 < report.difference < report.allowed < 0.5 * report.largest
     image = torch.rand(1, 3, 97, 131) * 3 - 1.5
@@ -234,7 +236,9 @@ def test_mistakes(tmp_path, saved, capsys):
             (['--model', 'unet', '--random'], "unknown network 'unet'; known: laanet"),
             (['--model', str(saved), '--resolution', 'native'], 'an ONNX graph has one size'),
             (['--model', str(saved), '--resolution', '32x32'], 'each 64 to 8192'),
-            (['--model', str(saved), '--options', '{"fusion": "concat"}'], '--options needs --random')):
+            (['--model', str(saved), '--options', '{"fusion": "concat"}'], '--options needs --random'),
+            (['--model', str(saved), '--labels', 'cityscapes'], '--labels needs --random'),
+            (['--model', str(saved), '--batch', '2'], '--batch is of --tensorrt; a graph takes one image')):
         assert main(['export', *arguments, out]) == 1
         error = capsys.readouterr().err
         assert error.startswith('ERROR: ') and error.count('\n') == 1 and text in error
