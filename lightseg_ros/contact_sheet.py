@@ -74,12 +74,13 @@ def _rarest_first(reports: Sequence[Report], count: int) -> list[tuple[Report, i
 
 
 def _legend(labels: LabelSet, shares: Sequence[float], width: int) -> np.ndarray:
-    """Draw the colour, the name and the share of every class, and of void."""
-    n, widest = len(labels), max(map(_width, labels.names))
+    """Draw colour, name and share of every class, of the labelled pixels; that of void is of all pixels."""
+    n, names = len(labels), (*labels.names, 'void, of all')
+    widest = max(map(_width, names))
     columns = max(1, width // max(150, min(widest + LINE + 90, width // 3)))
     cell = (width - GAP) // columns
     out = np.full((-(-(n + 1) // columns) * (LINE + 4) + 2 * GAP, width, 3), PAPER, np.uint8)
-    for i, name in enumerate((*labels.names, 'void, of all')):
+    for i, name in enumerate(names):
         x, y = GAP + i % columns * cell, GAP + i // columns * (LINE + 4)
         _swatch(out[y + 2:y + LINE - 2, x:x + LINE], labels.colors[i] if i < n else None)
         x, room = x + LINE + 8, cell - LINE - 90

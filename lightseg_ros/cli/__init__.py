@@ -14,6 +14,7 @@ import threading
 
 from .. import __version__
 from ..texts import error_line
+from .numbers import Help
 
 # Each verb with its line in --help. The module lightseg_ros.cli.<verb> is imported when the verb is called.
 VERBS = {
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(name: str, arguments: list[str]) -> int:
     verb = importlib.import_module(f'.{name.replace("-", "_")}', __package__)
     parser = argparse.ArgumentParser(prog=f'lightseg {name}', description=verb.HELP,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     formatter_class=Help)
     verb.add_arguments(parser)
     # Libraries report each of their steps at level INFO.
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')

@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from . import scoring
-from .numbers import real, whole
+from .numbers import Help, real, whole
 
 HELP = ('Look into a bag (info), make one from a folder of images (from-folder), or write frames of one as '
         'images to be annotated (to-folder).')
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     info = verbs.add_parser('info', help='list topics', description='List the topics of a bag, without ROS.')
     info.add_argument('bag', type=Path, help='bag to read')
     make = verbs.add_parser(
-        'from-folder', help='make a bag', formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        'from-folder', help='make a bag', formatter_class=Help,
         description='Make a bag with image, camera_info and label topics. The last number in a file name is '
         'the frame number, which gives the stamp with --rate. A number of 16 digits or more is the stamp '
         'itself, in ns.')
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument('--storage', default='mcap', choices=('mcap', 'sqlite3'), help='of a folder')
     make.add_argument('--frame-id', default='camera', help='of the headers')
     take = verbs.add_parser(
-        'to-folder', help='write frames as images', formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        'to-folder', help='write frames as images', formatter_class=Help,
         description='Write frames of a bag, a video or a folder to OUT/images, named by their stamps, so '
         'that labels of the same names are found by "lightseg evaluate --label-dir": one frame a second, or '
         'those of the lowest confidence. --prelabel writes labels to start with to OUT/labels.')
@@ -90,4 +90,5 @@ def _to_folder(args: argparse.Namespace) -> None:
         print(f'and {len(failed) - 5} more')
     print(f'{args.out / "images"}: {count} frames'
           + (f'; {args.out / "labels"}: labels to correct' if args.prelabel else ''))
-    print(f'when they are annotated: lightseg evaluate {args.bag} --label-dir {args.out / "labels"}')
+    print('next: annotate them; then, to train: lightseg data import EXPORT NEW_FOLDER --images '
+          f'{args.out / "images"}; to score: lightseg evaluate {args.bag} --label-dir {args.out / "labels"}')

@@ -6,7 +6,7 @@ from pathlib import Path
 import shlex
 from typing import TYPE_CHECKING
 
-from .numbers import real, whole
+from .numbers import Help, real, whole
 
 if TYPE_CHECKING:
     from ..data_check import Report
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest='what', required=True, metavar='WHAT')
     check = verbs.add_parser(
         'check', help='read every file, count the classes, draw a contact sheet',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
         description='Read every image and label once; print the share of every class and all that is wrong; '
         'draw a contact sheet: image, labels and blend of the images that show most of the rarest classes. '
         'Exit code 0: this can be trained on; 1: training would refuse it, the output says why.')
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument('--rows', type=whole(1, 1000), default=12, help='images on the contact sheet')
     take = verbs.add_parser(
         'import', help='make a data set of what an annotation tool exports',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
         description='Recognise what a folder or zip file holds, and make a data set of it: masks (palette, '
         'RGB or ids) in images/ and labels/ or beside the images, Pascal VOC, CVAT, Roboflow, '
         'Cityscapes-style folders, COCO (polygons and run lengths), Labelme. Exit code 0: everything was '
@@ -117,7 +117,9 @@ def _next(args: argparse.Namespace, reports: 'list[Report]', problems: list[str]
         return f'next: correct {len(problems)} problem{"s" * (len(problems) > 1)}; training refuses to start'
     splits = [r.dataset.split for r in reports]
     split = next((s for s in ('train', 'trainval', 'all') if s in splits), splits[0])
-    command = f'lightseg train --model laanet --data {args.data} --data-root {folder} --split {split}'
+    # Few images: start from what the packaged weights know of edges and textures.
+    start = ' --init laanet --lr 1e-3' if args.data == 'folder' else ''
+    command = f'lightseg train --model laanet{start} --data {args.data} --data-root {folder} --split {split}'
     held = next((s for s in ('val', 'test') if s in splits and s != split), None)
     trained = reports[splits.index(split)]
     sequences = trained.dataset.sequences

@@ -1,12 +1,20 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Types for argparse: numbers within limits, and JSON objects; an error says what is expected."""
+"""For argparse: types (numbers within limits, JSON objects) that say what is expected; help texts."""
 import argparse
 from collections.abc import Callable
 import json
 from typing import Any
 
 from ..texts import one_line
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of each argument that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default is None or action.default in ('', [], {})
+        return action.help if nothing else super()._get_help_string(action)
 
 
 def whole(low: int, high: int = 10 ** 6) -> Callable[[str], int]:

@@ -83,7 +83,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], labels: LabelSet, title: st
             # A pale colour would not show on white.
             color = np.minimum(np.array(labels.colors[i]) / 255, 0.85)
             classes.plot([r['epoch'] for r in by_class], values, marker='.', color=color, label=name)
-        classes.set(xlabel='epoch', ylabel='IoU of the validation (%)', ylim=(0, 100))
+        classes.set(xlabel='epoch', ylabel='IoU of the validation (%)', ylim=(-2, 102))
         classes.legend(loc='center left', bbox_to_anchor=(1, 0.5), fontsize='small')
     for axis in axes[0]:
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
