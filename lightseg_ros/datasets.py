@@ -226,8 +226,8 @@ def hold_out(dataset: DataSet, sequences: Sequence[str]) -> tuple[DataSet, DataS
         raise DataError(f'{dataset.name} {dataset.split} has no sequence {", ".join(unknown)}; its '
                         f'sequences: {listed}')
     if set(sequences) == set(known):
-        raise DataError(f'{dataset.name} {dataset.split} has no other sequence than {", ".join(sequences)}; '
-                        'expected two or more, named by sub-folders or by file names up to an underscore')
+        raise DataError(f'{dataset.name} {dataset.split} has no other sequence than {listed}; expected two '
+                        'or more, named by sub-folders or by file names up to an underscore')
     names = ','.join(sequences)
     held = tuple(p for p in dataset.pairs if p.sequence in sequences)
     rest = tuple(p for p in dataset.pairs if p.sequence not in sequences)

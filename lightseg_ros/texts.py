@@ -25,6 +25,8 @@ def error_line(error: BaseException) -> str:
     The text of this package's errors (ValueErrors) and of the system's (OSErrors) says all that a user needs.
     Any other is a bug or a library's: its type and its place in the code are added, for a report.
     """
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return one_line(f'{error.filename}: {error.strerror}')  # without its number
     if isinstance(error, (ValueError, OSError)):
         return one_line(error) or type(error).__name__
     place, trace = '', error.__traceback__

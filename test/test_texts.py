@@ -19,6 +19,8 @@ def test_one_line():
 
 def test_errors():
     assert error_line(ValueError('size is 3;\nexpected 4')) == 'size is 3; expected 4'
+    assert error_line(FileNotFoundError(2, 'No such file', 'a/b')) == 'a/b: No such file'
+    assert error_line(OSError('cannot')) == 'cannot'
     assert error_line(MemoryError()) == '[MemoryError]'
     try:
         struct.unpack('<I', b'')
