@@ -135,7 +135,7 @@ def disagreement_text(name: str, first: str, d: dict[str, Any]) -> str:
 
 def write_json(result: dict[str, Any], path: Path) -> None:
     """Write a result, whole or not at all."""
-    write_whole(path, json.dumps(result, indent=1, allow_nan=False))
+    write_whole(path, json.dumps(result, indent=1, allow_nan=False) + '\n')
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
