@@ -231,8 +231,8 @@ def _no_others(title: str, found: dict[Any, Any], known: tuple[str, ...]) -> Non
     others = [key for key in found if key not in known]
     if others:
         near = get_close_matches(str(others[0])[:MAX_NAME].lower(), known, 1)
-        meant = f'; did you mean {near[0]}?' if near else ''
-        raise LabelError(f'{title} has the field {_shown(others[0])}; expected {", ".join(known)}{meant}')
+        like = f', which looks like {near[0]!r}' if near else ''
+        raise LabelError(f'{title} has the field {_shown(others[0])}{like}; expected {", ".join(known)}')
 
 
 def _shown(value: Any) -> str:
