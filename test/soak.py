@@ -28,6 +28,7 @@ import rclpy
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
+from tqdm import tqdm
 
 from lightseg_ros import images
 from lightseg_ros.live.probe import isolate, NodeProcess, Probe
@@ -68,7 +69,7 @@ class Target:
                            image_topic=topic, plays=self.kind)
         self.set_parameters = self.probe.create_client(SetParameters, f'/{name}/set_parameters')
         self.change_state = self.probe.create_client(ChangeState, f'/{name}/change_state')
-        self.counted, self.compared = Counter(), 0
+        self.counted, self.earlier, self.compared = Counter(), Counter(), 0
 
     def send(self, size, stamp_ns=None, data=None):
         """Publish a frame; returns its stamp. `data`: what the message carries instead."""
@@ -104,9 +105,12 @@ class Target:
 
     def unaccounted(self):
         """Return how many of the received frames are neither processed, dropped nor failed."""
-        counts = {k: int(self.probe.diagnostics.values.get(k, 0))
-                  for k in ('received', 'processed', 'dropped', 'failed')}
-        self.counted |= Counter(counts)  # they begin anew when the node is configured again
+        counts = Counter({k: int(self.probe.diagnostics.values.get(k, 0))
+                          for k in ('received', 'processed', 'dropped', 'failed')})
+        total = self.earlier + counts
+        if total['received'] < self.counted['received']:  # they begin anew when the node is configured again
+            self.earlier = self.counted
+        self.counted = self.earlier + counts
         self.compared += counts['received'] > 0
         return counts['received'] - counts['processed'] - counts['dropped'] - counts['failed']
 
@@ -134,9 +138,12 @@ class Soak:
 
     def endless(self, seconds):
         """Yield random faults for a time."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            yield self.random.choice(self.FAULTS)
+        began = time.monotonic()
+        with tqdm(total=round(seconds), unit='s') as bar:
+            while (passed := time.monotonic() - began) < seconds:
+                bar.set_postfix(faults=len(self.events), refresh=False)
+                bar.update(round(passed) - bar.n)
+                yield self.random.choice(self.FAULTS)
 
     def run(self, faults):
         for target in self.targets:
@@ -270,7 +277,7 @@ class Soak:
                 axis.plot([t / 60 for t, _ in self.samples], [s[i][key] for _, s in self.samples],
                           label=f'{target.name} images')
             axis.set_ylabel(key)
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.2 * max(s[i][key] for _, s in self.samples for i in range(len(s))))
         axes[0].legend(loc='lower right')
         axes[-1].set_xlabel('minutes')
         pyplot.tight_layout()

@@ -149,7 +149,7 @@ class Probe(Node):
                  optional: tuple[str, ...] = (), segmentation: str = '/segmentation',
                  image_topic: str = '/image', truth_topic: str = '/camera/ground_truth', keep: int = 60,
                  plays: type | None = Image):
-        super().__init__('probe')
+        super().__init__(f'probe_of_{segmentation.strip("/").replace("/", "_")}')
         self._on_complete = on_complete
         self._parts = parts
         self._keep = keep
