@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A mailbox with one place per sender: a newer item replaces the one that waits, and that is counted."""
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 import threading
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar('T')
 
@@ -40,6 +40,16 @@ class Latest(Generic[T]):
             self._condition.wait_for(lambda: self._items or self._closed, timeout_s)
             items, self._items = self._items, {}
             return items
+
+    def put_back(self, items: Mapping[Any, T]) -> None:
+        """Leave items that were taken; where a newer one waits, or after `close`, they count as dropped."""
+        with self._condition:
+            for sender, item in items.items():
+                if self._closed or sender in self._items:
+                    self.dropped[sender] += 1
+                else:
+                    self._items[sender] = item
+            self._condition.notify()
 
     def discard(self, items: Iterable[Hashable]) -> None:
         """Count items that were taken, given by their senders, as dropped after all."""

@@ -31,6 +31,16 @@ def test_items_that_were_taken_can_be_counted_as_dropped_after_all():
     assert mailbox.dropped == {'front': 1, 'left': 1} == mailbox.received
 
 
+def test_what_is_put_back_gives_way_to_what_is_newer():
+    mailbox: Latest[int] = Latest()
+    mailbox.put(2, 'front')
+    mailbox.put_back({'front': 1, 'left': 3})
+    assert mailbox.take() == {'front': 2, 'left': 3} and mailbox.dropped == {'front': 1}
+    mailbox.close()
+    mailbox.put_back({'left': 3})
+    assert mailbox.dropped == {'front': 1, 'left': 1}
+
+
 def test_close_wakes_whoever_waits():
     mailbox: Latest[int] = Latest()
     taken = []

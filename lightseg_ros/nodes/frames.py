@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way of a frame through the segmentation node: mailbox, decoding, segmentation, publishing."""
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 import os
 import threading
@@ -76,6 +77,10 @@ class FrameWorker:
         self._smoothers: dict[str, Smoother] = {}  # of each camera, while labels are smoothed
         self.image_sizes: dict[str, list[tuple[int, int]]] = {}  # (height, width) of each camera's last image
         self.preparing = ''  # size of the images that the network is being prepared for
+        # Images of new sizes that wait, by their cameras, and for which size a thread prepares the network.
+        self._waiting: dict[str, NewImage] = {}
+        self._beside: tuple[int, int] | None = None
+        self._tried: set[tuple[int, int]] = set()  # sizes for which that has failed
         self._node = node
         self._live = live
         self._mailbox: Latest[NewImage] = Latest()
@@ -131,7 +136,13 @@ class FrameWorker:
             plan = self.plan  # the same for all that is made of these images
             frames: list[FrameInFlight] = []
             for item in items:
-                frames += self._decode(plan, item)
+                if self._waiting.pop(item.camera.name, None):
+                    self._mailbox.discard([item.camera.name])
+                for frame in self._decode(plan, item):
+                    if self._must_wait(frame, plan):
+                        self._waiting[item.camera.name] = item
+                    else:
+                        frames.append(frame)
             # The other outputs take longer than the labels: first the labels of all cameras.
             count = self._live.batch_limit
             started: list[StartedBatch] = []
@@ -141,6 +152,33 @@ class FrameWorker:
                 self._publish_more(plan, batch)
             for batch in started:
                 self._publish_rest(plan, batch)
+
+    def _must_wait(self, frame: FrameInFlight, plan: Plan) -> bool:
+        """
+        Return whether a frame waits until the network is compiled for its size, so that other cameras go on.
+
+        If that fails, the frame is tried as one of a single camera is, which tells and counts the error.
+        """
+        size = frame.seen.shape[:2]
+        if len(plan.framings) == 1 or size != self._beside and not self._live.takes_long(size):
+            return False
+        if not self._beside:
+            if size in self._tried:
+                return False
+            self._tried.add(size)
+            self._beside = size
+            threading.Thread(target=self._prepare_beside, args=(size,), name='preparing', daemon=True).start()
+        return True
+
+    def _prepare_beside(self, size: tuple[int, int]) -> None:
+        try:
+            with self._announced(size):
+                self._live.prepare_beside(size)
+        finally:
+            with self._processing:
+                self._beside = None
+                waiting, self._waiting = self._waiting, {}
+                self._mailbox.put_back(waiting)
 
     def _decode(self, plan: Plan, item: NewImage) -> list[FrameInFlight]:
         """Return the image as a frame, or nothing if it cannot be decoded."""
@@ -236,15 +274,23 @@ class FrameWorker:
         for size in {frame.seen.shape[:2] for frame in frames}:
             self._live.note(size)
             if not self._live.is_ready(size):
-                self.preparing = f'{size[1]}x{size[0]}'
-                began = perf_counter()
-                try:
-                    self._node.get_logger().info(f'preparing the network for images of {self.preparing}')
+                with self._announced(size):
                     self._live.make_ready(size)
-                    self._node.get_logger().info(f'ready for images of {self.preparing} after '
-                                                 f'{perf_counter() - began:.1f} s')
-                finally:
-                    self.preparing = ''
+
+    @contextmanager
+    def _announced(self, size: tuple[int, int]) -> Iterator[None]:
+        """Say in log and diagnostics that the network is being prepared for images of (height, width)."""
+        self.preparing = text = f'{size[1]}x{size[0]}'
+        began = perf_counter()
+        try:
+            self._node.get_logger().info(f'preparing the network for images of {text}')
+            yield
+            if not self._mailbox.closed and self._live.is_ready(size):
+                self._node.get_logger().info(
+                    f'ready for images of {text} after {perf_counter() - began:.1f} s')
+                self._tried.discard(size)
+        finally:
+            self.preparing = ''
 
     def _publish_more(self, plan: Plan, batch: StartedBatch) -> None:
         """Publish what is made of the labels alone, of frames whose labels are published."""

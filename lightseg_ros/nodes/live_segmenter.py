@@ -139,6 +139,15 @@ class LiveSegmenter:
         self._warm_up(self._segmenter, size, first_only=self._segmenter.device.type != 'cuda')
         self._ready.add(size)
 
+    def prepare_beside(self, size: tuple[int, int]) -> None:
+        """Compile for frames of (height, width) on a CPU, outside of `use`; what fails is only logged."""
+        self.prepare(self._loaded[0], [size])
+
+    def takes_long(self, size: tuple[int, int]) -> bool:
+        """Return whether the first frame of (height, width) waits for a compilation of seconds, on a CPU."""
+        return self._segmenter.device.type == 'cpu' and not (
+            self._segmenter.is_prepared(*size) or self._segmenter.is_kept(*size))
+
     def note(self, size: tuple[int, int]) -> None:
         """Note that frames of (height, width) arrive: the next network is warmed up for them."""
         self._sizes = (*(other for other in self._sizes if other != size), size)[-KEPT_SIZES:]
