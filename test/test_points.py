@@ -177,14 +177,24 @@ def test_the_street_s_depth_is_where_its_classes_are():
         np.testing.assert_array_equal(plain[0], rgb)
 
 
-def test_the_message_reads_back():
+@pytest.mark.parametrize('frame_id', ['', 'c', 'ca', 'cam'])  # moves what follows in the serialized message
+@pytest.mark.parametrize('width', [8, 1 << 16])
+def test_the_message_reads_back(frame_id, width):
+    """As long as what rclpy makes of the whole message, and the same for who reads it."""
+    pytest.importorskip('rclpy', reason='rclpy is not installed')
+    from rclpy.serialization import deserialize_message, serialize_message
+    from sensor_msgs.msg import PointCloud2, PointField
+    from std_msgs.msg import Header
     rng = np.random.default_rng(3)
-    ids = rng.integers(0, 11, (6, 8), np.uint8)
-    cloud = points.cloud(rng.random((6, 8)).astype(np.float32), Pinhole(5, 5, 3, 3), ids, ids, PALETTE)
-    msg = points.encode(cloud, 'h', SimpleNamespace(data=None), lambda **values: values)
-    assert (msg.header, msg.height, msg.width, msg.point_step, msg.row_step) == ('h', 6, 8, 24, 192)
-    offsets = {f['name']: f['offset'] for f in msg.fields}
-    assert offsets == {'x': 0, 'y': 4, 'z': 8, 'rgb': 12, 'label': 16, 'confidence': 20}
+    ids = rng.integers(0, 11, (6, width), np.uint8)
+    cloud = points.cloud(rng.random((6, width)).astype(np.float32), Pinhole(5, 5, 3, 3), ids, ids, PALETTE)
+    raw = points.serialized(cloud, Header(frame_id=frame_id), PointCloud2(), PointField, serialize_message)
+    msg = deserialize_message(raw, PointCloud2)
+    assert len(raw) == len(serialize_message(msg))  # of which the gaps between fields hold anything
+    assert (msg.header.frame_id, msg.height, msg.width) == (frame_id, 6, width)
+    assert (msg.point_step, msg.row_step, msg.is_dense) == (24, 24 * width, False)
+    assert {f.name: f.offset for f in msg.fields} == {
+        'x': 0, 'y': 4, 'z': 8, 'rgb': 12, 'label': 16, 'confidence': 20}
     assert np.frombuffer(msg.data, '<f4')[2::6].tolist() == cloud['z'].ravel().tolist()
     assert np.frombuffer(msg.data, '<u4')[4::6].tolist() == ids.ravel().tolist()
 
@@ -193,13 +203,15 @@ def test_sensor_msgs_py_reads_the_message():
     pytest.importorskip('rclpy', reason='rclpy is not installed')
     reader = pytest.importorskip('sensor_msgs_py.point_cloud2',
                                  reason='sensor_msgs_py comes with a ROS distribution, not from PyPI')
+    from rclpy.serialization import deserialize_message, serialize_message
     from sensor_msgs.msg import PointCloud2, PointField
     from std_msgs.msg import Header
     ids = np.arange(48, dtype=np.uint8).reshape(6, 8) % 11
     depth = np.linspace(1, 2, 48, dtype=np.float32).reshape(6, 8)
     depth[2, 2] = np.nan
     cloud = points.cloud(depth, Pinhole(5, 5, 3, 3), ids, ids, PALETTE)
-    msg = points.encode(cloud, Header(frame_id='cam'), PointCloud2(), PointField)
+    raw = points.serialized(cloud, Header(frame_id='cam'), PointCloud2(), PointField, serialize_message)
+    msg = deserialize_message(raw, PointCloud2)
     found = reader.read_points(msg, reshape_organized_cloud=True)
     for name in ('x', 'y', 'z', 'label', 'confidence'):
         np.testing.assert_array_equal(found[name].reshape(6, 8), cloud[name])

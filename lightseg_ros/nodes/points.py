@@ -14,6 +14,7 @@ from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.serialization import serialize_message
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
@@ -202,7 +203,8 @@ class Points:
         height, width = depth.shape
         camera = points.pinhole(info, height, width, distorted=self._undistort)
         cloud = points.cloud(depth, camera, labelled.labels, labelled.confidence, labelled.palette)
-        self._publisher.publish(points.encode(cloud, near.header, PointCloud2(), PointField))
+        self._publisher.publish(points.serialized(cloud, near.header, PointCloud2(), PointField,
+                                                  serialize_message))
         self._published += 1
         self._health.stage_took('points', 1e3 * (perf_counter() - began))
 
