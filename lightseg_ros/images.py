@@ -131,7 +131,11 @@ def is_16_bit(msg: Any) -> bool:
 
 
 def narrow_range(msg: Any) -> str:
-    """Say which values a 16-bit image holds if 'full' leaves them 16 grey levels or fewer; else return ''."""
+    """
+    Say which values a 16-bit image holds if 'full' makes 16 grey levels or fewer of many more; else ''.
+
+    Nothing is said of an image of one value, or of 8-bit pixels in the upper byte: it loses nothing.
+    """
     if not is_16_bit(msg):
         return ''
     if hasattr(msg, 'encoding'):
@@ -147,7 +151,9 @@ def narrow_range(msg: Any) -> str:
             return ''
     low, high = int(pixels.min()), int(pixels.max())
     levels = (high - low) // 257 + 1
-    return f'{encoding} values span {low} to {high}: {levels} of 256 grey levels' if levels <= 16 else ''
+    if levels > 16 or np.count_nonzero(np.bincount((pixels - low).ravel())) <= 2 * levels:
+        return ''
+    return f'{encoding} values span {low} to {high}: {levels} of 256 grey levels'
 
 
 def _size(encoding: str) -> int:

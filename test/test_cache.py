@@ -108,7 +108,8 @@ def test_an_entry_appears_whole(root):
     assert found == ['x', 'x'] and os.listdir(root) == ['a']
 
 
-def test_the_oldest_go(root, monkeypatch):
+def test_the_oldest_go_without_a_word(root, monkeypatch, caplog):
+    caplog.set_level('INFO')
     monkeypatch.setattr(cache, 'LIMIT_BYTES', 3000)
     for i in range(4):
         cache.load(f'{i}', write('x' * 800), read)
@@ -117,7 +118,7 @@ def test_the_oldest_go(root, monkeypatch):
     (root / '.9.dead').mkdir()
     os.utime(root / '.9.dead', (0, 0))
     cache.load('4', write('x' * 800), read)
-    assert sorted(os.listdir(root)) == ['0', '3', '4']
+    assert sorted(os.listdir(root)) == ['0', '3', '4'] and not caplog.records
 
 
 @pytest.mark.parametrize('fault', ['file', 'unwritable', 'others', 'full', 'no home'])

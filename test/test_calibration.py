@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lightseg_ros import labels, networks, weights
 from lightseg_ros.cli import main
@@ -27,6 +28,25 @@ def test_the_temperature_of_samples_is_found():
     right = z.argmax(1)
     assert calibration.fit(z, right) == pytest.approx(0.05)
     assert calibration.fit(z, (right + 1) % 5) == pytest.approx(20)
+
+
+def test_an_error_that_grows_is_explained_and_a_temperature_that_improves_nothing_is_one():
+    """One pixel in 100 is wrong with great confidence: the likelihood wants doubt of all the others."""
+    def found(z, right):
+        z = torch.tensor(z).view(1, 2, 10, 10)
+        return calibration.calibrate(nn.Identity(), z, torch.tensor(right).view(1, 10, 10), lambda x: x, 2)
+
+    z = np.zeros((2, 100), np.float32)
+    z[0], z[0, 0] = 4, 30
+    worse = found(z, np.uint8([1] + 99 * [0]))
+    assert worse['temperature'] > 1 and worse['nll_after'] < worse['nll_before']
+    assert worse['ece_after'] > worse['ece_before']
+    assert calibration.text(worse | {'data': 'd'}).endswith('on other images with "lightseg evaluate"')
+    z[:] = 0
+    z[0] = np.log(3)
+    same = found(z, np.uint8(25 * [1] + 75 * [0]))
+    assert same['temperature'] == 1 and same['ece_after'] == same['ece_before']
+    assert 'although' not in calibration.text(same | {'data': 'd'})
 
 
 @pytest.mark.parametrize('name', networks.NETWORKS)

@@ -307,7 +307,11 @@ def test_png_16_bit():
 
 
 def test_narrow_range():
-    """A thermal camera's counts, raw and as a PNG; a picture that uses its range is not spoken of."""
+    """
+    A thermal camera's counts, raw and as a PNG.
+
+    Nothing is said of a picture that uses its range, or of few grey levels that all stay.
+    """
     thermal = (7000 + 20 * np.arange(35, dtype=np.uint16)).reshape(5, 7)
     raw = message('mono16', thermal.view(np.uint8).reshape(5, -1), 7)
     packed = compressed(png(thermal), '16UC1; png compressed ')
@@ -318,6 +322,10 @@ def test_narrow_range():
                 compressed(b'', '16UC1; png compressed '),
                 message('mono8', np.zeros((5, 7), np.uint8), 7)):
         assert images.narrow_range(msg) == ''
+    grey = 120 + (np.arange(35, dtype=np.uint16) % 15).reshape(5, 7)
+    for factor, said in ((257, ''), (256, ''), (0, ''), (1, 'mono16 values span 120 to 134: 1 of 256')):
+        found = images.narrow_range(message('mono16', (factor * grey).view(np.uint8).reshape(5, -1), 7))
+        assert found.startswith(said) and bool(found) == bool(said), factor
 
 
 @pytest.mark.parametrize('format', ['jpeg', 'rgb8; jpeg compressed bgr8', 'bgr8; jpeg compressed bgr8'])

@@ -374,14 +374,17 @@ def test_launch_file(installed, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize('node', ['segmentation_node', 'camera_node'])
-def test_ctrl_c_while_a_node_is_imported_is_no_error(node):
-    """`ros2 launch`, and Ctrl-C before the node is there."""
+@pytest.mark.parametrize('as_module', [False, True])
+def test_ctrl_c_while_a_node_is_imported_is_no_error(node, as_module):
+    """`ros2 launch` or `python -m`, and Ctrl-C before the node is there."""
     assert f"'{node} = lightseg_ros.nodes:{node}'" in (ROOT / 'setup.py').read_text()
-    code = ("import signal, sys\nfrom lightseg_ros import nodes\n"
+    start = f"runpy.run_module('lightseg_ros.nodes.{node.removesuffix('_node')}', run_name='__main__')" \
+        if as_module else f'nodes.{node}()'
+    code = ("import runpy, signal, sys\nfrom lightseg_ros import nodes\n"
             "def interrupted(event, arguments):\n"
             "    if event == 'import' and arguments[0] == 'rclpy':\n"
             "        signal.raise_signal(signal.SIGINT)\n"
-            f"sys.addaudithook(interrupted)\nnodes.{node}()")
+            f"sys.addaudithook(interrupted)\n{start}")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60,
                           check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, '', '')

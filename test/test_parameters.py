@@ -6,12 +6,19 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 rclpy = pytest.importorskip('rclpy', reason='no rclpy: pip install ros-rclpy, or source a ROS 2 distribution')
 
 from rclpy.parameter import Parameter  # noqa: E402
 
-from lightseg_ros.nodes.parameters import declare, parameter, ParameterError, watch  # noqa: E402
+from lightseg_ros.nodes.parameters import (  # noqa: E402
+    declare,
+    parameter,
+    ParameterError,
+    warn_of_unused_files,
+    watch,
+)
 
 
 @dataclass(frozen=True)
@@ -110,10 +117,39 @@ def test_numbers_of_another_type_are_stored_as_the_parameter_s_own(node_of):
     assert not refused.successful and 'range' in refused.reason
 
 
-def test_an_unknown_name_is_reported_with_the_nearest_known():
-    code = ('import rclpy, sys; sys.path.insert(0, "test"); from test_parameters import *; rclpy.init(); '
-            'declare(rclpy.create_node("n"), Values)')
+@pytest.mark.parametrize('namespace', ['', '/ns', '/a/ns'])
+def test_a_file_is_taken_for_a_node_as_rclpy_takes_it(tmp_path, capfd, namespace):
+    """And a warning names the file exactly if rclpy takes nothing from it."""
+    path, taken = tmp_path / 'p.yaml', []
+    for keys in ('/**', '/*', '**', 'seg', '/seg', '/ns/*', '/ns/**', '/**/seg', '/*/seg', 'ns/seg',
+                 '/ns/seg', 'ns:seg', '/**/ns/seg', 'segmentation_node', 'other seg', 'other ns/seg /a/**'):
+        tree = {}
+        for key in keys.split():
+            *above, last = key.split(':')
+            (tree.setdefault(above[0], {}) if above else tree)[last] = {'ros__parameters': {'x': 1}}
+        path.write_text(yaml.safe_dump(tree))
+        context, arguments = rclpy.Context(), ['--ros-args', '--params-file', str(path)]
+        rclpy.init(context=context, args=arguments)
+        node = rclpy.create_node('seg', namespace=namespace, context=context, start_parameter_services=False)
+        taken.append(bool(node._parameter_overrides))
+        warn_of_unused_files(node, ['node', *arguments])
+        said = capfd.readouterr().err
+        assert (f'{path} is ignored' in said) != taken[-1], (keys, said)
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+    assert {True, False} == set(taken)
+
+
+def test_an_unknown_name_is_reported_with_the_nearest_known(tmp_path):
+    for_others, for_all = tmp_path / 'p.yaml', tmp_path / 'q.yaml'
+    for_others.write_text('the_node:\n  ros__parameters: {rate: 3.0}\na:\n  n:\n    ros__parameters: {}')
+    for_all.write_text('/**:\n  ros__parameters: {rate: 4.0}')
+    code = ('import sys; sys.path.insert(0, "test"); from test_parameters import *\n'
+            'from lightseg_ros.nodes.lifetime import run\n'
+            'def make():\n    node = rclpy.create_node("n")\n    declare(node, Values)\n    return node\n'
+            'sys.exit(run(make, lambda node: True))')
     out = subprocess.run([sys.executable, '-c', code, '--ros-args', '-p', 'widht:=3', '-p', 'zzz:=1',
+                          '--params-file', str(for_others), '--params-file', str(for_all),
                           '-p', 'use_sim_time:=false', '-p', 'image_topic:=/x',
                           '-p', 'qos_overrides./image.publisher.depth:=2'],
                          capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1])
@@ -122,6 +158,9 @@ def test_an_unknown_name_is_reported_with_the_nearest_known():
     assert "unknown parameter 'zzz' is ignored; this node has rate, width" in out.stderr
     assert "'image_topic' is ignored; topics are remapped: -r image:=" in out.stderr
     assert out.stderr.count('unknown parameter') == 3
+    assert ('p.yaml is ignored: it has parameters for /the_node, /a/n, but none for this node, /n; write /n '
+            'or /** as the key above ros__parameters') in out.stderr
+    assert 'q.yaml' not in out.stderr
 
 
 @pytest.mark.parametrize('error', [OSError(36, 'File name too long'), KeyError('a'), MemoryError()])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import json
 import operator
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -194,7 +195,7 @@ def test_the_command_line_says_what_is_wrong(scenes, tmp_path, capsys):
     assert 'mode graph needs a CUDA device' in capsys.readouterr().err
 
 
-def test_holding_out_a_sequence_scores_it_beside_the_training_images(sequences, tmp_path):
+def test_holding_out_a_sequence_scores_it_beside_the_training_images(sequences, tmp_path, caplog):
     arguments = ['train', '--model', 'affnet', '--data', 'folder', '--data-root', str(sequences),
                  '--split', 'train', '--recipe', 'cpu', '--device', 'cpu', '--crop', '64x64', '--first-crop',
                  '64x64', '--batch', '2', '--epochs', '3', '--validate-every', '2', '--out', str(tmp_path)]
@@ -209,10 +210,9 @@ def test_holding_out_a_sequence_scores_it_beside_the_training_images(sequences, 
     assert found['miou'] == card.metrics['train:north']['miou']
     assert found['train_miou'] == float(rows[-1]['train_miou'])
     assert main([*arguments, '--hold-out', 'north', '--validate', 'train']) == 1
-    # `lightseg evaluate` scores the same images of sub-folders by the split's name in the card.
-    assert main(['evaluate', '--model', str(tmp_path / 'affnet-scenes.safetensors'), '--data', 'folder',
-                 '--data-root', str(sequences), '--split', 'train:north', '--device', 'cpu', '--json',
-                 str(tmp_path / 'e.json')]) == 0
+    # `lightseg evaluate` scores the same images of sub-folders, by the command that the run ends with.
+    command = caplog.text.partition('next: lightseg ')[2].partition(' --report ')[0]
+    assert main([*shlex.split(command), '--device', 'cpu', '--json', str(tmp_path / 'e.json')]) == 0
     measured = json.loads((tmp_path / 'e.json').read_text())
     assert measured['miou'] == pytest.approx(found['miou'], abs=0.1) and measured['counts']['scored'] == 3
     # A sequence of other images is other data.
@@ -347,6 +347,10 @@ def test_what_a_laptop_s_owner_gives(scenes, tmp_path, capsys, caplog):
     small = ['--crop', '64x64', '--first-crop', '64x64', '--epochs', '1']
     assert main([*data, '--model', 'affnet', '--batch', '1', *small, '--license', 'CC0', '--source',
                  'our yard, 2026']) == 0
+    path = tmp_path / 'affnet-scenes.safetensors'
+    assert capsys.readouterr().out == f'{path}\n'
+    assert (f'next: lightseg evaluate drive.mcap --model {path} --report out/report; on a robot: ros2 launch '
+            f'lightseg_ros segment.launch.py weights:={path} image_topic:=') in caplog.text
     card = weights.read_card(tmp_path / 'affnet-scenes.safetensors')
     assert (card.license, card.source) == ('CC0', 'our yard, 2026')
     assert card.recipe['lr'] == 6e-3 and card.recipe['auxiliary'] == 0.4  # those of the recipe cpu

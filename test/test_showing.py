@@ -33,9 +33,10 @@ def test_predictions_are_drawn_beside_image_and_truth(tmp_path):
     truth[1, :32] = 255
     showing.draw_predictions(tmp_path / 'p.png', images, truth, found, TWO, 'epoch 3')
     picture = cv2.imread(str(tmp_path / 'p.png'))[..., ::-1]
-    assert picture.shape == (24 + 2 * 128, 3 * 160, 3)  # twice as large: the titles have room
-    image, theirs, ours = picture[24 + 128:].reshape(128, 3, 160, 3).transpose(1, 0, 2, 3)[:, ::2, ::2]
-    assert all((picture[:24, 160 * i - 8:160 * i] == 255).all() for i in (1, 2, 3)), 'titles run together'
+    assert picture.shape == (24 + 128 + 6 + 128, 3 * 160 + 2 * 6, 3)  # twice as large: the titles have room
+    image, theirs, ours = (picture[24 + 128 + 6:, x:x + 160][::2, ::2] for x in (0, 166, 332))
+    assert all((picture[:, x:x + 6] == 255).all() for x in (160, 326)), 'no gap between the images'
+    assert (picture[24 + 128:][:6] == 255).all() and (picture[:24, -8:] == 255).all()
     assert np.array_equal(image, images[1]) and (ours == TWO.colors[1]).all()
     assert (theirs[:32] == 0).all() and (theirs[32:] == TWO.colors[0]).all()
 

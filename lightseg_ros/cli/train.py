@@ -3,7 +3,9 @@
 """`lightseg train`: data set and recipe in, a weights file with its card out."""
 import argparse
 import dataclasses
+import logging
 import os
+import shlex
 import signal
 import threading
 import time
@@ -12,6 +14,8 @@ from typing import Any
 from .. import sizes
 from ..training.recipes import CHOICES, load, Recipe, RECIPES
 from .numbers import json_object, real, whole
+
+log = logging.getLogger(__name__)
 
 HELP = 'Train a network. --resume continues a run that was stopped or killed.'
 
@@ -138,5 +142,16 @@ def run(args: argparse.Namespace) -> int | None:
     if interrupted.is_set() and not path:
         raise KeyboardInterrupt
     if path:
+        log.info('next: %s', _next(str(path), args, validation.split if validation else ''))
         print(path)
     return None
+
+
+def _next(path: str, args: argparse.Namespace, split: str) -> str:
+    """Say how finished weights are scored, on the split of the validation or on a recording, and run."""
+    root = ['--data-root', args.data_root] if args.data_root else []
+    data = ['--data', args.data, *root, '--split', split]
+    command = ['lightseg', 'evaluate', *(data if split else ['drive.mcap']), '--model', path,
+               '--report', 'out/report']
+    return f'{shlex.join(command)}; on a robot: ros2 launch lightseg_ros segment.launch.py ' \
+        f'{shlex.join([f"weights:={path}"])} image_topic:=/camera/image_raw'

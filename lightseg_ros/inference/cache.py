@@ -154,7 +154,7 @@ def _prune(root: Path, newest: Path) -> None:
         if total <= LIMIT_BYTES:
             break
         total -= _size(path)
-        log.info('the cache of compiled models is full: %s is removed', path.name)
+        log.debug('the cache of compiled models is full: %s is removed', path.name)
         _remove(path)
 
 

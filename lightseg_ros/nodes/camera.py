@@ -1,6 +1,9 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The camera node: publishes a folder, a video, a bag, a device or the synthetic street as a camera topic."""
+if __name__ == '__main__':  # before the imports, so that Ctrl-C while they run ends the node quietly
+    from . import camera_node
+    camera_node()
 from copy import copy
 from dataclasses import dataclass
 import os
@@ -184,7 +187,3 @@ def main() -> None:
         'camera_node: publishes a folder, a video, a device, a bag or the built-in street as image and '
         'camera_info.\nMore: docs/node.md', CameraParameters,
         'camera_node --ros-args -p source:=images/ -p rate:=5 -p loop:=true -r image:=/camera/image_raw')))
-
-
-if __name__ == '__main__':
-    main()

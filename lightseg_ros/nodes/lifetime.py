@@ -14,6 +14,7 @@ from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedE
 from rclpy.node import Node
 
 from ..texts import error_line, one_line
+from .parameters import warn_of_unused_files
 
 N = TypeVar('N', bound=Node)
 
@@ -41,6 +42,7 @@ def run(make_node: Callable[[], N], done: Callable[[N], bool] = lambda node: Fal
     node, failed = None, False
     try:
         node = make_node()
+        warn_of_unused_files(node, sys.argv)
         executor.add_node(node)
         # With a timeout, because `done` may change without an event and a signal must not hang the spin.
         while rclpy.ok() and not done(node):

@@ -10,9 +10,11 @@ The parameters of a node are the fields of one frozen dataclass.
     values = declare(node, CameraParameters)
     watch(node, values, apply)
 """
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import difflib
+from pathlib import Path
+import re
 import textwrap
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+import yaml
 
 from ..texts import error_line
 
@@ -106,6 +109,44 @@ def warn_of_unused_qos_overrides(node: Node) -> None:
             node.get_logger().warning(
                 f'{name} is ignored' + (f'; did you mean {near[0]}?' if near else
                                         f'; this node takes them for {", ".join(sorted(topics))}'))
+
+
+def warn_of_unused_files(node: Node, arguments: Sequence[str]) -> None:
+    """
+    Warn of each parameter file among the arguments of a process that has nothing for its only node.
+
+    rclpy ignores such a file silently. Usually its key is the name of the executable, or lacks the namespace.
+    """
+    name = node.get_fully_qualified_name()
+    for option, path in zip(arguments, arguments[1:]):
+        if option != '--params-file':
+            continue
+        try:
+            tree = yaml.safe_load(Path(path).read_text())
+        except (OSError, ValueError, yaml.YAMLError):  # gone, or YAML that only rclpy's parser takes
+            continue
+        keys = list(_node_keys(tree if isinstance(tree, dict) else {}))
+        if not any(_is_for(key, name) for key in keys):
+            node.get_logger().warning(
+                f'{path} is ignored: it has '
+                + (f'parameters for {", ".join(keys)}, but none for ' if keys else 'no ros__parameters for ')
+                + f'this node, {name}; write {name} or /** as the key above ros__parameters')
+
+
+def _node_keys(tree: dict, above: str = '') -> Iterator[str]:
+    """Yield the full names of the nodes, with wildcards, that a parameter file is for."""
+    for key, value in tree.items():
+        if key == 'ros__parameters':
+            yield above
+        elif isinstance(value, dict):
+            yield from _node_keys(value, f'{above}/{str(key).strip("/")}')
+
+
+def _is_for(key: str, name: str) -> bool:
+    """Whether rclpy gives a node what a file holds for `key`: * is one name, ** any number of them."""
+    pattern = ''.join({'**': '(/[^/]+)*', '*': '/[^/]+'}.get(part, '/' + re.escape(part))
+                      for part in key.strip('/').split('/'))
+    return re.fullmatch(pattern, name) is not None
 
 
 def watch(node: Node, values: T, apply: Callable[[T], None]) -> Callable[[list[Parameter]], T]:

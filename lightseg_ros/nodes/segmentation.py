@@ -1,6 +1,9 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation node: camera images in; label, overlay, confidence, points and diagnostics out."""
+if __name__ == '__main__':  # before the imports, so that Ctrl-C while they run ends the node quietly
+    from . import segmentation_node
+    segmentation_node()
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext, suppress
 import ctypes
@@ -499,7 +502,3 @@ def main() -> None:
         'segmentation_node: segments camera images (image, or image/compressed) and publishes ~/label, '
         '~/overlay and more.\nTopics, parameters and diagnostics: docs/node.md', SegmentationParameters,
         'segmentation_node --ros-args -p model:=laanet -r image:=/camera/image_raw')))
-
-
-if __name__ == '__main__':
-    main()

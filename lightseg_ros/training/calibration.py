@@ -35,7 +35,8 @@ def calibrate(network: nn.Module, images: Tensor, labels: Tensor, normalise: Nor
 
     The network is in eval mode; images (N, 3, H, W) uint8 RGB, labels (N, H, W) uint8, ids from `num_classes`
     on are void. Returns `temperature`, `pixels`, and before and after `nll` (negative log-likelihood) and
-    `ece` (in percent, as `lightseg evaluate` computes it). Empty if all labels are void.
+    `ece` (in percent, as `lightseg evaluate` computes it). The temperature is 1 where none improves either.
+    Empty if all labels are void.
     """
     step = max(1, math.ceil(math.sqrt(labels.numel() / PIXELS)))
     grid = (slice(None), slice(step // 2, None, step), slice(step // 2, None, step))
@@ -48,10 +49,13 @@ def calibrate(network: nn.Module, images: Tensor, labels: Tensor, normalise: Nor
     if not len(truth):
         return {}
     temperature = round(fit(z, truth), 4)
-    out: dict[str, Any] = {'temperature': temperature, 'pixels': len(truth)}
-    for when, t in (('before', 1.0), ('after', temperature)):
-        out |= {f'{name}_{when}': round(value, 4) for name, value in measure(z / t, truth).items()}
-    return out
+    before, after = ({name: round(value, 4) for name, value in measure(z / t, truth).items()}
+                     for t in (1.0, temperature))
+    if all(after[name] >= before[name] for name in before):
+        temperature, after = 1.0, before
+    return {'temperature': temperature, 'pixels': len(truth),
+            **{f'{name}_before': value for name, value in before.items()},
+            **{f'{name}_after': value for name, value in after.items()}}
 
 
 def fit(logits: Tensor, truth: Tensor) -> float:
@@ -108,6 +112,10 @@ def calibrate_weights(path: Path, dataset: DataSet, out: Path | None, *,
 
 def text(found: dict[str, Any]) -> str:
     """Say in one line what a calibration found."""
-    return (f'temperature {found["temperature"]:.3f} from {found["data"]}: ECE {found["ece_before"]:.2f} -> '
+    line = (f'temperature {found["temperature"]:.3f} from {found["data"]}: ECE {found["ece_before"]:.2f} -> '
             f'{found["ece_after"]:.2f} %, negative log-likelihood {found["nll_before"]:.4f} -> '
             f'{found["nll_after"]:.4f}')
+    if found['ece_after'] > found['ece_before']:
+        line += ('. The likelihood decides: it is better with this temperature, although the ECE is worse. '
+                 'Measure the ECE on other images with "lightseg evaluate"')
+    return line

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ('epoch', 'loss', 'miou', 'train_miou', 'lr', 'seconds', 'images_per_s', 'waited')
 TILE, NARROW = 480, 160  # largest and smallest width of an image in predictions.png
+HEAD, GAP = 24, 6  # white pixels above its images, for the titles, and between them
 # From so many seconds on, the expected time comes with what would shorten it.
 LONG_S = 3600
 
@@ -111,13 +112,15 @@ def draw_predictions(path: Path, images: np.ndarray, truth: np.ndarray, predicti
     for rgb, *ids in zip(images, truth, prediction):
         tiles = [cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if scale <= 1 else cv2.INTER_NEAREST)]
         tiles += [palette[cv2.resize(i, size, interpolation=cv2.INTER_NEAREST)] for i in ids]
-        rows.append(np.concatenate(tiles, 1))
-    head = np.full((24, 3 * size[0], 3), 255, np.uint8)
+        rows.append(tiles)
+    step_x, step_y = size[0] + GAP, size[1] + GAP
+    picture = np.full((HEAD + len(rows) * step_y - GAP, 3 * step_x - GAP, 3), 255, np.uint8)
     for i, text in enumerate((f'image, {title}', 'ground truth', 'prediction')):
-        cv2.putText(head, text, (i * size[0] + 6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1,
+        cv2.putText(picture, text, (i * step_x + 6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1,
                     cv2.LINE_AA)
-    picture = np.concatenate([head, *rows])[..., ::-1]
-    files.write_whole(path, cv2.imencode('.png', picture)[1].tobytes())
+        for j, tiles in enumerate(rows):
+            picture[HEAD + j * step_y:, i * step_x:][:size[1], :size[0]] = tiles[i]
+    files.write_whole(path, cv2.imencode('.png', picture[..., ::-1])[1].tobytes())
 
 
 def duration(seconds: float) -> str:
