@@ -24,26 +24,26 @@ MODELS = sorted(path.stem.split('-')[0] for path in (SHARE / 'weights').glob('*.
 # Parameters of the segmentation node that are launch arguments too. An empty argument leaves the value of the
 # params_file.
 PARAMETERS = {
-    'model': ('packaged network to run (default in params_file: laanet)', ['', *MODELS]),
+    'model': ('packaged network to run; by default laanet', ['', *MODELS]),
     'weights': ('path of a weights file, instead of a packaged network', None),
     'resolution': ('size of the image that the network sees: WIDTHxHEIGHT, or native for the size of the '
-                   'camera image (default: the size that the weights were trained at)', None),
-    'device': ('auto, cpu, cuda, cuda:N or openvino:GPU (default: auto)', None),
-    'backend': ('library that runs the network on a CPU, such as openvino (default: auto)', None),
-    'precision': ('float32, float16 or bfloat16 (default: auto, float32 on a CPU, float16 on a GPU)', None),
-    'cameras': ('names of several cameras, separated by commas or spaces (default: one camera without a '
-                'name)', None),
-    'image_transport': ('transport of the images (default: raw)', ['', 'raw', 'compressed']),
-    'image_size': ('sizes of the images to prepare for, such as 1280x720 (default: 640x480)', None),
+                   'camera image; by default the size that the weights were trained at', None),
+    'device': ('auto, cpu, cuda, cuda:N or openvino:GPU; by default auto', None),
+    'backend': ('library that runs the network on a CPU, such as openvino; by default auto', None),
+    'precision': ('float32, float16 or bfloat16; by default float32 on a CPU, float16 on a GPU', None),
+    'cameras': ('names of several cameras, separated by commas or spaces; by default one camera '
+                'without a name', None),
+    'image_transport': ('transport of the images; by default raw', ['', 'raw', 'compressed']),
+    'image_size': ('sizes of the images to prepare for, such as 1280x720; by default 640x480', None),
     'lazy': ('true: do not segment without a subscriber; subscription: also unsubscribe from the images; '
-             'false: segment always (default: true)', None),
+             'false: segment always. By default true', None),
 }
 NUMBERS = {
-    'smoothing': 'share of the earlier images in the labels, so that they flicker less, such as 0.1 '
-                 '(default: 0)',
+    'smoothing': 'share of the earlier images in the labels, so that they flicker less, such as 0.1; '
+                 'by default 0',
 }
 BOOLEANS = {
-    'autostart': 'true: configure and activate the node; false: a lifecycle manager does (default: true)',
+    'autostart': 'true: configure and activate the node; false: a lifecycle manager does. By default true',
 }
 OTHERS = {
     'image_topic': ('image', 'image topic; with several cameras, {camera} stands for the name of each. With '
