@@ -99,7 +99,8 @@ def check(dataset: DataSet, *, images: bool = True, faults: Faults | None = None
     for why, paths in faulty.items():  # one line for each fault, however many files have it
         named = ', '.join([str(paths[0]), *(p.name for p in paths[1:NAMED])])
         more = f' and {len(paths) - NAMED} more' if len(paths) > NAMED else ''
-        report.problems.append(f'{named}{more}{why}')
+        each = ': each' if len(paths) > 1 and why.startswith(' is ') else ''
+        report.problems.append(f'{named}{more}{each}{why}')
     report.shares = np.stack([f.shares for f in found]) if found else np.zeros((0, len(dataset.labels)))
     areas = np.array([f.size[0] * f.size[1] for f in found], np.int64)
     counts = np.round(report.shares * areas[:, None]).astype(np.int64)

@@ -84,13 +84,14 @@ def test_a_part_of_a_split_may_lack_a_class(tmp_path):
 
 def test_every_fault_is_named_once(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    root = write(tmp_path / 'yard', '', 12)
+    root = write(tmp_path / 'yard', '', 13)
     images, marks = root / 'images', root / 'labels'
     (images / 'x_2.png').write_bytes((images / 'x_2.png').read_bytes()[:900])
     (marks / 'x_3.png').write_bytes((marks / 'x_3.png').read_bytes()[:60])
     for i in (4, 5, 6, 7):
         cv2.imwrite(str(marks / f'x_{i}.png'), np.full((48, 64), 7, np.uint8))
-    cv2.imwrite(str(marks / 'x_8.png'), np.zeros((24, 32), np.uint8))
+    for i in (8, 12):
+        cv2.imwrite(str(marks / f'x_{i}.png'), np.zeros((24, 32), np.uint8))
     (marks / 'x_9.tif').write_bytes(b'x')
     (marks / 'x_10.png').rename(marks / 'y.png')
     shutil.copy(images / 'x_0.png', images / 'x_11.png')
@@ -100,7 +101,7 @@ def test_every_fault_is_named_once(tmp_path, capsys, monkeypatch):
     for expected in ('images/x_2.png is not a readable image: PNG of 900 bytes is cut short',
                      'labels/x_3.png is not a label picture: PNG of 60 bytes is cut short',
                      "x_4.png, x_5.png, x_6.png and 1 more: ids [7] are not in label set 'yard'",
-                     'labels/x_8.png is 32x24, its image 64x48',
+                     'labels/x_12.png, x_8.png: each is 32x24, its image 64x48',
                      'labels/x_9.png and x_9.tif have the same stem',
                      '1 images in yard/images have no label of the same stem in yard/labels, the first is '
                      'x_10.png'):
