@@ -160,7 +160,7 @@ def coco(there: Files, background: bool) -> Source | None:
 def _draw(shapes: _Shapes, outside: int, upright: tuple[int, int]) -> np.ndarray:
     try:
         return shapes.codes(upright, outside)
-    except (TypeError, ValueError, KeyError, IndexError, cv2.error) as e:
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError, cv2.error) as e:
         raise AnnotationError(f'its annotations are damaged: {e}') from e
 
 

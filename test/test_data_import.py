@@ -460,7 +460,8 @@ def test_damaged_coco_is_named(tmp_path, change, message):
 @pytest.mark.parametrize('segmentation', [
     {'size': [40, 64], 'counts': [5, 5]}, {'size': [40, 64], 'counts': '0'}, {'size': [40], 'counts': []},
     {'size': [64, 40], 'counts': [2560]}, [['x', 1]], 'x', {'counts': [-1, 2561], 'size': [40, 64]},
-    [[1, 2, 3]]])
+    [[1, 2, 3]],
+    {'size': [48, 64], 'counts': [float('inf'), 3072]}])
 def test_a_damaged_shape_leaves_its_image_out(tmp_path, segmentation):
     tmp_path.joinpath('a').mkdir()
     coco_polygons(tmp_path / 'a')
