@@ -52,8 +52,9 @@ def test_training_learns_and_leaves_a_card(scenes, tmp_path, device):
     assert [r['epoch'] for r in by_class] == ['3', '6', '9', '12']
     assert {n: float(v) for n, v in by_class[-1].items() if n != 'epoch'} == card.metrics['val']['iou']
     picture = cv2.imread(str(tmp_path / 'predictions.png'))[24:, :, ::-1]
-    assert picture.shape == (4 * 64, 3 * 64, 3)
-    truth, found = picture[:, 64:128], picture[:, 128:]
+    # Three times as large, with gaps of 6 pixels.
+    assert picture.shape == (4 * 192 + 3 * 6, 3 * 192 + 2 * 6, 3)
+    truth, found = picture[:, 198:390], picture[:, 396:]
     assert (truth == found).all(2).mean() > 0.7
     # The file on disk scores what its card says.
     pytest.importorskip('rosbags', reason='rosbags is not installed, which lightseg evaluate needs')
