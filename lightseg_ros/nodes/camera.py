@@ -3,11 +3,10 @@
 """The camera node: publishes a folder, a video, a bag, a device or the synthetic street as a camera topic."""
 if __name__ == '__main__':  # before the imports, so that Ctrl-C while they run ends the node quietly
     from . import camera_node
-    camera_node()
+    raise SystemExit(camera_node())
 from copy import copy
 from dataclasses import dataclass
 import os
-import sys
 import threading
 from time import monotonic
 
@@ -180,10 +179,10 @@ class CameraNode(Node):
             self._image.publish(images.encode(rgb, p.encoding, header, Image()))
 
 
-def main() -> None:
-    """Run the node until a signal ends it."""
+def main() -> int:
+    """Run the node until a signal ends it; returns the exit code."""
     cv2.setNumThreads(1)  # leave the other cores to the network
-    sys.exit(run(CameraNode, lambda node: isinstance(node, CameraNode) and node.done(), usage(
+    return run(CameraNode, lambda node: isinstance(node, CameraNode) and node.done(), usage(
         'camera_node: publishes a folder, a video, a device, a bag or the built-in street as image and '
         'camera_info.\nMore: docs/node.md', CameraParameters,
-        'camera_node --ros-args -p source:=images/ -p rate:=5 -p loop:=true -r image:=/camera/image_raw')))
+        'camera_node --ros-args -p source:=images/ -p rate:=5 -p loop:=true -r image:=/camera/image_raw'))

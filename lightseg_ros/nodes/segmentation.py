@@ -3,7 +3,7 @@
 """The segmentation node: camera images in; label, overlay, confidence, points and diagnostics out."""
 if __name__ == '__main__':  # before the imports, so that Ctrl-C while they run ends the node quietly
     from . import segmentation_node
-    segmentation_node()
+    raise SystemExit(segmentation_node())
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext, suppress
 import ctypes
@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 import gc
 import json
-import sys
 from threading import Thread
 from time import monotonic, sleep
 from typing import Any, cast
@@ -492,13 +491,13 @@ def _return_memory() -> None:
         ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
-def main() -> None:
-    """Run the node until a signal ends it."""
+def main() -> int:
+    """Run the node until a signal ends it; returns the exit code."""
     def check(node: SegmentationNode) -> bool:
         node.check()
         return False
 
-    sys.exit(run(partial(SegmentationNode, start_in_executor=True), check, usage(
+    return run(partial(SegmentationNode, start_in_executor=True), check, usage(
         'segmentation_node: segments camera images (image, or image/compressed) and publishes ~/label, '
         '~/overlay and more.\nTopics, parameters and diagnostics: docs/node.md', SegmentationParameters,
-        'segmentation_node --ros-args -p model:=laanet -r image:=/camera/image_raw')))
+        'segmentation_node --ros-args -p model:=laanet -r image:=/camera/image_raw'))
