@@ -503,6 +503,7 @@ def _loss(recipe: Recipe, found: Statistics, device: torch.device) -> Callable[[
         highest = int(gamma.max())
         alpha, gamma = alpha.to(device), gamma.to(device)
         return lambda logits, y: losses.owfl(logits, y, alpha, gamma, highest_gamma=highest)
+    assert recipe.loss == 'ce', f'no branch for the loss {recipe.loss!r}'
     return lambda logits, y: losses.cross_entropy(logits, y, weight, smoothing=recipe.smoothing)
 
 
