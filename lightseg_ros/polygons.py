@@ -41,6 +41,7 @@ class _Shapes:
         return out
 
 
+@np.errstate(over='ignore')  # corners far outside of any picture may overflow; they are clipped
 def _polygon(points: Any, canvas: np.ndarray) -> np.ndarray:
     """
     Fill polygons, [x0, y0, x1, y1, ...] each, whose whole numbers are corners of pixels.
@@ -208,6 +209,7 @@ def labelme(there: Files, background: bool) -> Source | None:
     return source
 
 
+@np.errstate(over='ignore', invalid='ignore')  # a circle of infinite radius is no area: see _polygon
 def _labelme_shape(shape: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray] | None:
     """Return what draws a shape; None for one without an area."""
     kind, points = shape.get('shape_type') or 'polygon', np.asarray(shape['points'], np.float64)

@@ -29,6 +29,7 @@ from typing import Any
 import cv2
 import numpy as np
 from safetensors.torch import load_file, save
+from tqdm import tqdm
 import yaml
 
 from lightseg_ros import annotations, bags, data_import, images, labels, networks, pictures, sizes, weights
@@ -248,7 +249,7 @@ def run(cases: int, seed: int, only: str = '', seconds: float = SECONDS) -> tupl
     with tempfile.TemporaryDirectory() as scratch:
         known = readers(Path(scratch))
         names = [only] if only else list(known)
-        for i in range(cases):
+        for i in tqdm(range(cases), unit=' cases', disable=None):  # a bar in a terminal only
             name = names[i % len(names)]
             reader = known[name]
             rng = random.Random(f'{seed} {name} {i}')
