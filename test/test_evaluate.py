@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bags and data sets scored: in one process, in several, on a Dask cluster; whole bags and broken ones."""
 from dataclasses import replace
+import itertools
 import json
 import os
 from pathlib import Path
 import re
 import subprocess
 import sys
+import threading
 import tracemalloc
 
 import numpy as np
@@ -338,7 +340,7 @@ def test_a_run_that_can_not_be(field, value):
         Run(**{field: value})
 
 
-# A process that gets a real SIGINT once 4 frames are done. It must not be pytest's own: faulthandler, which
+# A process that gets a real signal once 4 frames are done. It must not be pytest's own: faulthandler, which
 # pytest enables, gives signal handlers a stack that is too small on CPUs with AMX, and memory is overwritten.
 STOPPED = """
 import os, signal, sys
@@ -347,7 +349,7 @@ from lightseg_ros.evaluation import evaluate
 def interrupt(self, count):
     update(self, count)
     if self._done == 4:
-        os.kill(os.getpid(), signal.SIGINT)
+        SEND
 if __name__ == '__main__':
     signal.signal(signal.SIGINT, signal.default_int_handler)
     update, evaluate.Progress.update = evaluate.Progress.update, interrupt
@@ -355,29 +357,67 @@ if __name__ == '__main__':
 """
 
 
-@pytest.mark.parametrize('workers', [1, 2])
-def test_stopped_and_resumed(two_bags, model, tmp_path, serial, capsys, workers):
-    """Ctrl-C in the middle leaves the result so far; --resume goes on to the numbers of one go."""
-    def result(folder):
-        found = json.loads((folder / 'result.json').read_text())
-        for frame in found['frames']:
-            del frame['latency_ms']
-        return {k: v for k, v in found.items() if k in serial[0] and k != 'latency_ms'}
+@pytest.fixture
+def scheduler(tmp_path):
+    """A Dask cluster that is quick to start: its worker is a thread of this process."""
+    distributed = pytest.importorskip('distributed', reason='dask.distributed is not installed')
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol='tcp',
+                                  host='127.0.0.1', dashboard_address=None,
+                                  local_directory=str(tmp_path)) as cluster:
+        yield cluster.scheduler_address
 
+
+INTERRUPT = 'os.kill(os.getpid(), signal.SIGINT)'
+GROUP = 'os.killpg(0, signal.SIGTERM)'  # as `timeout` and systemd do it: the workers die
+
+
+def written(folder, serial):
+    """Of a report's result, what `serial` has too: everything but the times."""
+    result = json.loads((folder / 'result.json').read_text())
+    for frame in result['frames']:
+        del frame['latency_ms']
+    return {k: v for k, v in result.items() if k in serial[0]}
+
+
+def stop(folder, command, send=INTERRUPT):
+    """Run a command that is stopped after 4 frames; return its output."""
+    (folder / 'stopped.py').write_text(STOPPED.replace('SEND', send))
+    said = subprocess.run([sys.executable, folder / 'stopped.py', 'evaluate', *map(str, command)],
+                          capture_output=True, text=True, timeout=200, check=False, start_new_session=True,
+                          env=os.environ | {'PYTHONPATH': str(Path(replays.__file__).parents[2])})
+    assert said.returncode == 130, said.stderr
+    assert 'stopping after the frames in progress' in said.stderr and 'Traceback' not in said.stderr
+    return said.stdout
+
+
+def test_stopped_with_dask(two_bags, model, tmp_path, serial, scheduler, monkeypatch):
+    begun, go_on, read = itertools.count(1), threading.Event(), recordings.read
+
+    def gated(*args):
+        if next(begun) > 2:
+            go_on.wait(60)  # the process must not get the third task before it is stopped
+        return read(*args)
+
+    monkeypatch.setattr(recordings, 'read', gated)
+    command = (*two_bags, '--model', model.name, '--device', 'cpu', '--resolution', '96x64', '--label-topic',
+               LABEL, '--frames-per-task', '2', '--report', tmp_path / 'a', '--dask', scheduler)
+    assert 'stopped after 4 of 18 frames' in stop(tmp_path, command)
+    go_on.set()
+    assert run(*command, '--resume') == 3
+    assert written(tmp_path / 'a', serial) == json.loads(json.dumps(serial[0]))
+
+
+@pytest.mark.parametrize('workers, send', [(1, INTERRUPT), (2, INTERRUPT), (2, GROUP)])
+def test_stopped_and_resumed(two_bags, model, tmp_path, serial, capsys, workers, send):
+    """Ctrl-C in the middle leaves the result so far; --resume goes on to the numbers of one go."""
     common = (*two_bags, '--model', model.name, '--device', 'cpu', '--resolution', '96x64', '--label-topic',
               LABEL, '--frames-per-task', '2', '--report', tmp_path / 'a')
     command = (*common, '--out', tmp_path / 'a.mcap')
-    (tmp_path / 'stopped.py').write_text(STOPPED)
-    said = subprocess.run([sys.executable, tmp_path / 'stopped.py', 'evaluate',
-                           *map(str, (*command, '--workers', workers))], capture_output=True, text=True,
-                          timeout=200, check=False,
-                          env=os.environ | {'PYTHONPATH': str(Path(replays.__file__).parents[2])})
-    assert said.returncode == 130, said.stderr
-    so_far = result(tmp_path / 'a')
+    said = stop(tmp_path, (*command, '--workers', workers), send)
+    so_far = written(tmp_path / 'a', serial)
     done = 18 - so_far['counts']['not_reached']
     assert done == 4 if workers == 1 else 4 <= done < 18
-    assert f'stopped after {done} of 18 frames; the same command with --resume' in said.stdout
-    assert 'stopping after the frames in progress' in said.stderr
+    assert f'stopped after {done} of 18 frames; the same command with --resume' in said
     with Bag(tmp_path / 'a.mcap') as bag:
         assert bag.topics['/segmentation/label'].count == so_far['counts']['segmented'] and not bag.notes
     assert (tmp_path / 'a' / 'report.html').is_file()
@@ -386,7 +426,7 @@ def test_stopped_and_resumed(two_bags, model, tmp_path, serial, capsys, workers)
     assert run(*common, '--out', two_bags[0], '--resume') == 1, 'a bag that is not ours stays'
     assert run(*command, '--resume') == 3
     assert not (tmp_path / 'a' / 'parts').exists()
-    assert result(tmp_path / 'a') == json.loads(json.dumps(serial[0]))
+    assert written(tmp_path / 'a', serial) == json.loads(json.dumps(serial[0]))
     whole = Run(out=tmp_path / 'b.mcap', quiet=True)
     replays.evaluate_bags(two_bags, model, truth=TRUTH, run=whole)
     assert contents(tmp_path / 'a.mcap') == contents(tmp_path / 'b.mcap')

@@ -483,16 +483,24 @@ def _on_processes(tasks: dict[Part, Task], model: ModelSpec, run: Run,
     # too: they finish their tasks.
     pool = ProcessPoolExecutor(run.workers, multiprocessing.get_context('spawn'), signal.signal,
                                (signal.SIGINT, signal.SIG_IGN))
+    waiting, running = iter(tasks.items()), dict[Future, Part]()
+
+    def submit() -> None:
+        # Not all at once: a task in the pool's queue can't be taken back when the evaluation is stopped.
+        while len(running) < run.workers and not stopped.is_set() and (item := next(waiting, None)):
+            running[pool.submit(score_task, item[1], model, run)] = item[0]
+
     with pool:
         try:
-            futures: dict[Future, Part] = {pool.submit(score_task, t, model, run): p
-                                           for p, t in tasks.items()}
-            while futures:
-                if stopped.is_set():
-                    futures = {f: p for f, p in futures.items() if not f.cancel()}
-                for future in wait(futures, 0.5, FIRST_COMPLETED).done:
-                    yield futures.pop(future), *future.result()
+            submit()
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    part = running.pop(future)
+                    submit()
+                    yield part, *future.result()
         except BrokenProcessPool as e:
+            if stopped.is_set():
+                return  # `timeout`, systemd and others send SIGTERM to the workers too: they die
             raise EvaluationError('a worker process died, probably for want of memory: give fewer '
                                   '--workers') from e
         except KeyboardInterrupt:
