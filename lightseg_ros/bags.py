@@ -57,6 +57,8 @@ IMAGE_TYPES = {'cdr': (IMAGE, COMPRESSED, *FOREIGN), 'ros1': (IMAGE, COMPRESSED)
 # A folder's files with these names are parts of a bag, whatever they hold.
 SUFFIXES = ('.mcap', '.db3', '.zstd')
 MAX_METADATA = 1 << 24  # bytes of a metadata.yaml
+# Names of files: a stamp in ns; seconds and nanoseconds; a recording and the number of a frame.
+STAMP, SECONDS, NUMBERED = r'\d{16,}', r'\d{9,}[._]\d{9}', r'(.*?)(\d+)(\D*)'
 NO_METADATA = 'no metadata.yaml, its files are read by name'
 
 
@@ -550,13 +552,13 @@ def folder_stamps(paths: Sequence[Path], rate: float) -> list[int]:
     starts one second after the previous one. Files without numbers follow each other.
     """
     stems = [p.stem for p in paths]
-    if all(re.fullmatch(r'\d{16,}', s) for s in stems):
+    if all(re.fullmatch(STAMP, s) for s in stems):
         return [int(s) for s in stems]
-    if all(re.fullmatch(r'\d{9,}[._]\d{9}', s) for s in stems):
+    if all(re.fullmatch(SECONDS, s) for s in stems):
         return [int(s[:-10]) * NS + int(s[-9:]) for s in stems]
-    matches = [re.fullmatch(r'(.*?)(\d+)(\D*)', s) for s in stems]
+    matches = [re.fullmatch(NUMBERED, s) for s in stems]
     frames = [(m[1], int(m[2])) if m else ('', i) for i, m in enumerate(matches)]
-    if any(m is None for m in matches):
+    if None in matches:
         frames = [('', i) for i in range(len(stems))]
     stamps, shift, end = {}, 0, 0
     for recording in sorted({r for r, _ in frames}):
@@ -566,6 +568,17 @@ def folder_stamps(paths: Sequence[Path], rate: float) -> list[int]:
         for n in numbers:
             stamps[recording, n] = end = NS + round(n * NS / rate) + shift
     return [stamps[f] for f in frames]
+
+
+def named_by_stamps(paths: Sequence[Path]) -> bool:
+    """Whether `folder_stamps` takes the names of files for stamps, and not for numbers of frames."""
+    return any(all(re.fullmatch(form, p.stem) for p in paths) for form in (STAMP, SECONDS))
+
+
+def recordings_of(paths: Sequence[Path]) -> list[str | None]:
+    """Return which recording each file belongs to, as `folder_stamps` reads their names; None: no number."""
+    matches = [re.fullmatch(NUMBERED, p.stem) for p in paths]
+    return [m and m[1] for m in matches]
 
 
 def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: LabelSet | None = None,
@@ -607,9 +620,11 @@ def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: L
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the image files of a folder, sorted by name; `BagError` if there are none."""
+    """Return a folder's image files, sorted by name, without hidden ones; `BagError` if there are none."""
     suffixes = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes) if folder.is_dir() else []
+    # macOS leaves ._0001.jpg beside 0001.jpg.
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes
+                   and not p.name.startswith('.') and not p.is_dir()) if folder.is_dir() else []
     if not found:
         raise BagError(f'no images in {folder}; expected a folder of {", ".join(suffixes)}')
     return found
@@ -622,11 +637,13 @@ def _read(reader: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
         raise BagError(str(e)) from e
 
 
-def digest(path: str | Path) -> str:
-    """SHA-256 of a bag's file, or of its folder's files by name, hexadecimal."""
+def digest(path: str | Path, *, names: bool = False) -> str:
+    """SHA-256 of a bag's file, or of its folder's files by name, hexadecimal. `names`: of these too."""
     path = Path(path)
     total = hashlib.sha256()
     for file in sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]:
+        if names:
+            total.update(os.fsencode(file.name) + b'\0')
         with open(file, 'rb') as f:
             while block := f.read(1 << 20):
                 total.update(block)
@@ -639,4 +656,4 @@ def _text(e: Exception) -> str:
 
 def _by_number(path: Path) -> tuple:
     """Return a sort key that puts bag_10.mcap after bag_9.mcap."""
-    return tuple(int(t) if t.isdigit() else t for t in re.split(r'(\d+)', path.name))
+    return tuple(int(t) if t.isdecimal() else t for t in re.split(r'(\d+)', path.name))

@@ -356,7 +356,7 @@ def _split(names: Sequence[str], present: Sequence[set[int]], share: float, seed
 
 def _natural(name: str) -> list[Any]:
     """Sort numbers in names by their value."""
-    return [(0, int(part), '') if part.isdigit() else (1, 0, part)
+    return [(0, int(part), '') if part.isdecimal() else (1, 0, part)
             for part in re.split(r'(\d+)', name) if part]
 
 

@@ -155,9 +155,14 @@ def _refused(path: Path, folder: Path, error: OSError) -> FileError:
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write text (as UTF-8) or bytes to `path`, whole or not at all."""
+    """
+    Write text (as UTF-8) or bytes to `path`, whole or not at all.
+
+    A file's name that is no UTF-8 becomes an escape, as JSON knows it too: it must not cost the result.
+    """
+    data = content.encode(errors='backslashreplace') if isinstance(content, str) else content
     with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(data)
 
 
 def read_small(path: str | Path, limit: int) -> bytes:

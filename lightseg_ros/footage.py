@@ -80,11 +80,11 @@ class Folder(Footage):
         super().__init__()
         files = bags.image_files(path)
         pairs = sorted(zip(bags.folder_stamps(files, rate), files))
-        self.path, self.times, self._files = path, [t for t, _ in pairs], [f for _, f in pairs]
+        self.path, self.times, self.files = path, [t for t, _ in pairs], [f for _, f in pairs]
 
     def _frames(self, first: int) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
-        for number in range(first, len(self._files)):
-            yield number, _picture(self._files[number])
+        for number in range(first, len(self.files)):
+            yield number, _picture(self.files[number])
 
 
 class Video(Footage):

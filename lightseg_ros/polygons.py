@@ -122,6 +122,10 @@ def coco(there: Files, background: bool) -> Source | None:
             shapes = {image['id']: _Shapes((int(image['height']), int(image['width']))
                                            if 'height' in image and 'width' in image else None)
                       for image in tree['images']}
+            # Files that were joined without new ids: nothing tells whose annotations these are.
+            files: dict[Any, set[str]] = {}
+            for image in tree['images']:
+                files.setdefault(image['id'], set()).add(str(image.get('file_name')))
             for a in tree['annotations']:
                 segmentation, code = a.get('segmentation'), codes.get(a['category_id'])
                 if not segmentation:
@@ -132,12 +136,18 @@ def coco(there: Files, background: bool) -> Source | None:
                 elif a['image_id'] in shapes:
                     draw = partial(_rle if isinstance(segmentation, dict) else _polygon, segmentation)
                     shapes[a['image_id']].areas.append((code, draw))
-            rows += [(path, image, shapes[image['id']]) for image in tree['images']]
+                else:
+                    skipped[f'annotations of images that {path.name} does not list'] += 1
+            for image in tree['images']:
+                if len(files[image['id']]) > 1:
+                    skipped[f'images that have the id of another one in {path.name}'] += 1
+                else:
+                    rows.append((path, image, shapes[image['id']]))
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise AnnotationError(f'{path} is damaged COCO: {one_line(repr(e), 200)}; expected images (id, '
                                   'file_name, height, width), annotations (image_id, category_id, '
                                   'segmentation) and categories (id, name)') from e
-    if not rows:
+    if not rows and not skipped:
         return None
     listed, outside, void = _background(list(classes.values()), background)
     source = Source('COCO', classes=listed, void=void)

@@ -1,9 +1,12 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 import importlib
+import os
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 
 from lightseg_ros import cli
@@ -111,3 +114,15 @@ def test_a_reader_that_has_seen_enough_is_no_error(option):
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         run.stdout.close()
         assert run.wait(120) == 141 and run.stderr.read() == b''
+
+
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&- >&- 2>&-'])
+def test_closed_streams_are_no_error(tmp_path, closed):
+    """As of a job without a terminal; and a name that is no text can be printed."""
+    code = ("import sys; from lightseg_ros.cli import main; "
+            "sys.exit(main(['bag', 'from-folder', *sys.argv[1:]]))")
+    cv2.imwrite(str(tmp_path / '1.png'), np.zeros((8, 8), np.uint8))
+    command = f'{sys.executable} -c "$0" "$1" "$2" {closed}'
+    out = os.fsencode(tmp_path) + b'/a\xff.mcap'
+    done = subprocess.run(['bash', '-c', command, code, str(tmp_path), out], check=False, capture_output=True)
+    assert done.returncode == 0 and os.path.exists(out), done.stderr

@@ -436,6 +436,31 @@ def test_an_annotation_of_an_unknown_category_is_left_out(tmp_path):
         '1 annotations of category 99, which instances_default.json does not name']
 
 
+def test_images_that_share_an_id_are_left_out(tmp_path):
+    """As after two COCO files were joined: their annotations would be drawn on both images."""
+    tmp_path.joinpath('a').mkdir()
+    coco_polygons(tmp_path / 'a')
+    path = tmp_path / 'a/annotations/instances_default.json'
+    tree = json.loads(path.read_text())
+    first, second, *_ = tree['images']
+    second['id'] = first['id']
+    path.write_text(json.dumps(tree))
+    before = len(tree['images'])
+    done = data_import.convert(tmp_path / 'a', tmp_path / 'out')
+    assert sum(done.counts.values()) == before - 2
+    assert '2 images that have the id of another one in instances_default.json' in done.left_out
+    assert any('annotations of images that instances_default.json does not list' in t for t in done.left_out)
+
+
+def test_digits_that_are_no_numbers_split(tmp_path):
+    """A superscript two is a digit to Python, and not to int()."""
+    tmp_path.joinpath('a').mkdir()
+    palette_folder(tmp_path / 'a')
+    for path in [*tmp_path.glob('a/**/*.png'), *tmp_path.glob('a/**/*.jpg')]:
+        path.rename(path.with_name(f'1\u00b2{path.name}'))
+    assert data_import.convert(tmp_path / 'a', tmp_path / 'out', share=0.5).counts.keys() == {'train', 'val'}
+
+
 def test_names_of_classes_differ(tmp_path):
     palette_folder(tmp_path / 'a')
     with pytest.raises(AnnotationError, match="--classes names 'road' twice"):

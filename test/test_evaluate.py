@@ -23,6 +23,7 @@ from lightseg_ros.cli import main  # noqa: E402
 from lightseg_ros.evaluation import evaluate as replays  # noqa: E402
 from lightseg_ros.evaluation import recordings  # noqa: E402
 from lightseg_ros.evaluation.evaluate import EvaluationError, ModelSpec, Run  # noqa: E402
+from lightseg_ros.evaluation.parts import Parts, PartsError  # noqa: E402
 from lightseg_ros.evaluation.recordings import GroundTruthSource  # noqa: E402
 from lightseg_ros.inference.segmenter import Smoother  # noqa: E402
 
@@ -430,6 +431,30 @@ def test_stopped_and_resumed(two_bags, model, tmp_path, serial, capsys, workers,
     whole = Run(out=tmp_path / 'b.mcap', quiet=True)
     replays.evaluate_bags(two_bags, model, truth=TRUTH, run=whole)
     assert contents(tmp_path / 'a.mcap') == contents(tmp_path / 'b.mcap')
+
+
+def test_parts_of_two_evaluations_do_not_mix(tmp_path):
+    """A second one with the same output is refused while the first runs, and leaves its parts alone."""
+    folder = tmp_path / 'result.json.parts'
+    with Parts(folder, {'model': 'a'}, 10), pytest.raises(PartsError, match='another evaluation is writing'):
+        Parts(folder, {'model': 'b'}, 10)
+    assert json.loads((folder / 'evaluation.json').read_text())['model'] == 'a'
+    with Parts(folder, {'model': 'b'}, 10) as second:
+        pass
+    second.remove()
+    assert not folder.exists()
+
+
+def test_stamps_before_1970_are_written(tmp_path, model):
+    """A clock that counts from its own start may be set back below 0; the bag's times can't be."""
+    with bags.Writer(tmp_path / 'drive.mcap') as writer:
+        for i in range(2):
+            rgb = np.full((48, 72, 3), 90 * i, np.uint8)
+            writer.write(IMAGE, bags.image(rgb, 'rgb8', bags.header((i - 5) * NS)), i * NS)
+    replays.evaluate_bags([tmp_path / 'drive.mcap'], model, run=Run(out=tmp_path / 'out.mcap', quiet=True))
+    with Bag(tmp_path / 'out.mcap') as bag:
+        stamps = [m.stamp_ns() for m in bag.messages('/segmentation/label')]
+    assert stamps == [-5 * NS, -4 * NS]
 
 
 def test_a_video(tmp_path, model):

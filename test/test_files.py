@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Files that appear whole or not at all, and sizes as people write them."""
+import json
 import os
 from pathlib import Path
 import subprocess
@@ -109,3 +110,8 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
             read_small(path, 5)
     with pytest.raises(OSError, match='longer than 4 bytes'):
         read_small(tmp_path / 'a', 4)
+
+
+def test_a_name_that_is_no_text_does_not_cost_the_content(tmp_path):
+    write_whole(tmp_path / 'a.json', json.dumps({'name': 'a\udcff.mcap'}, ensure_ascii=False))
+    assert json.loads((tmp_path / 'a.json').read_text()) == {'name': 'a\udcff.mcap'}

@@ -270,3 +270,57 @@ def test_cut_short(tmp_path):
     labelled = count - recording.counts['without_truth']
     assert labelled in (count - 1, count)
     assert found(read(recording, 3)) == [(i, i, i if i < labelled else None) for i in range(count)]
+
+
+@pytest.mark.parametrize('images, labelled, expected', [
+    (['a_0', 'a_9', 'b_0', 'b_5'], ['a_0', 'b_5'], [0, None, None, 1]),
+    (['a_0', 'a_9', 'b_0', 'b_9'], ['b_0', 'b_9'], [None, None, 0, 1]),
+    (['apple', 'fig', 'pear'], ['fig', 'pear'], [None, 0, 1]),
+    (['00', '10', '20', '30'], ['10', '20', 'legend'], [None, 0, 1, None]),
+    (['00', '10', '20', '30'], ['00', '._00', '20'], [0, None, 1, None]),
+    (['a_0', 'a_9', 'b_0'], ['a_0_mask', 'b_0_mask'], [0, None, 1])])
+def test_label_files_of_a_folder(tmp_path, images, labelled, expected):
+    """An image gets the label of its name, although others have none and other files lie there, too."""
+    for folder, names in (('images', images), ('labels', labelled)):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            cv2.imwrite(str(tmp_path / folder / f'{name}.png'), ids(0))
+    truth = GroundTruthSource(folder=tmp_path / 'labels', source_ids=True)
+    recording = recordings.index_bag(tmp_path / 'images', truth=truth)
+    visible = [name for name in labelled if name != '._00']
+    assert [p and visible.index(Path(p).stem) for p in recording.partners] == expected
+    assert recording.counts['truth_without_frame'] == len(visible) - sum(m is not None for m in expected)
+
+
+def test_label_files_of_a_bag(tmp_path):
+    """A bag has no names of files: what their numbers can't tell is said, or refused."""
+    for folder, names in (('images', ['a_0', 'a_9', 'b_0', 'b_9']), ('labels', ['a_0', 'b_0', 'b_9'])):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            cv2.imwrite(str(tmp_path / folder / f'{name}.png'), ids(0))
+    bags.from_folder(tmp_path / 'images', tmp_path / 'bag')
+    truth = GroundTruthSource(folder=tmp_path / 'labels', source_ids=True)
+    note, = recordings.index_bag(tmp_path / 'bag', truth=truth).notes
+    assert 'labels of 2 recordings' in note and recordings.kind_of(note) == 'bags_damaged'
+    cv2.imwrite(str(tmp_path / 'labels' / 'a_9.png'), ids(0))
+    assert recordings.index_bag(tmp_path / 'bag', truth=truth).notes == []
+    cv2.imwrite(str(tmp_path / 'labels' / 'legend.png'), ids(0))
+    with pytest.raises(bags.BagError, match=r'legend\.png has no number in its name'):
+        recordings.index_bag(tmp_path / 'bag', truth=truth)
+
+
+def test_label_files_have_a_digest(tmp_path):
+    """It is other if a label was corrected, or two changed places: an evaluation must not go on then."""
+    (tmp_path / 'images').mkdir()
+    for i in range(2):
+        cv2.imwrite(str(tmp_path / 'images' / f'{i}.png'), ids(i))
+    truth = GroundTruthSource(folder=tmp_path / 'images', source_ids=True)
+
+    def digest():
+        return recordings.index_bag(tmp_path / 'images', truth=truth).describe()['labels_sha256']
+
+    first = digest()
+    (tmp_path / 'images' / '1.png').rename(tmp_path / 'images' / '2.png')
+    second = digest()
+    cv2.imwrite(str(tmp_path / 'images' / '2.png'), ids(5))
+    assert len({first, second, digest()}) == 3

@@ -5,6 +5,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 import importlib
+import io
 import logging
 import os
 import select
@@ -38,6 +39,7 @@ VERBS = {
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; return its exit code."""
     name = ''
+    _open_streams()
     with _signals() as interrupted:
         try:
             args = _parser().parse_args((sys.argv[1:] if argv is None else argv)[:1])
@@ -77,6 +79,16 @@ def _run(name: str, arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     logging.getLogger(__name__.partition('.')[0]).setLevel(logging.INFO)
     return verb.run(parser.parse_args(arguments)) or 0
+
+
+def _open_streams() -> None:
+    """Make sure that there are streams to print to, and that they take every text."""
+    for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+        if getattr(sys, name) is None:  # the caller closed it; else the next file would get its descriptor
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be text, and a terminal may know ASCII only.
+        sys.stdout.reconfigure(errors='backslashreplace')
 
 
 @contextmanager

@@ -305,8 +305,8 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
                 'selection': asdict(selection or Selection()), 'truth': asdict(truth), 'batch': run.batch,
                 'model': asdict(replace(model, threads=0)) | segment.identity(), 'apart': run.apart_ns,
                 'jpeg_quality': run.jpeg_quality}
-    with nullcontext(run.parts) if run.parts else _temporary(run.out) as folder:
-        parts = Parts(Path(folder), identity, total, out=run.out, resume=run.resume)
+    with nullcontext(run.parts) if run.parts else _temporary(run.out) as folder, \
+            Parts(Path(folder), identity, total, out=run.out, resume=run.resume) as parts:
         with Progress(total, '', run.quiet, parts.frames()) as progress, _until_stopped() as stopped:
             if run.dask or run.workers > 1:
                 tasks = {}

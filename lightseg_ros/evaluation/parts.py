@@ -1,8 +1,8 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The parts of an evaluation on disk: scores and results of a few frames each, joined when all are done."""
-from contextlib import suppress
 from dataclasses import dataclass, field
+import fcntl
 import json
 import logging
 import os
@@ -16,7 +16,7 @@ import cv2
 
 from .. import bags
 from ..bags import Bag
-from ..files import make_folder, write_whole
+from ..files import make_folder, remove_empty, write_whole
 from ..health import Health
 from ..inference.segmenter import Prediction
 from ..labels import LabelSet
@@ -54,13 +54,31 @@ class Parts:
 
     `identity`: everything that the scores depend on. With `resume` the parts in the folder are kept;
     `PartsError` if they are of another evaluation. Otherwise they are removed. `total`: number of frames that
-    all parts together will have.
+    all parts together will have. While its `with` block runs, no other evaluation can use the folder: it
+    would remove these parts, or replace them by its own of the same names. `PartsError` if another one does.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], total: int, *, out: Path | None = None,
                  resume: bool = False):
         self.folder, self.total, self.out = folder, total, out
         self._made = [path for path in folder.parents if not path.exists()]
+        made = make_folder(folder)
+        self._lock = _locked(folder)
+        try:
+            self._begin(identity, out, resume)
+        except BaseException:
+            os.close(self._lock)
+            remove_empty(made)
+            raise
+
+    def __enter__(self) -> 'Parts':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
+
+    def _begin(self, identity: dict[str, Any], out: Path | None, resume: bool) -> None:
+        folder = self.folder
         identity = json.loads(json.dumps(identity | {'out': str(out and out.absolute())}, default=str))
         known = self._known()
         self.done = self._find() if known else []
@@ -71,18 +89,17 @@ class Parts:
                 raise PartsError(f'--resume: {folder} is of another evaluation, with other '
                                  f'{", ".join(other)}; repeat the command that was stopped, or leave out '
                                  '--resume to start anew')
-            log.info('%d of %d frames were scored before', self.frames(), total)
+            log.info('%d of %d frames were scored before', self.frames(), self.total)
         elif resume:
             log.info('there is nothing to resume: %s has no scored frames; starting', folder)
         elif self.done:
             log.warning('the %d frames that were scored before are dropped; --resume would go on after them',
                         self.frames())
         if not (resume and self.done):
-            self.remove()
+            self._clear()
             self.done = []
         if out and out.exists() and not self._ours:
             raise PartsError(f'{out} exists; no bag is overwritten: remove it or choose another name')
-        make_folder(folder)
         write_whole(folder / IDENTITY, json.dumps(identity, indent=1))
 
     def frames(self) -> int:
@@ -141,13 +158,14 @@ class Parts:
 
     def remove(self) -> None:
         """Remove all parts, and the folders that were made for them if nothing else is in them."""
+        self._clear()
+        remove_empty([self.folder, *self._made])
+
+    def _clear(self) -> None:
         for path in [*self.folder.glob('*.npz'), *self.folder.glob('*.mcap'), self.folder / IDENTITY]:
             path.unlink(missing_ok=True)
         for path in self.folder.glob('bag-*'):
             shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):
-            for path in [self.folder, *self._made]:
-                path.rmdir()
 
     def _known(self) -> dict[str, Any]:
         try:
@@ -172,6 +190,20 @@ class Parts:
                              f'needs about {needed / 1e9:.3g} GB more: make room, then go on with --resume')
 
 
+def _locked(folder: Path) -> int:
+    """Open a folder that no other process has locked, and lock it; returns its descriptor."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        os.close(descriptor)
+        raise PartsError(f'another evaluation is writing to {folder}: wait until it has ended, or write the '
+                         'results to another place') from e
+    except OSError as e:  # some network file systems lock no folders
+        log.debug('%s is not locked: %s', folder, e)
+    return descriptor
+
+
 @dataclass
 class Recorder:
     """Writes results as the node publishes them, with their frames' stamps; a context manager."""
@@ -193,8 +225,8 @@ class Recorder:
 
     def write(self, frame: RecordedFrame, prediction: Prediction) -> None:
         """Add a frame's labels, overlay and confidence, and once a second of the recording a status."""
-        stamp = frame.stamp_ns
-        head = bags.header(stamp, frame.frame_id)
+        stamp = max(0, frame.stamp_ns)  # an mcap file has no times before 1970
+        head = bags.header(frame.stamp_ns, frame.frame_id)
         if self.last_status_ns is None:
             classes = bags.TYPES['std_msgs/msg/String'](json.dumps(self.labels.to_dict()))
             self.writer.write(f'{PREFIX}/label_info_json', classes, stamp)

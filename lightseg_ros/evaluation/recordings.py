@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import bags, images, pictures
 from ..bags import Bag, BagError
-from ..footage import Footage, open_recording
+from ..footage import Folder, Footage, open_recording
 from ..images import ImageError
 from ..labels import LabelError, LabelSet
 from ..pictures import PictureError
@@ -140,9 +140,10 @@ class Recording:
     def describe(self) -> dict[str, Any]:
         """Return what a result says about its source."""
         folder = str(self.truth.folder) if self.truth.folder else None
+        labels = {'labels_sha256': bags.digest(folder, names=True)} if folder else {}
         return {'name': self.path.name, 'path': str(self.path), 'sha256': self.sha256,
                 'image_topic': self.topic, 'label_topic': self.truth.topic, 'label_folder': folder,
-                'frames': len(self.chosen), 'notes': self.notes}
+                'frames': len(self.chosen), 'notes': self.notes} | labels
 
 
 @dataclass
@@ -217,7 +218,10 @@ def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTru
         label_stamps, labels = bags.folder_stamps(files, truth.rate), [str(f) for f in files]
     chosen = (selection or Selection()).of(times[topic])
     # All frames are matched, so that no frame gets the label of one that is not chosen.
-    matches = match(stamps[topic], label_stamps, truth.tolerance_ns)
+    if truth.folder and not bags.named_by_stamps(files):
+        matches = _match_files(bag, stamps[topic], files, truth, notes)
+    else:
+        matches = match(stamps[topic], label_stamps, truth.tolerance_ns)
     partners = [None if m is None else labels[m] for m in matches]
     found = [stamps[topic][n] for n in chosen]
     counts = {'read': len(found), 'duplicate_stamps': len(found) - len(set(found)),
@@ -266,6 +270,34 @@ def match(stamps: Sequence[int], others: Sequence[int], tolerance: int) -> list[
             out[i] = j
             used.add(j)
     return out
+
+
+def _match_files(bag: Bag | Footage, stamps: Sequence[int], files: Sequence[Path], truth: GroundTruthSource,
+                 notes: list[str]) -> list[int | None]:
+    """
+    Pair frames with label files that are not named by stamps.
+
+    Names say what belongs together where the frames have some. Else the files' numbers must do, and `notes`
+    gets what makes them ambiguous; `BagError` where they say nothing.
+    """
+    if isinstance(bag, Folder):
+        by_stem = {f.stem: i for i, f in reversed([*enumerate(files)])}
+        if any(f.stem in by_stem for f in bag.files):
+            return [by_stem.pop(f.stem, None) for f in bag.files]
+        # In one numbering: recordings follow each other, so a missing one would shift all later ones.
+        together = bags.folder_stamps([*bag.files, *files], truth.rate)
+        return match(together[:len(bag.files)], together[len(bag.files):], truth.tolerance_ns)
+    matches = match(stamps, bags.folder_stamps(files, truth.rate), truth.tolerance_ns)
+    names = bags.recordings_of(files)
+    if None in names and len(files) != len(stamps):
+        raise BagError(f'{files[names.index(None)]} has no number in its name, so nothing says which of the '
+                       f'{len(stamps)} frames it belongs to; expected names that are stamps in ns or frame '
+                       'numbers')
+    if len({*names}) > 1 and not len(files) == len(stamps) == len(stamps) - matches.count(None):
+        notes.append(f'{truth.folder} holds labels of {len({*names})} recordings, and some frames have none: '
+                     'a later recording may have got the labels of other frames; name the files by stamp '
+                     'in ns')
+    return matches
 
 
 def places(times: Sequence[int], numbers: Sequence[int]) -> list[MessageIndex]:
