@@ -15,6 +15,8 @@ from .pictures import PictureError
 
 IMAGE = 'sensor_msgs/msg/Image'
 TOPIC = '/camera/image_raw'
+# Containers, as FFmpeg calls them, that find a key frame exactly; in a transport stream it guesses.
+INDEXED = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm')
 VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.ts', '.wmv')
 
 
@@ -131,26 +133,32 @@ class Video(Footage):
         """Decode from the key frame before frame `first`; a frame that does not come out is a broken one."""
         with self._open() as container:
             stream = self._stream(container)
-            if self._pts and first:
+            if self._pts and first and container.format.name in INDEXED:
                 container.seek(self._pts[first], stream=stream)
             place = {pts: i for i, pts in enumerate(self._pts or ())}
             number = first
-            for count, frame in enumerate(self._decoded(container, stream)):
+            for count, (frame, whole) in enumerate(self._decoded(container, stream)):
                 at = place.get(frame.pts, -1) if place else count
                 for missing in range(number, at):
                     yield missing, self._broken(missing)
                 if at >= number:
-                    yield at, self._broken(at) if frame.is_corrupt else _pixels(frame)
+                    yield at, _pixels(frame) if whole else self._broken(at)
                     number = at + 1
             for missing in range(number, len(self.times)):
                 yield missing, self._broken(missing)
 
-    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
+    def _decoded(self, container: Any, stream: Any) -> Iterator[tuple[Any, bool]]:
+        """Yield frames, and whether each is whole: after damage none is, up to the next key frame."""
+        lost = False
         for packet in container.demux(stream):
             try:
-                yield from packet.decode()
+                frames = packet.decode()
             except self._av.error.InvalidDataError:
-                continue  # its frame will be missing
+                lost = True  # its frame will be missing, and FFmpeg paints over those that refer to it
+                continue
+            for frame in frames:
+                lost = lost and not frame.key_frame
+                yield frame, not (lost or frame.is_corrupt)
 
     def _broken(self, number: int) -> Callable[[], np.ndarray]:
         def fail() -> np.ndarray:

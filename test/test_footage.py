@@ -48,7 +48,7 @@ def levels(recording, start_ns=None):
 
 @pytest.mark.parametrize('name, codec, options', [
     ('h264.mp4', 'libx264', {'bf': '2'}), ('mpeg4.avi', 'mpeg4', {}), ('vp8.webm', 'libvpx', {}),
-    ('h264.mkv', 'libx264', {})])
+    ('h264.mkv', 'libx264', {}), ('h264.ts', 'libx264', {'bf': '2'})])
 def test_video(tmp_path, name, codec, options):
     """Every frame, in order, from the start and from any other place."""
     path = write_video(tmp_path / name, codec, **options)
@@ -79,6 +79,20 @@ def test_a_damaged_video(tmp_path):
     assert 0 < numbers.count(None) < 30 or len(numbers) < COUNT, 'nothing is lost: the test damages nothing'
     for stamp, number in found:
         assert number is None or stamp == NS + number * NS // 20
+
+
+def test_frames_that_refer_to_a_damaged_one_fail(tmp_path):
+    """FFmpeg would paint them with the frame before; up to the next key frame none is whole."""
+    av = pytest.importorskip('av', reason='PyAV is not installed')
+    path = write_video(tmp_path / 'v.mp4', 'libx264', bf='2')
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data, (at, size) = bytearray(path.read_bytes()), packets[27]
+    data[at + size // 2:at + size // 2 + 12] = bytes(12)
+    path.write_bytes(data)
+    with footage.open_recording(path) as video:
+        numbers = [n for _, n in levels(video)]
+    assert 0 < numbers.count(None) <= 12 and all(n in (i, None) for i, n in enumerate(numbers))
 
 
 def test_played_as_it_is_evaluated(tmp_path):
