@@ -140,6 +140,18 @@ def try_to_write(path: str | Path) -> None:
         raise _TriedError
 
 
+def keep_inputs(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None]) -> None:
+    """Raise `FileError` where an output would replace a file that is read, or another output."""
+    seen = {os.path.realpath(path): path for path in inputs if path and os.path.exists(path)}
+    for path in (path for path in outputs if path):
+        if os.path.exists(path) and not os.path.isfile(path):
+            continue  # a pipe, or a folder, which is never replaced
+        if (place := os.path.realpath(path)) in seen:
+            raise FileError(f'{path} would replace {seen[place]}, which is read or written too: choose '
+                            'another name')
+        seen[place] = path
+
+
 class _TriedError(Exception):
     pass
 

@@ -10,7 +10,15 @@ import threading
 
 import pytest
 
-from lightseg_ros.files import FileError, make_folder, read_small, replacing, try_to_write, write_whole
+from lightseg_ros.files import (
+    FileError,
+    keep_inputs,
+    make_folder,
+    read_small,
+    replacing,
+    try_to_write,
+    write_whole,
+)
 from lightseg_ros.sizes import parse_size, SizeError
 
 
@@ -115,3 +123,13 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
 def test_a_name_that_is_no_text_does_not_cost_the_content(tmp_path):
     write_whole(tmp_path / 'a.json', json.dumps({'name': 'a\udcff.mcap'}, ensure_ascii=False))
     assert json.loads((tmp_path / 'a.json').read_text()) == {'name': 'a\udcff.mcap'}
+
+
+def test_an_output_replaces_no_input(tmp_path):
+    (tmp_path / 'in.mcap').write_text('frames')
+    (tmp_path / 'link.json').symlink_to('in.mcap')
+    keep_inputs([tmp_path / 'out.json', None, '/dev/stdout'],
+                [tmp_path / 'in.mcap', None, 'laanet', tmp_path])
+    for outputs in (['in.mcap'], ['link.json'], ['new', 'new'], [f'../{tmp_path.name}/in.mcap']):
+        with pytest.raises(FileError, match='would replace'):
+            keep_inputs([tmp_path / name for name in outputs], [tmp_path / 'in.mcap'])

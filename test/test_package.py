@@ -388,3 +388,21 @@ def test_ctrl_c_while_a_node_is_imported_is_no_error(node, as_module):
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60,
                           check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, '', '')
+
+
+def test_the_security_policy_has_the_form_of_sros2():
+    """As its policy.xsd has it since ROS 2 Foxy; `ros2 security create_permission` takes nothing else."""
+    policy = ElementTree.parse(ROOT / 'config' / 'segmentation.policy.xml').getroot()
+    assert (policy.tag, policy.attrib) == ('policy', {'version': '0.2.0'})
+    assert [child.tag for child in policy] == ['enclaves']
+    enclave, = policy[0]
+    assert (enclave.tag, enclave.attrib) == ('enclave', {'path': '/segmentation'})
+    assert [child.tag for child in enclave] == ['profiles']
+    profile, = enclave[0]
+    assert (profile.tag, profile.attrib) == ('profile', {'ns': '/', 'node': 'segmentation'})
+    rules = {('topics', 'publish'): 'topic', ('topics', 'subscribe'): 'topic',
+             ('services', 'reply'): 'service'}
+    assert len(profile) == len(rules)
+    for group in profile:
+        (action, value), = group.attrib.items()
+        assert value == 'ALLOW' and {e.tag for e in group} == {rules[group.tag, action]}

@@ -22,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..evaluation import disagreement, html_report, scores, text_report
+    from ..files import keep_inputs
     if len(args.results) < 2:
         raise text_report.ReportError('one result has nothing to be compared with; name two or more')
+    keep_inputs([args.html], args.results)
     results = {}
     for path in args.results:
         result = text_report.read_json(path)

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
     for option, given in (('options', args.options), ('labels', hasattr(args, 'labels'))):
         if given and not args.random:
             raise export.ExportError(f'--{option} needs --random; a weights file states its own {option}')
+    files.keep_inputs([args.out], [args.model])
     files.try_to_write(args.out)
     if args.random:
         network, card = export.random_weights(args.model, getattr(args, 'labels', 'camvid'), (480, 360),

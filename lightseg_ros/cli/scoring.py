@@ -7,7 +7,7 @@ from pathlib import Path
 import sys
 from typing import TYPE_CHECKING
 
-from ..files import is_stream, try_to_write
+from ..files import is_stream, keep_inputs, try_to_write
 from .numbers import real, whole
 
 if TYPE_CHECKING:
@@ -110,8 +110,9 @@ def parts_folder(args: argparse.Namespace) -> Path | None:
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Write a little where the results will lie, before hours of work."""
+    """Write a little where the results will lie, before hours of work; no input is replaced."""
     out = getattr(args, 'out', None)
+    keep_inputs((args.json, out), (*getattr(args, 'bags', ()), getattr(args, 'bag', None), args.model))
     if out and out.is_dir():  # refused later, or written anew with --resume
         out = None
     for path in (args.report and args.report / 'report.html', args.json, out):

@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of bags and data sets: every frame, in order, without ROS, on one machine or on many."""
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -284,6 +285,8 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
                               '--workers, --dask and --resume')
     for missing in (p for p in map(Path, paths) if not p.exists()):
         raise EvaluationError(f'{missing} does not exist')
+    if twice := [p for p, n in Counter(map(os.path.realpath, paths)).items() if n > 1]:
+        raise EvaluationError(f'{twice[0]} is named twice, and its frames would count twice')
     segment = model.load()
     found, sources, errors = [], [], []
     for path in paths:
