@@ -168,10 +168,14 @@ def _classes(report: Report) -> None:
     if not report.pairs:
         return
     known = report.pixels.sum()
+    few = len(report.pairs) < RARE_IMAGES
+    if few:
+        report.warnings.append(f'a split of {len(report.pairs)} image{"s" * (len(report.pairs) > 1)}: scores '
+                               'on it say little, and training on it teaches little')
     for i, name in enumerate(labels.names):
         if not report.pixels[i]:
             report.empty.append(f'class {name} has no pixel: {_likely(report, i)}')
-        elif report.pixels[i] < RARE_SHARE * known or report.present[i] < RARE_IMAGES:
+        elif report.pixels[i] < RARE_SHARE * known or not few and report.present[i] < RARE_IMAGES:
             report.warnings.append(f'class {name} is rare: {percent(report.pixels[i] / known)} of the '
                                    f'labelled pixels, in {report.present[i]} of {len(report.pairs)} images; '
                                    'label more of it, or merge it with another class')

@@ -53,6 +53,13 @@ def test_pixels_and_images_of_each_class(tmp_path):
     assert rows[4].split() == ['void,', 'of', 'all', 'pixels', '6.2', '%', '4']
 
 
+def test_a_split_of_one_image(tmp_path):
+    """No class is called rare only because there is but one image."""
+    report = check(write(tmp_path, '', 1))
+    assert report.warnings == ['a split of 1 image: scores on it say little, and training on it teaches '
+                               'little']
+
+
 @pytest.mark.parametrize('label, classes, expected', [
     # A tool's mask of one class; 255 would be void, and the network would learn one class only.
     (lambda ids: np.where(ids == 1, 255, 0).astype(np.uint8), ('other', 'road'),

@@ -299,7 +299,7 @@ def run(*args):
     return main(['evaluate', *(str(a) for a in args)])
 
 
-def test_exit_codes(two_bags, model, tmp_path, capsys):
+def test_exit_codes(two_bags, model, tmp_path, capsys, caplog):
     """0: all was used; 3: something was not, which is said; 1: nothing could be scored."""
     common = ('--model', model.name, '--device', 'cpu', '--resolution', '96x64')
     assert run(two_bags[1], *common, '--label-topic', LABEL) == 0
@@ -310,6 +310,7 @@ def test_exit_codes(two_bags, model, tmp_path, capsys):
                '--json', tmp_path / 'r.json') == 3
     said = capsys.readouterr().out
     assert 'text.mcap does not open as a bag' in said and '2 bags not read' in said
+    assert 'text.mcap does not open as a bag' in caplog.text, 'before scoring starts'
     sources = json.loads((tmp_path / 'r.json').read_text())['sources']
     assert [s['frames'] for s in sources] == [7, 0, 0] and 'no image topic' in sources[2]['error']
     assert sorted(p.name for p in tmp_path.iterdir()) == ['broken.mcap', 'r.json', 'text.mcap']
@@ -333,9 +334,11 @@ def test_exit_codes(two_bags, model, tmp_path, capsys):
             ((two_bags[1], '--data', 'camvid'), 'one of the two'), ((), 'one of the two'),
             ((two_bags[1], '--record'), '--record'),
             ((two_bags[1], '--label-topic', LABEL, '--model', 'nonet'), "no packaged weights for 'nonet'")):
+        caplog.clear()
         assert run(*arguments) == 1
         error = capsys.readouterr().err
         assert error.startswith('ERROR: ') and text in error and error.count('\n') == 1
+        assert text not in caplog.text, 'it is said once'
 
 
 @pytest.mark.parametrize('field, value', [('jpeg_quality', 101), ('batch', 0), ('apart_ns', -NS)])

@@ -35,9 +35,11 @@ def model(random_weights):
 
 
 def test_one_a_second(bag, tmp_path, capsys):
-    assert main(['bag', 'to-folder', str(bag), str(tmp_path / 'out')]) == 0
+    topic = '--image-topic /camera/image_raw'
+    assert main(['bag', 'to-folder', str(bag), str(tmp_path / 'out'), *topic.split()]) == 0
     said = capsys.readouterr().out
-    assert '6 frames' in said and 'frame 5: rgb8 of 72x48' in said and '--label-dir' in said
+    assert '6 frames' in said and 'frame 5: rgb8 of 72x48' in said
+    assert f'lightseg evaluate {bag} {topic} --label-dir {tmp_path / "out" / "labels"}' in said
     files = sorted((tmp_path / 'out' / 'images').iterdir())
     assert [p.name for p in files] == [f'{s:019d}.png' for s in range(3 * NS, 10 * NS, NS) if s != 4 * NS]
     assert not (tmp_path / 'out' / 'labels').exists()

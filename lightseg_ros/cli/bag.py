@@ -90,5 +90,7 @@ def _to_folder(args: argparse.Namespace) -> None:
         print(f'and {len(failed) - 5} more')
     print(f'{args.out / "images"}: {count} frames'
           + (f'; {args.out / "labels"}: labels to correct' if args.prelabel else ''))
+    topic = f' --image-topic {args.image_topic}' if args.image_topic else ''
     print('next: annotate them; then, to train: lightseg data import EXPORT NEW_FOLDER --images '
-          f'{args.out / "images"}; to score: lightseg evaluate {args.bag} --label-dir {args.out / "labels"}')
+          f'{args.out / "images"}; to score: lightseg evaluate {args.bag}{topic} --label-dir '
+          f'{args.out / "labels"}')

@@ -294,12 +294,13 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
             found.append(recordings.index_bag(path, image_topic, truth, selection))
             sources.append(found[-1].describe())
         except BagError as e:
-            log.warning('%s', e)
             errors.append(str(e))
             sources.append({'name': Path(path).name, 'path': str(path), 'frames': 0, 'error': str(e)})
     total = sum(len(r.chosen) for r in found)
     if not total:
         raise EvaluationError('; '.join(errors) or _no_frames(found, paths))
+    for text in errors:
+        log.warning('%s', text)
     if truth and not any(r.partners[n] is not None for r in found for n in r.chosen):
         raise EvaluationError(_no_truth(found, truth))
     choose_samples(found, run.apart_ns)
