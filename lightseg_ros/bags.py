@@ -56,6 +56,7 @@ IMAGE_TYPES = {'cdr': (IMAGE, COMPRESSED, *FOREIGN), 'ros1': (IMAGE, COMPRESSED)
                'protobuf': foxglove.TYPES, 'json': foxglove.TYPES}
 # A folder's files with these names are parts of a bag, whatever they hold.
 SUFFIXES = ('.mcap', '.db3', '.zstd')
+MAX_STAMP = (1 << 31) * NS - 1  # ns, in a message: its seconds are int32
 MAX_METADATA = 1 << 24  # bytes of a metadata.yaml
 # Names of files: a stamp in ns; seconds and nanoseconds; a recording and the number of a frame.
 STAMP, SECONDS, NUMBERED = r'\d{16,}', r'\d{9,}[._]\d{9}', r'(.*?)(\d+)(\D*)'
@@ -469,7 +470,12 @@ def _is_part(path: Path) -> bool:
 
 
 def header(stamp_ns: int, frame_id: str = '') -> Any:
-    """Make a std_msgs/Header."""
+    """
+    Make a std_msgs/Header.
+
+    A stamp that it can't hold becomes the nearest one: ROS 1 has later ones, and names of files any.
+    """
+    stamp_ns = min(max(stamp_ns, -MAX_STAMP), MAX_STAMP)
     time = TYPES['builtin_interfaces/msg/Time'](*divmod(stamp_ns, NS))
     return TYPES['std_msgs/msg/Header'](time, frame_id)
 
@@ -604,8 +610,12 @@ def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: L
     if encoding in ('png', 'jpeg'):
         image_topic = f'{image_topic}/compressed'
     info_topic = image_topic.removesuffix('/compressed').rsplit('/', 1)[0] + '/camera_info'
+    stamped = sorted(zip(folder_stamps(paths, rate), paths))
+    if stamped[-1][0] > MAX_STAMP:
+        raise BagError(f'{stamped[-1][1]} has a number in its name that is no stamp in ns, and too large '
+                       'for a frame number at this rate; rename the files')
     with Writer(out, storage) as writer:
-        for stamp, path in sorted(zip(folder_stamps(paths, rate), paths)):
+        for stamp, path in stamped:
             rgb = _read(pictures.read, path)
             head = header(stamp, frame_id)
             height, width = rgb.shape[:2]

@@ -12,6 +12,7 @@ import sys
 import threading
 import tracemalloc
 
+import cv2
 import numpy as np
 import pytest
 
@@ -449,6 +450,19 @@ def test_parts_of_two_evaluations_do_not_mix(tmp_path):
         pass
     second.remove()
     assert not folder.exists()
+
+
+def test_stamps_that_no_bag_can_hold_do_not_end_an_evaluation(tmp_path, model):
+    """Names of files may be any number; a message holds 2^31 seconds."""
+    (tmp_path / 'images').mkdir()
+    for name in ('1', '9' * 30, '9' * 200):
+        cv2.imwrite(str(tmp_path / 'images' / f'{name}.png'), np.zeros((48, 72, 3), np.uint8))
+    run = Run(out=tmp_path / 'out.mcap', quiet=True)
+    found = replays.evaluate_bags([tmp_path / 'images'], model, run=run)
+    assert found.scores.counts['segmented'] == 3
+    with pytest.raises(bags.BagError, match='rename the files'):
+        bags.from_folder(tmp_path / 'images', tmp_path / 'new.mcap')
+    assert not (tmp_path / 'new.mcap').exists()
 
 
 def test_stamps_before_1970_are_written(tmp_path, model):

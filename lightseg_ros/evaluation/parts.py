@@ -225,7 +225,7 @@ class Recorder:
 
     def write(self, frame: RecordedFrame, prediction: Prediction) -> None:
         """Add a frame's labels, overlay and confidence, and once a second of the recording a status."""
-        stamp = max(0, frame.stamp_ns)  # an mcap file has no times before 1970
+        stamp = min(max(0, frame.stamp_ns), bags.MAX_STAMP)  # an mcap file has no times before 1970
         head = bags.header(frame.stamp_ns, frame.frame_id)
         if self.last_status_ns is None:
             classes = bags.TYPES['std_msgs/msg/String'](json.dumps(self.labels.to_dict()))
