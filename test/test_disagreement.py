@@ -82,6 +82,7 @@ def test_compare(tmp_path, capsys):
     page = (tmp_path / 'c.html').read_text()
     assert page.count('<img ') == 3 * 2 and 'Where two and one disagree' in page
     assert 'frame 0, at 0:00.0: different labels 5.00 %' in page
+    assert page.count('<p class="legend">') == 1, 'what the colours of the overlays mean'
     (tmp_path / 'two.mcap').unlink()
     assert main(['compare', *files]) == 0
     assert 'disagree is not known' in capsys.readouterr().out

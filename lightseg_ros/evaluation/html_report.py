@@ -138,14 +138,14 @@ def write_comparison(results: dict[str, dict[str, Any]], paired: dict[str, dict[
     for name, (d, pictures) in (differ or {}).items():
         first = next(iter(results))
         start_ns = min(_starts(results[first]['frames']).values(), default=0)
-        body += _disagreement(first, name, d, pictures, start_ns)
+        body += _disagreement(first, name, d, pictures, start_ns, results[first]['labels']['classes'])
     for name, r in results.items():
         body += [f'<h2>{escape(name)}</h2>', _origin(r)]
     return _write_page('Comparison', body, path)
 
 
 def _disagreement(first: str, name: str, d: dict[str, Any], pictures: Sequence[Picture],
-                  start_ns: int) -> list[str]:
+                  start_ns: int, classes: Sequence[dict[str, Any]]) -> list[str]:
     rows = ''.join(
         f'<tr><td>{escape(n)}</td><td class="bars">{_bar(c["agree"])}</td><td>{number(c["agree"])}</td>'
         f'<td>{number(c["first"])}</td><td>{number(c["second"])}</td></tr>'
@@ -160,6 +160,7 @@ def _disagreement(first: str, name: str, d: dict[str, Any], pictures: Sequence[P
             '<div class="wide"><table><tr><th>class</th><th class="bars"></th><th>agreement %</th>'
             f'<th>share in {escape(first)} %</th><th>in {escape(name)} %</th></tr>{rows}</table></div>'
             f'<ul>{swaps}</ul>',
+            _legend([(c['name'], _rgb(c['color'])) for c in classes]) if pictures else '',
             *(_picture(p, 'different labels', starts, captions) for p in pictures)]
 
 
