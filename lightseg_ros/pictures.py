@@ -69,6 +69,8 @@ def decode(data: bytes | memoryview | np.ndarray, *, upright: bool = False,
         raise PictureError(f'{array.size} bytes that start with {start[:4]!r}; supported: JPEG, PNG, BMP, '
                            'TIFF, WebP')
     pixels = _opencv(array, flags)
+    if pixels.ndim == 3 and pixels.dtype == np.uint16 and np.array_equal(pixels[..., :2], pixels[..., 1:]):
+        pixels = pixels[..., 0].copy()  # OpenCV makes three equal channels of a grey TIFF
     if pixels.ndim == 2 and pixels.dtype == np.uint16:
         return pixels
     if pixels.dtype != np.uint8:

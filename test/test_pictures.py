@@ -62,6 +62,13 @@ def test_label_pictures_keep_their_numbers(bits, color, before, filtered):
     np.testing.assert_array_equal(found, ids[..., 0])
 
 
+@pytest.mark.parametrize('suffix', ['.png', '.tiff'])
+def test_16_bit_grey_keeps_its_levels(suffix):
+    """As thermal cameras write it."""
+    grey = np.random.default_rng(0).integers(7000, 9000, (5, 6), np.uint16)
+    np.testing.assert_array_equal(pictures.decode(cv2.imencode(suffix, grey)[1]), grey)
+
+
 def test_a_tiff_keeps_its_numbers(tmp_path):
     for kind in (np.uint8, np.uint16):
         ids = RNG.integers(0, np.iinfo(kind).max, (5, 6), dtype=kind)

@@ -219,3 +219,10 @@ def test_paired_difference():
     some = scores.paired_difference(rows([1, None, 3]), rows([2, 2, None]))
     assert (some['frames'], some['mean']) == (1, 1)
     assert scores.paired_difference(rows([1]), [])['mean'] is None
+
+
+def test_reasons_are_one_printable_line():
+    """They hold names of files, whose control characters could steer a terminal."""
+    found = Scores(labels.load('camvid'), truth=False)
+    found.skip('failed', 'a\x1b[31m\n.mcap frame 1: broken')
+    assert found.result()['skipped'][0]['first'] == r'a\x1b[31m .mcap frame 1: broken'

@@ -16,6 +16,7 @@ import numpy as np
 from ..files import replacing
 from ..labels import LabelSet
 from ..metrics import ConfusionMatrix, LatencyStats
+from ..texts import one_line
 
 CALIBRATION_BINS = 15
 # Frames further apart say nothing about stability: the scene itself has changed.
@@ -249,6 +250,7 @@ class Scores:
     def skip(self, what: str, reason: str) -> None:
         """Count what can't be used: `what` is 'failed', ...; the first reason is kept."""
         self.counts[what] += 1
+        reason = one_line(reason)  # it names files and topics, which may hold anything
         # Reasons that differ only in their numbers count as one, so a bag of garbage makes no long list.
         self._skip(re.sub(r'\d+', '#', f'{what}: {reason}'), {'what': what, 'count': 1, 'first': reason})
 
