@@ -30,7 +30,7 @@ class SegmentationParameters:
         'auto', 'Device that runs the network: auto (CUDA if available), cpu, cuda, cuda:N, or openvino:GPU '
         'for an Intel GPU.', read_only=True)
     backend: str = parameter(
-        'auto', 'Library that runs the network on a CPU. auto: openvino if installed.',
+        'auto', 'Library that runs the network. auto: on a CPU openvino if installed, on CUDA torch.',
         choices=segmenter.BACKENDS)
     precision: str = parameter(
         'auto', 'Number format of the network. auto: float32 on a CPU, float16 on a GPU.',
@@ -78,7 +78,7 @@ class SegmentationParameters:
         0.0, 'Share of the earlier images in the labels, so that they flicker less, such as 0.1. 0: '
         'none.', limits=(0.0, 0.9))
     confidence_threshold: float = parameter(
-        0.0, 'Labels with less confidence are 255. label_info tells it. Makes labels later, because they '
+        0.0, 'Labels with less confidence are 255; label_info names the threshold. Makes labels later: they '
         'wait for their confidence.', limits=(0.0, 1.0))
     label_groups: str = parameter(
         '', 'Groups of classes that ~/groups shows: names of groups or classes separated by commas, or the '
