@@ -432,12 +432,13 @@ def test_bad_depth_is_counted_and_labels_go_on(scene, bad, text):
 
 
 def test_compressed_depth_becomes_points(ros, random_weights, tmp_path):
-    """As compressed_depth_image_transport writes it: 12 bytes of settings, then the picture; first broken."""
+    """As compressed_depth_image_transport writes it: 12 bytes of settings, then PNG (first broken) or RVL."""
     import cv2
     import rclpy
     from rclpy.qos import QoSProfile
     from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
     from std_msgs.msg import Header
+    from test_images import rvl
 
     from lightseg_ros.live.probe import NodeProcess, nodes
     picture = cv2.imencode('.png', np.full((96, 128), 2000, np.uint16))[1].tobytes()
@@ -455,9 +456,12 @@ def test_compressed_depth_becomes_points(ros, random_weights, tmp_path):
         publishers = [(node.create_publisher(type(msg), f'/packed/{topic}', QoSProfile(depth=5)), msg)
                       for topic, msg in (('camera_info', info), ('image', image),
                                          ('depth/compressedDepth', depth))]
-        end, sent = time.monotonic() + 60, 0
-        while not clouds:
-            if 'no points: ' in process.log.read_text():
+        end, sent, second = time.monotonic() + 60, 0, 0
+        while not second or clouds[-1].header.stamp.sec < second:
+            if clouds and not second:
+                depth.format, second = '16UC1; compressedDepth rvl', sent + 1
+                depth.data = bytes(12) + rvl(np.full((96, 128), 3000, np.uint16))
+            elif 'no points: ' in process.log.read_text() and not second:
                 depth.data = bytes(12) + picture
             assert time.monotonic() < end, process.log.read_text()
             sent += 1
@@ -469,5 +473,6 @@ def test_compressed_depth_becomes_points(ros, random_weights, tmp_path):
         node.destroy_node()
         log = process.log.read_text()
     assert "depth of format '16UC1; compressedDepth png'" in log
-    z = np.frombuffer(clouds[0].data, points.POINT)['z']
-    assert z.size == 96 * 128 and np.allclose(z, 2.0)
+    for cloud, metres in ((clouds[0], 2.0), (clouds[-1], 3.0)):
+        z = np.frombuffer(cloud.data, points.POINT)['z']
+        assert z.size == 96 * 128 and np.allclose(z, metres)
