@@ -37,6 +37,7 @@ NS = 10 ** 9
 FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK, CHUNK_INDEX, STATISTICS, DATA_END = 2, 3, 4, 5, 6, 8, 11, 15
 # Messages outside of chunks are read in portions of this many bytes.
 PORTION = 1 << 20
+JOURNAL = 'its recorder was killed; the messages in its journal file are read too'
 # A few compressed bytes can become gigabytes. A chunk, a message or a file may become MAX_UNPACKED bytes; a
 # file may also become MAX_RATIO times its size.
 MAX_UNPACKED, MAX_RATIO = 1 << 28, 300
@@ -221,7 +222,7 @@ class SqliteFile:
                                    f'it can not be made: {e}') from e
             path = Path(self._copy.name) / path.name
             found = path.stat()
-            self.notes.append('its recorder was killed; the messages in its journal file are read too')
+            self.notes.append(JOURNAL)
         self._db = _connect(path)
         try:
             self.channels, self._readable = _sqlite_index(path, found.st_size, found.st_mtime_ns)

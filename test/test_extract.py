@@ -36,7 +36,7 @@ def model(random_weights):
 
 def test_one_a_second(bag, tmp_path, capsys):
     topic = '--image-topic /camera/image_raw'
-    assert main(['bag', 'to-folder', str(bag), str(tmp_path / 'out'), *topic.split()]) == 0
+    assert main(['bag', 'to-folder', str(bag), str(tmp_path / 'out'), *topic.split()]) == 3  # one is cut
     said = capsys.readouterr().out
     assert '6 frames' in said and 'frame 5: rgb8 of 72x48' in said
     assert f'lightseg evaluate {bag} {topic} --label-dir {tmp_path / "out" / "labels"}' in said
@@ -53,9 +53,9 @@ def test_one_a_second(bag, tmp_path, capsys):
 
 def test_least_sure(bag, model, tmp_path):
     """The three frames of the lowest confidence that lie a second apart, with labels that fit to evaluate."""
-    count, failed = extract.to_folder(bag, tmp_path / 'out', model=model, lowest=3, apart_ns=NS,
+    count, failed, notes = extract.to_folder(bag, tmp_path / 'out', model=model, lowest=3, apart_ns=NS,
                                       prelabel=True, quiet=True)
-    assert count == 3 and len(failed) == 1
+    assert count == 3 and len(failed) == 1 and not notes
     found = evaluate.evaluate_bags([bag], model, run=evaluate.Run(quiet=True)).scores.result()['frames']
     expected = []
     for row in sorted(found, key=lambda r: r['confidence']):
@@ -66,6 +66,14 @@ def test_least_sure(bag, model, tmp_path):
     truth = GroundTruthSource(folder=tmp_path / 'out' / 'labels', source_ids=True)
     again = evaluate.evaluate_bags([bag], model, truth=truth, run=evaluate.Run(quiet=True)).scores.result()
     assert again['counts']['scored'] == 3 and again['accuracy'] == 100
+
+
+def test_a_harmless_note_leaves_nothing_out(tmp_path, capsys):
+    (tmp_path / 'drive').mkdir()
+    with bags.Writer(tmp_path / 'drive' / 'drive_0.mcap') as writer:
+        writer.write('/image', bags.image(np.zeros((8, 8, 3), np.uint8), 'rgb8', bags.header(NS)), NS)
+    assert main(['bag', 'to-folder', str(tmp_path / 'drive'), str(tmp_path / 'out')]) == 0
+    assert bags.NO_METADATA in capsys.readouterr().out
 
 
 def test_source_ids():

@@ -157,7 +157,9 @@ def test_running_node_on_simulated_time(model, compressed, running_node, tmp_pat
                  '--json', str(tmp_path / 'r.json'), '--report', str(tmp_path / 'report')])
     said = capsys.readouterr().out
     result = json.loads((tmp_path / 'r.json').read_text())
-    assert code == 0 and f'{COUNT} played' in said and 'frame to label: p50' in said
+    lost = [k for k in ('failed', 'not_received', 'not_returned') if result['live'][k]]
+    assert code == (3 if lost else 0), 'a loaded machine may lose frames'
+    assert f'{COUNT} played' in said and 'frame to label: p50' in said
     check(result, result['live'], compressed, model)
     assert result['live']['use_sim_time'] and result['live']['node'] == '/segmentation'
     assert 'not received' in (tmp_path / 'report' / 'report.html').read_text()

@@ -26,6 +26,14 @@ def test_limits(text, met):
     assert text_report.exit_code(RESULT | {'required': [found]}) == (0 if met else 4)
 
 
+@pytest.mark.parametrize('fate, code', [
+    ('dropped', 0), ('failed', 3), ('not_received', 3), ('not_returned', 3)])
+def test_a_replay_that_lost_frames(fate, code):
+    """A frame that gave way to a newer one is not lost; one that never reached the node is."""
+    live = dict.fromkeys(('dropped', 'failed', 'not_received', 'not_returned'), 0)
+    assert text_report.exit_code(RESULT | {'live': live | {fate: 58}}) == code
+
+
 @pytest.mark.parametrize('text, error', [
     ('miou', "the limit is ''; expected a share from 0 to 1"),
     ('miou=65', "the limit is '65'; expected a share"),

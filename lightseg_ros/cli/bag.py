@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'to-folder', help='write frames as images', formatter_class=Help,
         description='Write frames of a bag, a video or a folder to OUT/images, named by their stamps, so '
         'that labels of the same names are found by "lightseg evaluate --label-dir": one frame a second, or '
-        'those of the lowest confidence. --prelabel writes labels to start with to OUT/labels.')
+        'those of the lowest confidence. --prelabel writes labels to start with to OUT/labels. Exit code 3: '
+        'frames or files were left out, which the output names.')
     take.add_argument('bag', type=Path, metavar='RECORDING')
     take.add_argument('out', type=Path, help='folder to write')
     take.add_argument('--image-topic', help='default: the only image topic')
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scoring.add_model_arguments(take)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     from .. import bags, labels
     if args.what == 'info':
         with bags.Bag(args.bag) as bag:
@@ -61,10 +62,9 @@ def run(args: argparse.Namespace) -> None:
                 print(f'{topic.count:>8}  {topic.type:<34}  {topic.name}')
             for note in bag.notes:
                 print(note)
-        return
+        return 0
     if args.what == 'to-folder':
-        _to_folder(args)
-        return
+        return _to_folder(args)
     if args.rate <= 0:
         raise bags.BagError(f'rate is {args.rate:g}; expected more than 0')
     count = bags.from_folder(
@@ -72,19 +72,20 @@ def run(args: argparse.Namespace) -> None:
         image_topic=args.image_topic, label_topic=args.label_topic, encoding=args.encoding,
         storage=args.storage, frame_id=args.frame_id)
     print(f'{args.out}: {count} frames')
+    return 0
 
 
-def _to_folder(args: argparse.Namespace) -> None:
+def _to_folder(args: argparse.Namespace) -> int:
     from .. import images
     from ..evaluation import extract
     lowest = args.lowest_confidence
     model = scoring.model_from(args) if lowest or args.prelabel else None
-    count, failed = extract.to_folder(
+    count, failed, notes = extract.to_folder(
         args.bag, args.out, image_topic=args.image_topic,
         selection=scoring.selection_from(args, '1f' if lowest else '1.0'),
         value_range=images.parse_range(args.value_range), model=model, lowest=lowest,
         apart_ns=round(args.apart * 1e9), prelabel=args.prelabel)
-    for text in failed[:5]:
+    for text in (*notes, *failed[:5]):
         print(text)
     if failed[5:]:
         print(f'and {len(failed) - 5} more')
@@ -94,3 +95,4 @@ def _to_folder(args: argparse.Namespace) -> None:
     print('next: annotate them; then, to train: lightseg data import EXPORT NEW_FOLDER --images '
           f'{args.out / "images"}; to score: lightseg evaluate {args.bag}{topic} --label-dir '
           f'{args.out / "labels"}')
+    return 3 if failed else 0

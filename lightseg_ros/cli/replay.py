@@ -9,8 +9,9 @@ from .numbers import real
 
 HELP = ('Play a recording in real time over DDS to a segmentation node and score the labels that come back: '
         'the figures of "lightseg evaluate", the latency from frame to label, and an account of every frame '
-        'that was dropped, late or lost. Exit code 0: every frame came back or was replaced by a newer one; '
-        '3: frames or results failed or were lost.')
+        'that was dropped, late or lost. Exit code 0: every frame came back, or the node dropped it for a '
+        'newer one; 3: frames failed, did not reach the node or did not come back, or the recording is '
+        'damaged; 1: nothing could be scored; 4: a --require is missed.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from .recordings import RecordedFrame, Recording, Selection
 
 def to_folder(path: Path, out: Path, *, image_topic: str | None = None, selection: Selection | None = None,
               value_range: Range = 'full', model: ModelSpec | None = None, lowest: int = 0, apart_ns: int = 0,
-              prelabel: bool = False, quiet: bool = False) -> tuple[int, list[str]]:
+              prelabel: bool = False, quiet: bool = False) -> tuple[int, list[str], list[str]]:
     """
     Write frames to `out`/images, named by their stamps in ns.
 
@@ -27,8 +27,8 @@ def to_folder(path: Path, out: Path, *, image_topic: str | None = None, selectio
     set's own ids: a start for annotation. `lowest`: only so many, of the lowest mean confidence of `model`,
     each at least `apart_ns` from the others.
 
-    Returns the number of frames written, and what could not be used. `EvaluationError` if `out` holds
-    something, `BagError` if the recording can't be read.
+    Returns the number of frames written, what was left out, and what else a user should know.
+    `EvaluationError` if `out` holds something, `BagError` if the recording can't be read.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EvaluationError(f'{out} exists and is not an empty folder: choose another name')
@@ -36,7 +36,8 @@ def to_folder(path: Path, out: Path, *, image_topic: str | None = None, selectio
         raise EvaluationError('the lowest confidence and labels to start with need a model')
     recording = recordings.index_bag(path, image_topic, selection=selection)
     segment = model.load() if model and (lowest or prelabel) else None
-    failed: list[str] = list(recording.notes)
+    notes = [n for n in recording.notes if recordings.kind_of(n) == 'bags_noted']
+    failed = [n for n in recording.notes if n not in notes]
     if lowest and segment:
         recording = replace(recording, chosen=_least_sure(recording, segment, value_range, lowest, apart_ns,
                                                          failed, quiet))
@@ -53,7 +54,7 @@ def to_folder(path: Path, out: Path, *, image_topic: str | None = None, selectio
     if not written:
         raise EvaluationError(f'no frame of {path} could be written: '
                               + (failed[0] if failed else 'none was chosen'))
-    return len(written), failed
+    return len(written), failed, notes
 
 
 def source_ids(labels: np.ndarray, label_set: LabelSet) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import bags, images, pictures
+from .. import bag_files, bags, images, pictures
 from ..bags import Bag, BagError
 from ..footage import Folder, Footage, open_recording
 from ..images import ImageError
@@ -20,6 +20,8 @@ from ..pictures import PictureError
 
 # Labels that are kept because they come before their frame; more means that the topics are out of order.
 KEPT_LABELS = 64
+# How notes end that cost no frame.
+HARMLESS = (bags.NO_METADATA, bag_files.JOURNAL)
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTru
 
 def kind_of(note: str) -> str:
     """Return what a bag's note counts as: damage, or something to know that costs no message."""
-    return 'bags_noted' if note.endswith(bags.NO_METADATA) else 'bags_damaged'
+    return 'bags_noted' if note.endswith(HARMLESS) else 'bags_damaged'
 
 
 def spread(stamps: Sequence[tuple[str, int]], count: int, apart_ns: int) -> list[int]:

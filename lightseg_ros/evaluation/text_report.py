@@ -70,6 +70,9 @@ def text(result: dict[str, Any]) -> str:
                      f'{live["late"]} later than {live["deadline_ms"]:g} ms')
         lines.append(', '.join(f'{live[k]} {k.replace("_", " ")}' for k in (
             'played', 'returned', 'dropped', 'failed', 'not_received', 'not_returned')))
+        if live['not_received']:
+            lines.append('what was not received was lost on its way, or waited for a busy node and was '
+                         'replaced by a newer frame: docs/troubleshooting.md')
     lines.append(', '.join(f'{n} {COUNTS.get(k, k)}' for k, n in result['counts'].items() if n))
     lines += [f'  {s["count"]} x {s["what"]}: {s["first"]}' for s in result['skipped']]
     lines += [f'{"met" if r["met"] else "MISSED"}: {r["text"]}' for r in result.get('required', [])]
@@ -98,7 +101,8 @@ def exit_code(result: dict[str, Any]) -> int:
     if not all(r['met'] for r in result.get('required', [])):
         return 4
     live = result.get('live') or {}
-    lost = live.get('failed') or live.get('not_returned')
+    # Not `dropped`: that a newer frame wins is what the node is for.
+    lost = any(live.get(key) for key in ('failed', 'not_received', 'not_returned'))
     return 3 if lost or any(result['counts'].get(key) for key in TROUBLE) else 0
 
 
