@@ -61,6 +61,7 @@ MAX_METADATA = 1 << 24  # bytes of a metadata.yaml
 # Names of files: a stamp in ns; seconds and nanoseconds; a recording and the number of a frame.
 STAMP, SECONDS, NUMBERED = r'\d{16,}', r'\d{9,}[._]\d{9}', r'(.*?)(\d+)(\D*)'
 NO_METADATA = 'no metadata.yaml, its files are read by name'
+HARMLESS = (NO_METADATA, bag_files.JOURNAL)  # ends of notes that cost no message
 
 
 class BagError(ValueError):
@@ -585,6 +586,13 @@ def recordings_of(paths: Sequence[Path]) -> list[str | None]:
     """Return which recording each file belongs to, as `folder_stamps` reads their names; None: no number."""
     matches = [re.fullmatch(NUMBERED, p.stem) for p in paths]
     return [m and m[1] for m in matches]
+
+
+def frame_numbers(paths: Sequence[Path]) -> list[int]:
+    """Return the numbers in the names of one recording's files; empty if there are none, or several."""
+    found = [re.fullmatch(NUMBERED, p.stem) for p in paths]
+    one = len({m and m[1] for m in found}) == 1
+    return [int(m[2]) for m in found if m] if one else []
 
 
 def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: LabelSet | None = None,

@@ -156,8 +156,7 @@ def _read(pair: Pair, labels: LabelSet, images: bool) -> _File | _Fault:
     turned, digest = False, b''
     if rgb is not None:
         digest = hashlib.blake2b(rgb.data, digest_size=16).digest()
-        orientation = pictures.orientation_of(pair.image)
-        turned = orientation > 1 and (orientation < 5 or ids.shape[0] == ids.shape[1])
+        turned = pictures.keeps_size(pictures.orientation_of(pair.image), *ids.shape)
     raw = Counter(dict(zip(there.tolist(), counts[there].tolist())))
     return _File(shares, raw, ids.shape[::-1], turned, digest)
 

@@ -4,6 +4,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ IMAGE = 'sensor_msgs/msg/Image'
 TOPIC = '/camera/image_raw'
 # Containers, as FFmpeg calls them, that find a key frame exactly; in a transport stream it guesses.
 INDEXED = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm')
+AS_STORED = ('its frames are used as they are stored; to give the network true proportions: ffmpeg -i VIDEO '
+             '-vf scale=iw*sar:ih,setsar=1 NEW_VIDEO')
 VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.ts', '.wmv')
 
 
@@ -36,6 +39,11 @@ class Frame(Recorded):
 
     def stamp_ns(self) -> int:
         return self.time_ns
+
+    @property
+    def orientation(self) -> int:
+        """The EXIF orientation, 1 to 8, that `read` has undone."""
+        return self.load.orientation if isinstance(self.load, _Picture) else 1
 
 
 class Footage:
@@ -86,7 +94,7 @@ class Folder(Footage):
 
     def _frames(self, first: int) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
         for number in range(first, len(self.files)):
-            yield number, _picture(self.files[number])
+            yield number, _Picture(self.files[number])
 
 
 class Video(Footage):
@@ -114,6 +122,11 @@ class Video(Footage):
             self._pts = None if None in stamps or len(set(stamps)) < len(stamps) else sorted(stamps)
             self.times = [NS + round((p - self._pts[0]) * base * NS) for p in self._pts] if self._pts else [
                 NS + round(i * NS / rate) for i in range(len(stamps))]
+            aspect = Fraction(stream.sample_aspect_ratio or 1)
+            if aspect != 1:
+                width, height = stream.width, stream.height
+                self.notes.append(f'{path.name}: its pixels are not square, and players show its {width}x'
+                                  f'{height} as {round(width * aspect)}x{height}; {AS_STORED}')
 
     def _open(self) -> Any:
         try:
@@ -184,13 +197,21 @@ def open_recording(path: str | Path, rate: float = 30.0) -> 'Bag | Footage':
     return Bag(path)
 
 
-def _picture(file: Path) -> Callable[[], np.ndarray]:
-    def load() -> np.ndarray:
+@dataclass
+class _Picture:
+    """Loads a picture file, upright; `orientation`: what its EXIF data said then."""
+
+    file: Path
+    orientation: int = 1
+
+    def __call__(self) -> np.ndarray:
         try:
-            return np.ascontiguousarray(pictures.decode(file.read_bytes(), upright=True))
+            data = self.file.read_bytes()
+            pixels = np.ascontiguousarray(pictures.decode(data, upright=True))
         except (OSError, PictureError) as e:
-            raise BagError(f'{file.name} is not a readable image: {e}') from e
-    return load
+            raise BagError(f'{self.file.name} is not a readable image: {e}') from e
+        self.orientation = pictures.orientation(data)
+        return pixels
 
 
 def _pixels(frame: Any) -> Callable[[], np.ndarray]:

@@ -120,7 +120,7 @@ def orientation_of(path: Path) -> int:
         data = read_small(path, MAX_FILE)
     except OSError:
         return 1
-    return _orientation(data) if data.startswith(JPEG) else 1
+    return orientation(data)
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -266,12 +266,12 @@ def _decode_jpeg(array: np.ndarray, upright: bool) -> np.ndarray:
         if 'colorspace' not in str(e).lower() and 'color conversion' not in str(e).lower():
             raise PictureError(f'JPEG of {len(data)} bytes does not decode: {e}') from e
         rgb = _opencv(array, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)[..., ::-1]
-    return turned(rgb, _orientation(data)) if upright else rgb
+    return turned(rgb, orientation(data)) if upright else rgb
 
 
-def _orientation(jpeg: bytes) -> int:
-    """Return the orientation in a JPEG's EXIF data, 1 to 8; 1 where there is none."""
-    at = 2
+def orientation(jpeg: bytes) -> int:
+    """Return the orientation in a JPEG's EXIF data, 1 to 8; 1 where there is none, and for other files."""
+    at = 2 if jpeg.startswith(JPEG) else len(jpeg)
     while at + 4 <= len(jpeg) and jpeg[at] == 0xFF and jpeg[at + 1] not in (0xDA, 0xD9):
         length, = struct.unpack_from('>H', jpeg, at + 2)
         block = jpeg[at + 4:at + 2 + length]
@@ -289,6 +289,11 @@ def _orientation(jpeg: bytes) -> int:
                 return 1
         at += 2 + length
     return 1
+
+
+def keeps_size(orientation: int, height: int, width: int) -> bool:
+    """Whether an EXIF orientation turns or mirrors a picture, and its size does not show that."""
+    return 2 <= orientation <= 4 or orientation > 4 and height == width
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -49,6 +49,18 @@ def test_an_error_that_grows_is_explained_and_a_temperature_that_improves_nothin
     assert 'although' not in calibration.text(same | {'data': 'd'})
 
 
+@pytest.mark.parametrize('truth, limit, reason', [
+    (0, 0.05, 'the network is right at nearly every pixel of these labels; likely it was trained on them'),
+    (1, 20, 'the network is hardly better than chance on these labels; likely its classes are not')])
+def test_a_temperature_at_the_limit_is_told(truth, limit, reason):
+    z = torch.tensor([4.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 10, 10)
+    labels = torch.full((1, 10, 10), truth, dtype=torch.uint8)
+    found = calibration.calibrate(nn.Identity(), z, labels, lambda x: x, 2)
+    said = calibration.text(found | {'data': 'd'})
+    assert found['temperature'] == limit
+    assert f'is the limit of the search, no best one was found: {reason}' in said
+
+
 @pytest.mark.parametrize('name', networks.NETWORKS)
 def test_all_logits_are_divided(name):
     torch.manual_seed(0)

@@ -1,6 +1,9 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Image folders and video files as recordings: the frames of each place, whole and damaged files."""
+from fractions import Fraction
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -64,6 +67,36 @@ def test_a_video_that_pauses(tmp_path):
     with footage.open_recording(write_video(tmp_path / 'v.mp4', 'libx264', gap=30)) as video:
         assert video.times[29:31] == [NS + 29 * NS // 20, NS + 40 * NS // 20]
         assert [n for _, n in levels(video)] == list(range(COUNT))
+
+
+def test_pixels_that_are_not_square(tmp_path):
+    av = pytest.importorskip('av', reason='PyAV is not installed')
+    for aspect in (1, Fraction(4, 3)):
+        with av.open(str(tmp_path / 'v.mp4'), 'w') as container:
+            stream = container.add_stream('mpeg4', rate=20)
+            stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
+            stream.codec_context.sample_aspect_ratio = aspect
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8))))
+            container.mux(stream.encode())
+        notes = recordings.index_bag(tmp_path / 'v.mp4').notes
+        assert len(notes) == (aspect != 1)
+    assert 'v.mp4: its pixels are not square, and players show its 96x64 as 128x64; its frames' in notes[0]
+    assert recordings.kind_of(notes[0]) == 'bags_noted'
+
+
+@pytest.mark.parametrize('first, shift', [(0, 0), (1, 0), (2, 2)])
+def test_labels_that_are_numbered_as_ffmpeg_does(tmp_path, first, shift):
+    """Files 1 to n of n frames belong to frames 0 to n - 1, at whatever rate; others go by their numbers."""
+    write_video(tmp_path / 'v.mp4', 'libx264')
+    (tmp_path / 'labels').mkdir()
+    for i in range(COUNT):
+        cv2.imwrite(str(tmp_path / 'labels' / f'out{first + i}.png'), np.zeros((64, 96), np.uint8))
+    truth = GroundTruthSource(folder=tmp_path / 'labels', rate=20.0 if shift else 30.0)
+    recording = recordings.index_bag(tmp_path / 'v.mp4', truth=truth)
+    numbers = [p and int(Path(p).stem[3:]) for p in recording.partners]
+    assert numbers == (shift * [None] + list(range(shift, COUNT)) if shift else
+                       list(range(first, COUNT + first)))
+    assert [recordings.kind_of(n) for n in recording.notes] == ['bags_noted'] * (first == 1)
 
 
 def test_a_damaged_video(tmp_path):

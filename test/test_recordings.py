@@ -133,6 +133,41 @@ def test_selection(selection, expected):
     assert selection.of([100 * NS + i * NS // 10 for i in range(40)]) == sorted(expected)
 
 
+@pytest.mark.parametrize('odd, used, said', [
+    (0, 1, ' 0.000 s, is far from that of the others, 1000.100 to 1000.800 s'),
+    (5000 * NS, 8, '5000.000 s, is far from'), (1000 * NS, 9, '')])
+def test_one_wrong_recording_time(tmp_path, odd, used, said):
+    """It is told where times decide which frames are used, with how many these are."""
+    with Maker(tmp_path / 'bag.mcap') as bag:
+        for i in range(9):
+            bag.frame(i, time=1000 * NS + i * NS // 10 if i else odd)
+    selected = recordings.index_bag(tmp_path / 'bag.mcap', selection=Selection(duration_ns=NS))
+    assert len(selected.chosen) == used and len(selected.notes) == bool(said)
+    if said:
+        assert 'bag.mcap: the recording time of 1 of 9 frames' in selected.notes[0]
+        assert said in selected.notes[0] and f'; frames used: {used}; --start' in selected.notes[0]
+        assert recordings.kind_of(selected.notes[0]) == 'bags_noted'
+    assert not recordings.index_bag(tmp_path / 'bag.mcap').notes
+
+
+@pytest.mark.parametrize('orientation, noted', [(1, False), (3, True), (6, False)])
+def test_a_picture_that_exif_turns(tmp_path, orientation, noted):
+    """Its size does not tell whether its label was drawn on the turned picture: that is noted."""
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'labels').mkdir()
+    exif = b'Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0' + bytes([orientation]) + bytes(6)
+    data = cv2.imencode('.jpg', pixels(0))[1].tobytes()
+    block = b'\xff\xe1' + (len(exif) + 2).to_bytes(2, 'big') + exif
+    (tmp_path / 'images' / 'a.jpg').write_bytes(data[:2] + block + data[2:])
+    cv2.imwrite(str(tmp_path / 'labels' / 'a.png'), ids(0).T if orientation == 6 else ids(0))
+    truth = GroundTruthSource(folder=tmp_path / 'labels', source_ids=True)
+    frame, = read(recordings.index_bag(tmp_path / 'images', truth=truth))
+    assert frame.truth is not None and (frame.note is not None) == noted
+    assert not noted or frame.note.what == 'turned' and 'exiftool -Orientation=' in frame.note.reason
+    frame, = read(recordings.index_bag(tmp_path / 'images'))
+    assert frame.note is None, 'without a label nothing can be wrong'
+
+
 def test_chosen_frames_keep_their_numbers_and_labels(tmp_path):
     """Each third frame: its label is its own, in tasks too, and the one before a task is a chosen one."""
     with Maker(tmp_path / 'bag') as bag:

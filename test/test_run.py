@@ -335,6 +335,7 @@ def test_the_expected_time_is_told_after_a_few_steps(scenes, tmp_path, caplog, m
           stop=lambda: next(calls) == 4)
     told = [r.message for r in caplog.records if 'a step of' in r.message]
     assert len(told) == 1
+    assert 'laanet: 100000 epochs of 8 images, 200000 steps of 4; how long' in caplog.messages[0], 'at once'
     found = re.match(r'laanet: about ([0-9.]+) hours for 99999 epochs of 8 images: ([0-9.]+) s a step of 4',
                      told[0])
     assert float(found[1]) * 3600 == pytest.approx(199_998 * float(found[2]), rel=0.1)

@@ -44,6 +44,10 @@ def test_predictions_are_drawn_beside_image_and_truth(tmp_path):
 def test_the_expected_time_in_words():
     assert [showing.duration(s) for s in (0.2, 89, 2400, 5399, 12600)] == \
         ['1 second', '89 seconds', '40 minutes', '90 minutes', '3.5 hours']
+    text = showing.planned('affnet', 50, 305, 3800, 4)
+    assert text.startswith('affnet: 50 epochs of 305 images, 3800 steps of 4; how long they take is said')
+    text = showing.planned('affnet', 1, 1, 1, 4, 7200)
+    assert text.startswith('affnet: at most 2.0 hours, or 1 epoch of 1 image, 1 step of 4')
     text = showing.expected('laanet', 2400, 96, 16, 16, 25)
     assert text.startswith('laanet: about 40 minutes for 96 epochs of 16 images: 25 s a step of 16')
     assert '12 seconds for 1 epoch of 1 image: ' in showing.expected('laanet', 12, 1, 1, 16, 25)

@@ -215,7 +215,7 @@ class Scorer:
             if not frame.counted:
                 continue
             if frame.note:
-                self.scores.skip('narrow_range', frame.note)
+                self.scores.skip(frame.note.what, frame.note.reason)
             p = replace(p, stage_ms={'decode': frame.decode_ms}
                         | {k: v / len(waiting) for k, v in p.stage_ms.items()}
                         | {'total': frame.decode_ms + labels_ms,

@@ -11,17 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from .. import bag_files, bags, images, pictures
+from .. import bags, images, pictures
 from ..bags import Bag, BagError
-from ..footage import Folder, Footage, open_recording
+from ..footage import AS_STORED, Folder, Footage, Frame, open_recording, Video
 from ..images import ImageError
 from ..labels import LabelError, LabelSet
 from ..pictures import PictureError
 
 # Labels that are kept because they come before their frame; more means that the topics are out of order.
 KEPT_LABELS = 64
+# Recording times this far from all others, and so many times farther than these span, are taken for wrong.
+FAR_NS, FAR_TIMES = 600 * bags.NS, 10
+COUNTED = '--start, --duration and --every count from the earliest frame'
+IN_ORDER = 'the first belongs to the first frame'
+TURNED = ('it was turned upright, as its EXIF orientation asks, and its label is taken to be drawn on it '
+          'upright. Look at both in the report; labels that were drawn on pictures as they are stored need '
+          'pictures without that orientation: exiftool -Orientation= FOLDER')
 # How notes end that cost no frame.
-HARMLESS = (bags.NO_METADATA, bag_files.JOURNAL)
+HARMLESS = (*bags.HARMLESS, AS_STORED, COUNTED, IN_ORDER)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,11 @@ class Selection:
     duration_ns: int | None = None
     every_ns: int = 0
     every_frames: int = 1
+
+    @property
+    def timed(self) -> bool:
+        """Whether it depends on when frames were recorded."""
+        return bool(self.start_ns or self.duration_ns is not None or self.every_ns)
 
     def of(self, times: Sequence[int]) -> list[int]:
         """Return the numbers of the frames that are used; `times`: when each was recorded, in ns."""
@@ -148,6 +160,23 @@ class Recording:
                 'frames': len(self.chosen), 'notes': self.notes} | labels
 
 
+@dataclass(frozen=True)
+class Skip:
+    """
+    A frame that can't be used ('failed', 'before' if it is not counted), or a label ('truth_failed').
+
+    As the note of a frame that is used: 'narrow_range', 'turned'.
+    """
+
+    what: str
+    reason: str
+
+    @property
+    def counted(self) -> bool:
+        """Whether it stands for one of the frames that are scored."""
+        return self.what == 'failed'
+
+
 @dataclass
 class RecordedFrame:
     """
@@ -165,21 +194,8 @@ class RecordedFrame:
     decode_ms: float = 0.0
     frame_id: str = ''
     counted: bool = True
-    note: str = ''
+    note: Skip | None = None
     sample: bool = False
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A frame that can't be used ('failed', 'before' if it is not counted), or a label ('truth_failed')."""
-
-    what: str
-    reason: str
-
-    @property
-    def counted(self) -> bool:
-        """Whether it stands for one of the frames that are scored."""
-        return self.what == 'failed'
 
 
 def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTruthSource | None = None,
@@ -218,7 +234,10 @@ def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTru
     elif truth.folder:
         files = bags.image_files(truth.folder)
         label_stamps, labels = bags.folder_stamps(files, truth.rate), [str(f) for f in files]
-    chosen = (selection or Selection()).of(times[topic])
+    selection = selection or Selection()
+    chosen = selection.of(times[topic])
+    if selection.timed and (far := _far(times[topic])):
+        notes.append(f'{Path(path).name}: {far}; frames used: {len(chosen)}; {COUNTED}')
     # All frames are matched, so that no frame gets the label of one that is not chosen.
     if truth.folder and not bags.named_by_stamps(files):
         matches = _match_files(bag, stamps[topic], files, truth, notes)
@@ -233,6 +252,17 @@ def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTru
                    'truth_without_frame': len(label_stamps) - sum(m is not None for m in matches)}
     return Recording(Path(path), topic, truth, times[topic], stamps[topic], partners, chosen, counts, notes,
                      bags.digest(path))
+
+
+def _far(times: Sequence[int]) -> str:
+    """Say which frames were recorded at quite another time than all others; '' if none was."""
+    ordered = sorted(times)
+    gap, at = max(((b - a, i) for i, (a, b) in enumerate(zip(ordered, ordered[1:]), 1)), default=(0, 0))
+    if gap <= max(FAR_NS, FAR_TIMES * (ordered[-1] - ordered[0] - gap if ordered else 0)):
+        return ''
+    few, others = sorted((ordered[:at], ordered[at:]), key=len)
+    return (f'the recording time of {len(few)} of {len(times)} frames, {few[0] / bags.NS:.3f} s, is far from '
+            f'that of the others, {others[0] / bags.NS:.3f} to {others[-1] / bags.NS:.3f} s')
 
 
 def kind_of(note: str) -> str:
@@ -289,6 +319,13 @@ def _match_files(bag: Bag | Footage, stamps: Sequence[int], files: Sequence[Path
         # In one numbering: recordings follow each other, so a missing one would shift all later ones.
         together = bags.folder_stamps([*bag.files, *files], truth.rate)
         return match(together[:len(bag.files)], together[len(bag.files):], truth.tolerance_ns)
+    numbers = bags.frame_numbers(files)
+    if isinstance(bag, Video) and len(files) == len(stamps) and sorted(numbers) in (
+            [*range(len(stamps))], [*range(1, len(stamps) + 1)]):
+        if min(numbers):
+            notes.append(f'{truth.folder}: its files are numbered 1 to {len(files)}, the frames 0 to '
+                         f'{len(files) - 1}; {IN_ORDER}')
+        return [*sorted(range(len(files)), key=lambda i: numbers[i])]
     matches = match(stamps, bags.folder_stamps(files, truth.rate), truth.tolerance_ns)
     names = bags.recordings_of(files)
     if None in names and len(files) != len(stamps):
@@ -338,12 +375,16 @@ def read(task: Task, labels: LabelSet | None = None) -> Iterator[RecordedFrame |
                 else:
                     frame.decode_ms = 1e3 * (perf_counter() - began)
                     if task.value_range == 'full' and (narrow := images.narrow_range(msg)):
-                        frame.note = f'{source} frame {number}: {narrow}; --value-range auto spreads them'
+                        frame.note = Skip('narrow_range', f'{source} frame {number}: {narrow}; --value-range '
+                                          'auto spreads them')
                     if counted:
                         try:
                             frame.truth = truths.of(partners[number], frame.rgb.shape[:2])
                         except (BagError, ImageError, LabelError, PictureError) as e:
                             yield Skip('truth_failed', f'{source} frame {number}: {e}')
+                    if frame.truth is not None and isinstance(message, Frame) and pictures.keeps_size(
+                            message.orientation, *frame.rgb.shape[:2]):
+                        frame.note = Skip('turned', f'{source} frame {number}: {TURNED}')
                     yield frame
             if number == last:
                 return  # stop here: a damaged bag may break off at the next message

@@ -16,6 +16,7 @@ COUNTS = {
     'stamps_back': 'stamps that jump back', 'bags_failed': 'bags not read', 'bags_damaged': 'damaged bags',
     'bags_noted': 'bags with a note',
     'narrow_range': '16-bit frames with few grey levels',
+    'turned': 'labelled frames turned by EXIF',
     'not_reached': 'not reached, because the evaluation was stopped',
     'missing': 'played, but no label came back',
 }

@@ -24,6 +24,11 @@ from .trainer import Normalise, normaliser, TrainError
 log = logging.getLogger(__name__)
 
 PIXELS = 2_000_000  # used at most: every pixel of few images, a regular grid of many
+# What it likely means if the best temperature lies beyond the lowest or the highest one.
+LIMITS = dict(zip(weights.TEMPERATURES, (
+    'the network is right at nearly every pixel of these labels; likely it was trained on them: take others',
+    'the network is hardly better than chance on these labels; likely its classes are not those of the label '
+    'files (source_id in labels.yaml), or it was trained on other scenes')))
 STEPS = 30  # of the bisection; the last one changes the temperature by less than 1e-6
 
 
@@ -118,4 +123,6 @@ def text(found: dict[str, Any]) -> str:
     if found['ece_after'] > found['ece_before']:
         line += ('. The likelihood decides: it is better with this temperature, although the ECE is worse. '
                  'Measure the ECE on other images with "lightseg evaluate"')
+    if why := LIMITS.get(found['temperature']):
+        line += f'. This temperature is the limit of the search, no best one was found: {why}'
     return line

@@ -147,6 +147,11 @@ class _Run:
         """Train to the end of the schedule, or until it is time to stop."""
         trainer, recipe, total = self.trainer, self.recipe, self.trainer.total
         self.opened = self.epoch_began = saved = time.monotonic()
+        if self.first and (left := total - trainer.step) > 0:
+            budget = max(0.0, recipe.budget_s - self.seconds_before)
+            epochs = math.ceil(left / trainer.steps)
+            log.info('%s', showing.planned(recipe.network, epochs, len(trainer.dataset), left, recipe.batch,
+                                           budget))
         # With a time budget the bar counts seconds, since the number of steps is not known.
         length, unit = (round(recipe.budget_s), 's') if recipe.budget_s else (total, 'step')
         reached = min(length, round(length * self._position(trainer.step, self.seconds_before) / total))

@@ -135,6 +135,13 @@ def counted(number: int, thing: str) -> str:
     return f'{number} {thing}' + ('s' if number != 1 else '')
 
 
+def planned(network: str, epochs: int, images: int, steps: int, batch: int, budget_s: float = 0) -> str:
+    """Say what a run is going to do, before it is known how long that takes."""
+    text = (f'{counted(epochs, "epoch")} of {counted(images, "image")}, {counted(steps, "step")} of {batch}; '
+            'how long they take is said after the first ones')
+    return f'{network}: ' + (f'at most {duration(budget_s)}, or ' if budget_s else '') + text
+
+
 def expected(network: str, left_s: float, epochs: int, images: int, batch: int, step_s: float) -> str:
     """Say how long a run will take, and how to shorten it where that is long."""
     text = (f'{network}: about {duration(left_s)} for {counted(epochs, "epoch")} of '
