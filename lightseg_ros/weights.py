@@ -23,6 +23,7 @@ FORMAT = 'lightseg-1'
 # Limits of what a card may hold: characters in all, and the largest of mean and std (8-bit scale).
 MAX_CARD = 1 << 20
 MAX_STATISTIC = 1e5
+MAX_HEAD = 8 << 20  # bytes of a file before its tensors: the card, and a line for each of them
 KINDS: dict[str, type] = {'network': str, 'dataset': str, 'split': str, 'license': str, 'source': str,
                           'options': dict, 'recipe': dict, 'metrics': dict, 'calibration': dict}
 TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that a card may hold
@@ -139,8 +140,13 @@ def load(path: str | Path) -> tuple[nn.Module, Card]:
     Everything is checked before anything is returned; `WeightsError` names the file and what is wrong.
     """
     try:
-        card, state = _read(path)
+        card = _read(path, tensors=False)[0]
         network = _built(card)
+        # What the network has not is refused by its size, before memory is taken for it. Twice: as float64.
+        most = 2 * sum(t.nbytes for t in network.state_dict().values()) + MAX_HEAD
+        if (size := os.path.getsize(path)) > most:
+            raise WeightsError(f'{size / 1e6:.0f} MB; the network of its card has {most / 1e6:.0f} at most')
+        card, state = _read(path)
         _check_state(state, network.state_dict())
     except WeightsError as e:
         raise WeightsError(f'{one_line(path, 300)}: {e}') from e
@@ -194,9 +200,13 @@ def _read(path: str | Path, tensors: bool = True) -> tuple[Card, dict[str, torch
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise WeightsError('not a regular file')
+        with open(path, 'rb') as file:
+            head = int.from_bytes(file.read(8), 'little')
     except (OSError, ValueError) as e:
         why = 'no such file' if isinstance(e, FileNotFoundError) else getattr(e, 'strerror', '') or e
         raise WeightsError(f'{why}; packaged weights are found by name, see "lightseg info"') from e
+    if MAX_HEAD < head <= os.path.getsize(path):
+        raise WeightsError(f'its head has {head} bytes; expected {MAX_HEAD} at most')
     try:
         with safe_open(path, framework='pt', device='cpu') as f:
             metadata = f.metadata() or {}
@@ -224,7 +234,8 @@ def _check_state(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
         raise WeightsError(f'{len(missing)} tensors are missing ({", ".join(missing[:3]) or "none"}) and '
-                           f'{len(extra)} are not the network\'s ({", ".join(extra[:3]) or "none"})')
+                           f"{len(extra)} are not the network's "
+                           f'({one_line(", ".join(extra[:3]), 200) or "none"})')
     for key, tensor in expected.items():
         if found[key].shape != tensor.shape or found[key].dtype != tensor.dtype:
             raise WeightsError(

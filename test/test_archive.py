@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Archives from elsewhere: what leads out of the folder is refused, and nothing is written there."""
 import io
+import os
 import tarfile
 
 import pytest
 
-from lightseg_ros.training.archive import ArchiveError, unpack
+from lightseg_ros.training.archive import ArchiveError, PART, read_parts, unpack
 
 
 def entry(name, kind=tarfile.REGTYPE, content=b'x', link=''):
@@ -66,3 +67,15 @@ def test_no_archives(tmp_path):
     for data in (b'', b'x' * 2000, whole[:3000], archive(entry('a'), mode='w:gz').getvalue()):
         with pytest.raises(ArchiveError, match='can not be unpacked'):
             unpack(io.BytesIO(data), tmp_path)
+
+
+def test_parts_whose_names_ask_for_much(tmp_path):
+    """A count of 10^9 once filled the memory, and a pipe was waited for."""
+    for count in ('999999999', 'x', '-1', '0'):
+        (tmp_path / PART.format(1, count)).touch()
+        with pytest.raises(ArchiveError, match='expected 1-of-1.runs.tar'):
+            read_parts(tmp_path, tmp_path)
+        (tmp_path / PART.format(1, count)).unlink()
+    os.mkfifo(tmp_path / PART.format(1, 1))
+    with pytest.raises(ArchiveError, match='not a regular file'):
+        read_parts(tmp_path, tmp_path)

@@ -163,6 +163,15 @@ def test_an_unknown_name_is_reported_with_the_nearest_known(tmp_path):
     assert 'q.yaml' not in out.stderr
 
 
+def test_a_preview_checks_types_as_rclpy_does_later(node_of):
+    node = node_of()
+    preview = watch(node, declare(node, Values), lambda new: None)
+    assert preview([Parameter('rate', value=5)]).rate == 5.0
+    for name, value in (('encoding', None), ('encoding', True), ('rate', 'x'), ('width', [1])):
+        with pytest.raises(ParameterError, match=f'{name!r} is a .*; expected '):
+            preview([Parameter(name, value=value)])
+
+
 @pytest.mark.parametrize('error', [OSError(36, 'File name too long'), KeyError('a'), MemoryError()])
 def test_whatever_applying_raises_is_an_answer(node_of, error):
     """Rclpy passes an error of the callback on to the executor, which ends the node."""

@@ -430,6 +430,10 @@ def test_nothing_that_is_asked_for_ends_the_node(tester, reference, random_weigh
         assert not refused.successful and len(refused.reason) < 2000
         assert 'laanet stays in force' in refused.reason
     assert not set_parameter(tester, 'weights', ParameterValue(type=200)).successful
+    # As `ros2 param delete` and `ros2 param set ... true` send them; there once was no answer.
+    for value in (ParameterValue(), ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=True),
+                  ParameterValue(type=ParameterType.PARAMETER_DOUBLE_ARRAY, double_array_value=[1.0])):
+        assert not set_parameter(tester, 'model', value).successful
     # Bytes that are no UTF-8 where a text should be; rclpy raises when it takes the message.
     msg = images.encode(picture(), 'rgb8', tester.header(), Image())
     msg.encoding = 'bad!'

@@ -171,3 +171,23 @@ def test_packaged_weights_load_and_say_what_they_are():
         assert 'lightseg evaluate' in card.metrics['test']['command']
         assert card == weights.read_card(path)
         assert not any(torch.isnan(p).any() for p in network.parameters())
+
+
+def test_what_the_network_has_not_is_not_read(path):
+    """A tensor that takes no room on the disk, as a sparse file, once took gigabytes of memory."""
+    data, size = path.read_bytes(), 3 << 30
+    head = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
+    body = data[8 + int.from_bytes(data[:8], 'little'):]
+
+    def write(**more):
+        text = json.dumps(head | more).encode()
+        path.write_bytes(len(text).to_bytes(8, 'little') + text + body)
+
+    write(extra={'dtype': 'U8', 'shape': [size], 'data_offsets': [len(body), len(body) + size]})
+    os.truncate(path, path.stat().st_size + size)
+    with pytest.raises(WeightsError, match='32[0-9][0-9] MB; the network of its card has'):
+        weights.load(path)
+    write(**{'x' * weights.MAX_HEAD: {'dtype': 'U8', 'shape': [0], 'data_offsets': [len(body)] * 2}})
+    for read in (weights.load, weights.read_card):
+        with pytest.raises(WeightsError, match='its head has'):
+            read(path)

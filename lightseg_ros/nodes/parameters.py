@@ -206,6 +206,10 @@ def _build(cls: type[T], values: dict[str, Any]) -> T:
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         choices = field.metadata['choices']
         limits = field.metadata['limits']
+        # rclpy compares types only after the checks that are begun here.
+        if type(values[field.name]) is not type(field.default):
+            raise ParameterError(f'parameter {field.name!r} is a {type(values[field.name]).__name__}; '
+                                 f'expected {type(field.default).__name__}')
         # rclpy compares only values of the declared type with the limits, and Humble's may be of another.
         if choices and values[field.name] not in choices or \
                 limits and not limits[0] <= values[field.name] <= limits[1]:

@@ -342,8 +342,8 @@ class SegmentationNode(LifecycleNode):
 
     async def _set_one_by_one(self, answer: Callable, request: Any, response: Any) -> Any:
         for parameter in request.parameters:
-            await self._load_beside([parameter])
             try:
+                await self._load_beside([parameter])
                 response.results += answer(SetParameters.Request(parameters=[parameter]),
                                            SetParameters.Response()).results
             except Exception as e:  # such as an unknown type; without an answer the client would wait
@@ -351,8 +351,8 @@ class SegmentationNode(LifecycleNode):
         return response
 
     async def _set_together(self, answer: Callable, request: Any, response: Any) -> Any:
-        await self._load_beside(request.parameters)
         try:
+            await self._load_beside(request.parameters)
             return answer(request, response)
         except Exception as e:
             response.result = SetParametersResult(successful=False, reason=error_line(e))

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 from pathlib import Path, PurePosixPath
+import re
 import shutil
 import tarfile
 import tempfile
@@ -80,11 +81,14 @@ def read_parts(source: Path, runs: Path) -> None:
     missing or damaged.
     """
     found = sorted(p.name for p in source.glob(PART.format('*', '*')))
-    count = int(found[0].split('.')[0].split('-of-')[1]) if found else 1
+    stated = found[0].split('.')[0].split('-of-')[1] if found else '1'
+    count = int(stated) if re.fullmatch('[1-9][0-9]{0,3}', stated) else 1  # not a list of 10^9 names
     parts = [source / PART.format(i + 1, count) for i in range(count)]
     if found != sorted(p.name for p in parts):
-        raise ArchiveError(f'{source} holds {", ".join(found) or "no part"}; expected '
-                           f'{", ".join(p.name for p in parts)}')
+        raise ArchiveError(one_line(f'{source} holds {", ".join(found) or "no part"}; expected '
+                                    f'{", ".join(p.name for p in parts)}'))
+    if other := [part.name for part in parts if not part.is_file()]:
+        raise ArchiveError(f'{source} holds {one_line(other[0], 200)}, which is not a regular file')
     archive = b''.join(part.read_bytes() for part in parts)
     if hashlib.sha256(archive[:-32]).digest() != archive[-32:]:
         raise ArchiveError(f'the parts in {source}, {len(archive)} bytes, are damaged (SHA-256 differs): '
