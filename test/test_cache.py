@@ -4,6 +4,7 @@
 import errno
 import os
 from pathlib import Path
+import shutil
 import stat
 import subprocess
 import sys
@@ -50,15 +51,24 @@ def damage_bit(entry):
     lambda entry: (entry / 'blob').write_text('planted'),
     lambda entry: (entry / cache.SUMS).unlink(),
     lambda entry: (entry / cache.SUMS).write_text('['),
+    lambda entry: (entry / cache.SUMS).unlink() or os.mkfifo(entry / cache.SUMS),
     lambda entry: (entry / 'folder').mkdir(),
     lambda entry: (entry / 'link').symlink_to('file'),
-], ids=['bit', 'missing', 'empty', 'added', 'no-sums', 'broken-sums', 'folder', 'link'])
+], ids=['bit', 'missing', 'empty', 'added', 'no-sums', 'broken-sums', 'pipe', 'folder', 'link'])
 def test_what_is_damaged_is_made_anew(root, damage, caplog):
     cache.load('a', write('1'), read)
     damage(root / 'a')
     assert cache.load('a', write('2'), read) == '2' and 'made anew' in caplog.text
     assert cache.load('a', write('3'), read) == '2'
     assert os.listdir(root) == ['a']
+
+
+def test_an_entry_under_the_name_of_another_is_made_anew(root, caplog):
+    cache.load('a', write('1'), read)
+    cache.load('b', write('2'), read)
+    shutil.rmtree(root / 'a')
+    (root / 'b').rename(root / 'a')
+    assert cache.load('a', write('1'), read) == '1' and 'another entry' in caplog.text
 
 
 def test_what_cannot_be_read_is_made_anew(root):

@@ -20,7 +20,8 @@ from ..files import own_dir
 log = logging.getLogger(__name__)
 T = TypeVar('T')
 
-SUMS = 'sha256.json'  # in each entry: name of a file -> its SHA-256
+SUMS = 'sha256.json'  # in each entry: name of a file -> its SHA-256, and '' -> the entry's name
+MAX_SUMS = 1 << 20  # bytes
 LIMIT_BYTES = 512 * 2 ** 20  # of all entries; a converted model takes 6 MB or so
 NEEDED_BYTES = 32 * 2 ** 20  # free space that converting a model is begun with
 ABANDONED_S = 3600.0  # an unfinished entry of that age is a dead process's
@@ -72,7 +73,9 @@ def load(name: str, make: Callable[[Path], None], read: Callable[[Path], T]) -> 
 def _read_kept(entry: Path, read: Callable[[Path], T]) -> T:
     """Check and read an entry; one that is not as it was noted is removed, and an OSError says so."""
     try:
-        noted = json.loads((entry / SUMS).read_bytes())
+        noted = json.loads(files.read_small(entry / SUMS, MAX_SUMS))
+        if noted.pop('', entry.name) != entry.name:
+            raise OSError('it is another entry under this name')
         if (found := _sums(entry)) != noted:
             differ = sorted(k for k in {*found, *noted} if found.get(k) != noted.get(k))
             raise OSError(f'{differ[0]} is not what was written')
@@ -83,7 +86,7 @@ def _read_kept(entry: Path, read: Callable[[Path], T]) -> T:
     with suppress(OSError):  # removed meanwhile, or a full disk
         os.utime(entry)
         if {p.name for p in entry.iterdir()} != {*noted, SUMS}:
-            _note(entry)
+            _note(entry, entry.name)
     return value
 
 
@@ -105,7 +108,7 @@ def _reserve(folder: Path) -> None:
 
 def _keep(new: Path, entry: Path) -> None:
     """Give a new entry its name, unless another process was faster, and make room."""
-    _note(new)
+    _note(new, entry.name)
     try:
         new.rename(entry)
     except OSError:  # it is in use already, which does not depend on its name
@@ -113,8 +116,8 @@ def _keep(new: Path, entry: Path) -> None:
     _prune(entry.parent, entry)
 
 
-def _note(entry: Path) -> None:
-    files.write_whole(entry / SUMS, json.dumps(_sums(entry)))
+def _note(entry: Path, name: str) -> None:
+    files.write_whole(entry / SUMS, json.dumps({'': name, **_sums(entry)}))
 
 
 def _sums(entry: Path) -> dict[str, str]:
