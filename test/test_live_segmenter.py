@@ -112,3 +112,14 @@ def test_sizes_that_come_later_are_traced_elsewhere_and_evicted(random_weights, 
             live.make_ready((64, 96))
         live.make_ready((64, 96))
         assert live.is_ready((64, 96))
+
+
+def test_nothing_is_compiled_for_a_node_that_closes(choice, monkeypatch):
+    """Networks that waited for their turn were compiled one after the other once the node was cleaned up."""
+    live = LiveSegmenter(choice)
+    live.close()
+    monkeypatch.setattr(LiveSegmenter, '_open', lambda *_: pytest.fail('a network was loaded'))
+    monkeypatch.setattr(subprocess, 'Popen', lambda *_, **__: pytest.fail('a compiler was started'))
+    live.prepare(NetworkChoice(choice.model, device='cpu', resolution='128x96'))
+    with pytest.raises(ValueError, match='shuts down'):
+        live.change(NetworkChoice(choice.model, device='cpu', resolution='128x96'), print)

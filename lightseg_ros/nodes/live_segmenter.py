@@ -171,6 +171,7 @@ class LiveSegmenter:
                 return
             identity = _identity(choice)
             try:
+                self._go_on()
                 loaded = self._open(choice)
                 if loaded.device.type == 'cpu':
                     self._compile_in_child(choice, loaded, self._sizes)
@@ -290,6 +291,7 @@ class LiveSegmenter:
         sizes = [f'{width}x{height}' for height, width in images]
         if not sizes:
             return
+        self._go_on()
         self._child = subprocess.Popen(
             [sys.executable, '-m', __name__, json.dumps(asdict(choice)), str(priority), *sizes],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
