@@ -220,11 +220,12 @@ class Bag:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def image_topic(self, wanted: str | None = None, exclude: Sequence[str] = ()) -> Topic:
+    def image_topic(self, wanted: str | None = None, exclude: Sequence[str] = (),
+                    kind: str = 'image topic') -> Topic:
         """
         Find the image topic: `wanted`, or the bag's only one; `BagError` says which topics there are.
 
-        Its type is what its messages are read as, Image or CompressedImage.
+        Its type is what its messages are read as, Image or CompressedImage. `kind`: what an error calls it.
         """
         found = [t for t in self.topics.values() if t.is_image and t.name not in exclude]
         if wanted is not None:
@@ -240,17 +241,18 @@ class Bag:
             if is_video and not video.available():
                 raise BagError(f'{self.path} has no image topic that can be decoded here; it has {found[0]}, '
                                'which needs `pip install av`')
-            kind = COMPRESSED if found[0].type.endswith('CompressedImage') and not is_video else IMAGE
-            return replace(found[0], type=kind, encoding='cdr')
+            as_type = COMPRESSED if found[0].type.endswith('CompressedImage') and not is_video else IMAGE
+            return replace(found[0], type=as_type, encoding='cdr')
         known = [t for t in self.topics.values() if t.is_image]
         if found:
             raise BagError(f'{self.path} has several image topics: {_listed(found)}. Name one with '
                            '--image-topic')
         if known and wanted:
             other = f'it has {self.topics[wanted]}, and ' if wanted in self.topics else ''
-            raise BagError(f'{self.path} has no image topic {wanted}; {other}its image topics: '
+            raise BagError(f'{self.path} has no {kind} {wanted}; {other}its image topics: '
                            + _listed(known))
-        raise BagError(f'{self.path} has no image topic{f" {wanted}" if wanted else ""}; it has '
+        beside = f' beside {", ".join(exclude)}' if exclude else ''
+        raise BagError(f'{self.path} has no {kind}{f" {wanted}" if wanted else ""}{beside}; it has '
                        + _listed(self.topics.values()))
 
     def messages(self, *topics: str, start_ns: int | None = None) -> Iterator[Recorded]:

@@ -171,7 +171,7 @@ def folder(split: str, root: str | Path | None = None, faults: 'Faults | None' =
     try:
         label_set = label_sets.load(root / 'labels.yaml')
     except LabelError as e:
-        raise DataError(f'{e}; expected the form of config/labels/camvid.yaml') from e
+        raise DataError(f'{e} (an example: config/labels/camvid.yaml)') from e
     images, annotations = root / 'images', root / 'labels'
     if split != 'all':
         if not (images / split).is_dir():

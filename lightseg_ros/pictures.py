@@ -164,6 +164,8 @@ def encode_labels(ids: np.ndarray, palette: np.ndarray) -> bytes:
 def _check_size(array: np.ndarray, max_pixels: int) -> None:
     """Raise `PictureError` where the head of a file states more pixels than that, or none."""
     data = np.ascontiguousarray(array).data
+    if not len(data):
+        raise PictureError('0 bytes, no data')
     try:
         size = _stated_size(data)
     except (struct.error, IndexError) as e:

@@ -163,6 +163,17 @@ def test_images_of_several_sizes_get_one_size_from_check_and_train(tmp_path, cap
         datasets.folder('train', root), scaled=True))
 
 
+def test_a_folder_of_images_that_is_no_split(tmp_path, capsys, monkeypatch):
+    """A link to other pictures, say; the splits beside it are checked."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / 'yard', '', 4)
+    (tmp_path / 'raw').mkdir()
+    (tmp_path / 'yard' / 'images' / 'raw').symlink_to(tmp_path / 'raw')
+    assert cli.main(['data', 'check', 'yard']) == 0
+    said = capsys.readouterr().out
+    assert 'all: of labelled' in said and 'warning: images/raw is left out: there is no labels/raw' in said
+
+
 def test_classes_of_one_colour_are_named(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = write(tmp_path / 'yard', '', 4)

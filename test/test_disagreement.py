@@ -68,7 +68,7 @@ def test_compare(tmp_path, capsys):
     for name, changed in (('one', 0), ('two', lambda i: 2)):
         measured = scores.Scores(labels.load('camvid'), False)
         for stamp, ids in labelled(3, changed):
-            measured.add('drive', stamp // NS, stamp, np.zeros((40, 60, 3), np.uint8), ids)
+            measured.add('drive', 140 + stamp // NS, stamp, np.zeros((40, 60, 3), np.uint8), ids)
         write_results(tmp_path / f'{name}.mcap', labelled(3, changed))
         result = {'format': text_report.FORMAT, 'model': {'weights': 'w', 'sha256': 'x'}, 'sources': [],
                   'device': 'CPU', 'processor': 'CPU', 'cores': 1, 'load': 0.0, 'versions': {}, 'options': {},
@@ -81,7 +81,7 @@ def test_compare(tmp_path, capsys):
     assert 'road in one is sidewalk in two: 5.00 % of all pixels' in said
     page = (tmp_path / 'c.html').read_text()
     assert page.count('<img ') == 3 * 2 and 'Where two and one disagree' in page
-    assert 'frame 0, at 0:00.0: different labels 5.00 %' in page
+    assert 'drive, frame 140, at 0:00.0: different labels 5.00 %' in page, 'its place in the recording'
     assert page.count('<p class="legend">') == 1, 'what the colours of the overlays mean'
     (tmp_path / 'two.mcap').unlink()
     assert main(['compare', *files]) == 0

@@ -313,7 +313,7 @@ def test_exit_codes(two_bags, model, tmp_path, capsys, caplog):
     assert 'text.mcap does not open as a bag' in said and '2 bags not read' in said
     assert 'text.mcap does not open as a bag' in caplog.text, 'before scoring starts'
     sources = json.loads((tmp_path / 'r.json').read_text())['sources']
-    assert [s['frames'] for s in sources] == [7, 0, 0] and 'no image topic' in sources[2]['error']
+    assert [s['frames'] for s in sources] == [7, 0, 0] and 'no label topic' in sources[2]['error']
     assert sorted(p.name for p in tmp_path.iterdir()) == ['broken.mcap', 'r.json', 'text.mcap']
     assert run(two_bags[0], *common, '--label-topic', LABEL) == 3, 'one frame is cut short'
     assert '1 x failed: first frame 4: bgr8 of 72x48' in capsys.readouterr().out
@@ -329,7 +329,9 @@ def test_exit_codes(two_bags, model, tmp_path, capsys, caplog):
             ((two_bags[1], *common, '--image-topic', IMAGE, '--start', '9'),
              'at --start: the longest of them lasts 0.6 s'),
             ((two_bags[1], *common), 'several image topics'),
-            ((two_bags[1], *common, '--label-topic', '/nope'), 'no image topic /nope'),
+            ((two_bags[1], *common, '--label-topic', '/nope'), 'no label topic /nope; its image topics: '),
+            ((two_bags[1], *common, '--label-topic', LABEL, '--image-topic', LABEL),
+             f'{LABEL} is given as image topic and as label topic'),
             ((two_bags[1], *common, '--image-topic', IMAGE, '--label-dir', tmp_path), 'no images in'),
             ((two_bags[1], *common, '--label-topic', LABEL, '--label-dir', tmp_path), 'not from both'),
             ((two_bags[1], '--data', 'camvid'), 'one of the two'), ((), 'one of the two'),
@@ -430,7 +432,7 @@ def test_stopped_and_resumed(two_bags, model, tmp_path, serial, capsys, workers,
         assert bag.topics['/segmentation/label'].count == so_far['counts']['segmented'] and not bag.notes
     assert (tmp_path / 'a' / 'report.html').is_file()
     assert run(*command, '--resume', '--every', '2f') == 1
-    assert 'is of another evaluation, with other sources, selection' in capsys.readouterr().err
+    assert 'is of another evaluation, with other --start, --duration or --every;' in capsys.readouterr().err
     assert run(*common, '--out', two_bags[0], '--resume') == 1, 'a bag that is not ours stays'
     assert run(*command, '--resume') == 3
     assert not (tmp_path / 'a' / 'parts').exists()

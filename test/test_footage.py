@@ -160,6 +160,7 @@ def test_folder(tmp_path):
     truth = GroundTruthSource(folder=tmp_path / 'labels', source_ids=True, rate=20.0)
     recording = recordings.index_bag(tmp_path / 'images', truth=truth, selection=Selection(every_ns=NS // 2))
     assert recording.times == [NS + i * NS // 2 for i in range(8)] == recording.stamps
+    assert recording.describe()['image_topic'] is None
     for size in (3, 8):
         items = [item for task in recording.tasks(size, (0, 50000)) for item in recordings.read(
             task, labels.load('camvid')) if item.counted]

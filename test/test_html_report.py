@@ -158,6 +158,8 @@ def test_text():
     text = text_report.text(stamped(measure(5)))
     assert re.search(r'road +\d+\.\d\d +\d+\.\d\d +\d+\.\d\d', text)
     assert 'temporal consistency 95.00 %' in text
+    assert text_report.counts_text({'read': 699, 'segmented': 60, 'not_reached': 639, 'bags_failed': 1}) == (
+        '60 frames read, 60 segmented, 639 not reached, because the evaluation was stopped, 1 bag not read')
     assert '6 frames read' in text and '1 x failed: frame 17' in text
     blind = text_report.text(stamped(measure(2, truth=False)))
     assert 'IoU' not in blind and 'mean confidence' in blind

@@ -354,7 +354,7 @@ def test_jpeg_orientation_is_left_alone():
     (message('mono8', np.zeros((4, 4), np.uint8), 0), 'image of 0x4'),
     (message('bayer_rggb8', np.zeros((2, 4), np.uint8), 4), 'expected at least 3x3'),
     (message('nv12', np.zeros((4, 4), np.uint8), 4), 'holds 16 bytes; expected at least 24'),
-    (compressed(b'', 'jpeg'), "'jpeg': 0 bytes that start"),
+    (compressed(b'', 'jpeg'), "'jpeg': 0 bytes, no data"),
     (compressed(b'\0\0\0\1\x67', 'h264'), "'h264': 5 bytes that start with .*supported: JPEG, PNG"),
     (compressed(png(random_rgb(9, 9))[:-20], 'png'), 'cut short'),
     (compressed(cv2.imencode('.jpg', smooth())[1].tobytes()[:-200], 'jpeg'), 'cut short'),

@@ -147,6 +147,12 @@ def test_orientation(orientation, order, tmp_path):
     assert pictures.decode(data).shape == (96, 128, 3)
 
 
+@pytest.mark.parametrize('decode', [pictures.decode, pictures.decode_labels])
+def test_no_data(decode):
+    with pytest.raises(PictureError, match='^0 bytes, no data$'):
+        decode(b'')
+
+
 def test_files_are_named(tmp_path):
     (tmp_path / 'a.png').write_bytes(b'nonsense')
     with pytest.raises(PictureError, match=r'a\.png is not a readable image: 8 bytes that start'):

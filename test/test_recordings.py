@@ -263,6 +263,14 @@ def test_odd_stamps(tmp_path):
     assert found(read(recording)) == [(0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, None)]
 
 
+def test_the_current_folder_has_a_name(tmp_path, monkeypatch):
+    with Maker(tmp_path / 'drive') as bag:
+        bag.frame(0)
+    monkeypatch.chdir(tmp_path / 'drive')
+    recording = recordings.index_bag('.')
+    assert recording.describe()['name'] == 'drive' and read(recording)[0].source == 'drive'
+
+
 def test_zero_frames(tmp_path):
     with Maker(tmp_path / 'bag') as bag:
         bag.writer._connections[IMAGE] = bag.writer._writer.add_connection(

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
             if [c['name'] for c in results[name]['labels']['classes']] != classes:
                 raise disagreement.DisagreementError(f'{name} and {first} have different classes')
             one, other = (disagreement.results_bag(results[n], files[n]) for n in (first, name))
-            differ[name] = disagreement.disagreement(one, other, classes, round(args.apart * 1e9))
+            differ[name] = disagreement.disagreement(one, other, classes, round(args.apart * 1e9),
+                                                     results[first]['frames'])
         except ValueError as e:
             print(f'where the labels of {name} and {first} disagree is not known: {e}')
         else:

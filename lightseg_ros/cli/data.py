@@ -83,7 +83,11 @@ def _check(args: argparse.Namespace) -> int:
     from .. import contact_sheet, data_check, datasets
     own = args.data == 'folder'
     reports = []
-    for split in args.split or (datasets.splits(args.folder) if own else ['trainval']) or ['all']:
+    splits = args.split or (datasets.splits(args.folder) if own else ['trainval']) or ['all']
+    # A folder in images/, or a link to one, may be there for another purpose.
+    others = [s for s in splits if own and not args.split and s != 'all'
+              and not (args.folder / 'labels' / s).is_dir()]
+    for split in [s for s in splits if s not in others] or splits:
         faults = datasets.Faults()
         dataset = datasets.folder(split, args.folder, faults) if own else \
             datasets.load(args.data, split, args.folder)
@@ -92,7 +96,8 @@ def _check(args: argparse.Namespace) -> int:
     # Splits beside the one that is trained on need not show every class.
     trained = [r for r in reports if r.dataset.split.split(':')[0] in ('train', 'trainval', 'all')] or reports
     problems = [text for r in reports for text in r.problems]
-    warnings = data_check.alike(reports[0].dataset.labels) + data_check.shared(reports)
+    warnings = [f'images/{s} is left out: there is no labels/{s}' for s in others]
+    warnings += data_check.alike(reports[0].dataset.labels) + data_check.shared(reports)
     for r in reports:
         (problems if r in trained else warnings).extend(f'{r.dataset.split}: {text}' for text in r.empty)
         warnings += [f'{r.dataset.split}: {text}' for text in (r.mixed(), *r.warnings) if text]

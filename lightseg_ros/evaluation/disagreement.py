@@ -33,19 +33,22 @@ def results_bag(result: dict[str, Any], json_file: Path) -> Path:
     raise DisagreementError(f'{json_file} names {named} for its labels, which is not there')
 
 
-def disagreement(first: Path, second: Path, names: Sequence[str],
-                 apart_ns: int = APART_NS) -> tuple[dict[str, Any], list[Picture]]:
+def disagreement(first: Path, second: Path, names: Sequence[str], apart_ns: int = APART_NS,
+                 rows: Sequence[dict[str, Any]] = ()) -> tuple[dict[str, Any], list[Picture]]:
     """
     Compare the labels of the frames that two bags of results share, by their stamps.
 
-    `names`: of the classes. Returns `frames`, `sizes_differ` (frames left out), `share` (percent of pixels
-    with different labels), `per_class` (percent of the pixels that either calls so: on which both agree, and
-    the class's share in each) and `swaps` (the most frequent pairs, percent of all pixels); and the frames
-    that disagree most, with both overlays. `DisagreementError` if they share no frame.
+    `names`: of the classes. `rows`: the frames of the first result, by which the pictures are named: a bag of
+    results may hold a part of a recording. Returns `frames`, `sizes_differ` (frames left out), `share`
+    (percent of pixels with different labels), `per_class` (percent of the pixels that either calls so: on
+    which both agree, and the class's share in each) and `swaps` (the most frequent pairs, percent of all
+    pixels); and the frames that disagree most, with both overlays.
+    `DisagreementError` if they share no frame.
     """
     k = len(names)
     counts = np.zeros((k + 1, k + 1), np.int64)
     album = Album(-1, apart_ns)
+    places = {row['stamp_ns']: (row['source'], row['index']) for row in reversed(rows)}
     frames = sizes_differ = 0
     for number, (stamp, a, b, overlays) in enumerate(_pairs(first, second)):
         if a.shape != b.shape:
@@ -55,8 +58,9 @@ def disagreement(first: Path, second: Path, names: Sequence[str],
         counts += np.bincount(np.minimum(a, k).astype(np.int64).ravel() * (k + 1) + np.minimum(b, k).ravel(),
                               minlength=(k + 1) ** 2).reshape(k + 1, k + 1)
         share = 100 * float((a != b).mean())
-        if share and album.wants(FrameScore(first.name, number, stamp, ()), share):
-            album.offer(Picture(first.name, number, stamp, share, _tiles(a, b, *overlays())))
+        source, index = places.get(stamp, (first.name, number))
+        if share and album.wants(FrameScore(source, index, stamp, ()), share):
+            album.offer(Picture(source, index, stamp, share, _tiles(a, b, *overlays())))
     if not frames:
         raise DisagreementError(f'{first} and {second} have no frame in common')
     total = counts.sum()

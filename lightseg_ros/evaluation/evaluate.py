@@ -295,7 +295,8 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
             sources.append(found[-1].describe())
         except BagError as e:
             errors.append(str(e))
-            sources.append({'name': Path(path).name, 'path': str(path), 'frames': 0, 'error': str(e)})
+            sources.append({'name': recordings.named(path).name, 'path': str(path), 'frames': 0,
+                            'error': str(e)})
     total = sum(len(r.chosen) for r in found)
     if not total:
         raise EvaluationError('; '.join(errors) or _no_frames(found, paths))
@@ -305,8 +306,11 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
         raise EvaluationError(_no_truth(found, truth))
     choose_samples(found, run.apart_ns)
     model = replace(model, digest=weights.digest(model.path))
-    identity = {'version': __version__, 'sources': sources, 'value_range': value_range,
-                'selection': asdict(selection or Selection()), 'truth': asdict(truth), 'batch': run.batch,
+    # Not what follows from the selection, which is named by itself.
+    own = [{k: v for k, v in s.items() if k not in ('frames', 'notes')} for s in sources]
+    identity = {'version': __version__, 'sources': own, 'value_range': value_range,
+                '--start, --duration or --every': asdict(selection or Selection()),
+                'truth': asdict(truth), 'batch': run.batch,
                 'model': asdict(replace(model, threads=0)) | segment.identity(), 'apart': run.apart_ns,
                 'jpeg_quality': run.jpeg_quality}
     with nullcontext(run.parts) if run.parts else _temporary(run.out) as folder, \

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..files import write_whole
 from .scores import Picture
-from .text_report import COUNTS, figure, FIGURES, number, paired_text
+from .text_report import counts_text, figure, FIGURES, number, one_of, paired_text
 
 COLORS = ('#2266bb', '#d9822b', '#2e9e5b', '#c0392b', '#7a4fb5', '#5d6b7c')
 CSS = """
@@ -204,10 +204,9 @@ def _cards(result: dict[str, Any]) -> str:
 
 
 def _trouble(result: dict[str, Any]) -> str:
-    counts = ', '.join(f'{n} {COUNTS.get(k, k)}' for k, n in result['counts'].items() if n)
-    items = ''.join(f'<div class="trouble">{s["count"]} × {escape(COUNTS.get(s["what"], s["what"]))}, first: '
+    items = ''.join(f'<div class="trouble">{s["count"]} × {escape(one_of(s["what"]))}, first: '
                     f'{escape(s["first"])}</div>' for s in result['skipped'])
-    return f'<p>{escape(counts)}.</p>{items}'
+    return f'<p>{escape(counts_text(result["counts"]))}.</p>{items}'
 
 
 def _live(result: dict[str, Any]) -> str:

@@ -119,7 +119,8 @@ class Recording:
     """
     What `index_bag` found in a bag: recording time, stamp and label of each frame.
 
-    `chosen`: the numbers of the frames that are used. `samples`: of those that the report shows.
+    `chosen`: the numbers of the frames that are used. `samples`: of those that the report shows. `topic` is a
+    stand-in unless `has_topics`.
     """
 
     path: Path
@@ -133,6 +134,7 @@ class Recording:
     notes: list[str]
     sha256: str
     samples: set[int] = field(default_factory=set)
+    has_topics: bool = True
 
     def tasks(self, size: int, value_range: images.Range = 'full', first: int = 0,
               last: int | None = None) -> list[Task]:
@@ -156,7 +158,8 @@ class Recording:
         folder = str(self.truth.folder) if self.truth.folder else None
         labels = {'labels_sha256': bags.digest(folder, names=True)} if folder else {}
         return {'name': self.path.name, 'path': str(self.path), 'sha256': self.sha256,
-                'image_topic': self.topic, 'label_topic': self.truth.topic, 'label_folder': folder,
+                'image_topic': self.topic if self.has_topics else None,
+                'label_topic': self.truth.topic, 'label_folder': folder,
                 'frames': len(self.chosen), 'notes': self.notes} | labels
 
 
@@ -206,13 +209,18 @@ def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTru
     A frame and a label belong together if their stamps are nearest within the tolerance; each is used once.
     `BagError` for a bag that does not open or lacks the topic; one that breaks off is used as far as it goes.
     """
-    truth = truth or GroundTruthSource()
+    path, truth = named(path), truth or GroundTruthSource()
     with open_recording(path, truth.rate) as bag:
         notes = bag.notes
-        if truth.topic and isinstance(bag, Footage):
-            raise BagError(f'{path} has no topics: give its labels as a folder, --label-dir, instead of '
-                           f'--label-topic {truth.topic}')
-        labelled = [bag.image_topic(truth.topic).name] if truth.topic else []
+        labelled: list[str] = []
+        if truth.topic:
+            if isinstance(bag, Footage):
+                raise BagError(f'{path} has no topics: give its labels as a folder, --label-dir, instead of '
+                               f'--label-topic {truth.topic}')
+            if truth.topic == image_topic:
+                raise BagError(f'{truth.topic} is given as image topic and as label topic; expected two '
+                               'topics')
+            labelled = [bag.image_topic(truth.topic, kind='label topic').name]
         topic = bag.image_topic(image_topic, exclude=labelled).name
         wanted = [topic, *labelled]
         times: dict[str, list[int]] = {t: [] for t in wanted}
@@ -237,7 +245,7 @@ def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTru
     selection = selection or Selection()
     chosen = selection.of(times[topic])
     if selection.timed and (far := _far(times[topic])):
-        notes.append(f'{Path(path).name}: {far}; frames used: {len(chosen)}; {COUNTED}')
+        notes.append(f'{path.name}: {far}; frames used: {len(chosen)}; {COUNTED}')
     # All frames are matched, so that no frame gets the label of one that is not chosen.
     if truth.folder and not bags.named_by_stamps(files):
         matches = _match_files(bag, stamps[topic], files, truth, notes)
@@ -250,8 +258,14 @@ def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTru
     if truth:
         counts |= {'without_truth': sum(partners[n] is None for n in chosen),
                    'truth_without_frame': len(label_stamps) - sum(m is not None for m in matches)}
-    return Recording(Path(path), topic, truth, times[topic], stamps[topic], partners, chosen, counts, notes,
-                     bags.digest(path))
+    return Recording(path, topic, truth, times[topic], stamps[topic], partners, chosen, counts, notes,
+                     bags.digest(path), has_topics=not isinstance(bag, Footage))
+
+
+def named(path: str | Path) -> Path:
+    """Return a path whose last part names the recording, which '.' and '..' don't."""
+    path = Path(path)
+    return path if path.name.strip('.') else path.resolve()
 
 
 def _far(times: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 """A result as text for a terminal and as a JSON file. Nothing is computed here."""
 import json
 from pathlib import Path
+import re
 from typing import Any
 
 from ..files import write_whole
@@ -13,8 +14,8 @@ COUNTS = {
     'failed': 'failed', 'without_truth': 'without ground truth',
     'truth_without_frame': 'labels without a frame',
     'truth_failed': 'unusable labels', 'duplicate_stamps': 'duplicate stamps',
-    'stamps_back': 'stamps that jump back', 'bags_failed': 'bags not read', 'bags_damaged': 'damaged bags',
-    'bags_noted': 'bags with a note',
+    'stamps_back': 'stamps before the previous one', 'bags_failed': 'bags not read',
+    'bags_damaged': 'signs of damage', 'bags_noted': 'notes',
     'narrow_range': '16-bit frames with few grey levels',
     'turned': 'labelled frames turned by EXIF',
     'not_reached': 'not reached, because the evaluation was stopped',
@@ -37,6 +38,18 @@ class ReportError(ValueError):
 def number(value: float | None, unit: str = '', digits: int = 2) -> str:
     """Format a figure; a dash if it was not measured."""
     return '–' if value is None else f'{value:.{digits}f}{unit}'
+
+
+def counts_text(counts: dict[str, int]) -> str:
+    """List what was counted, such as '699 frames read, 1 bag not read'."""
+    # When it is stopped, an evaluation has not read all the frames that it was to read.
+    found = counts | {'read': counts.get('read', 0) - counts.get('not_reached', 0)}
+    return ', '.join(f'{n} {COUNTS.get(k, k) if n > 1 else one_of(k)}' for k, n in found.items() if n)
+
+
+def one_of(key: str) -> str:
+    """Name one of what is counted under a key of COUNTS: 'bag not read'."""
+    return re.sub(r'\b(frame|label|stamp|bag|sign|note)s\b', r'\1', COUNTS.get(key, key))
 
 
 def text(result: dict[str, Any]) -> str:
@@ -74,7 +87,7 @@ def text(result: dict[str, Any]) -> str:
         if live['not_received']:
             lines.append('what was not received was lost on its way, or waited for a busy node and was '
                          'replaced by a newer frame: docs/troubleshooting.md')
-    lines.append(', '.join(f'{n} {COUNTS.get(k, k)}' for k, n in result['counts'].items() if n))
+    lines.append(counts_text(result['counts']))
     lines += [f'  {s["count"]} x {s["what"]}: {s["first"]}' for s in result['skipped']]
     lines += [f'{"met" if r["met"] else "MISSED"}: {r["text"]}' for r in result.get('required', [])]
     return '\n'.join(lines)
