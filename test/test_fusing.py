@@ -56,7 +56,7 @@ def test_a_fused_network_computes_the_same(name, widen):
 
 
 def check(shape, dtype, device):
-    """Compare the kernel with its twin in torch: with a norm before, an addition after or before the end."""
+    """Compare the kernel with its twin in torch: with a norm, a gate, an addition after or before the end."""
     kernel, dilation, stride, channels, made, depthwise = shape
     generator = torch.Generator().manual_seed(channels)
     conv = conv_of(*shape)
@@ -72,8 +72,10 @@ def check(shape, dtype, device):
         expected = fused.plain(x)
         more = torch.randn(expected.shape, generator=generator).to(device, dtype)
         add = more if i else None
-        expected = fused.plain(x, add).float()
-        found = fused.run(x, add).float()
+        gate = {} if depthwise or i % 2 else {'gate': torch.rand(
+            (2, channels, 1, 1), generator=generator).to(device, dtype)}
+        expected = fused.plain(x, add, **gate).float()
+        found = fused.run(x, add, **gate).float()
         assert found.shape == expected.shape
         eps = torch.finfo(dtype).eps
         assert (found - expected).abs().max() < 8 * eps * expected.abs().max(), (shape, i)
@@ -133,8 +135,21 @@ def test_fused_convolutions_equal_their_twins_on_cuda(shape, dtype):
     check(shape, dtype, 'cuda')
 
 
+class Fusion(nn.Module):
+    """ELANet's `RFF`, of one input."""
+
+    def __init__(self):
+        super().__init__()
+        self.fusion = elanet.RFF()
+
+    def forward(self, x):
+        b = torch.cat([x, -x], 1)[..., ::2, ::2]
+        return self.fusion(x, b, b.repeat(1, 4, 1, 1)[..., ::2, ::2])
+
+
 def blocks():
     """Return every kind of block that is rewritten, small."""
+    yield 32, Fusion()
     yield 16, laanet.EAB(16, 2)
     yield 16, layers.Down(16, 24, layers.BNPReLU(24))
     yield 32, elanet.ECGResidual(32, 2)

@@ -331,6 +331,7 @@ def launches():
         norm = nn.BatchNorm2d(128).half(), nn.PReLU(128).half()
         FusedConv(nn.Conv2d(128, 64, 3, padding=1).half(), *norm).run(x)
         FusedConv(nn.Conv2d(128, 128, 1).half(), *norm).run(x, x)
+        FusedConv(nn.Conv2d(128, 64, 1).half()).run(x, gate=x[..., :1, :1])
         FusedConv(nn.Conv2d(3, 32, 3, 2, 1).half(), act=nn.Sigmoid()).run(x[:, :3])
         kernels.norm(x, torch.empty(3, 128))
     patch.undo()

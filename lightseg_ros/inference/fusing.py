@@ -15,10 +15,10 @@ from torch import nn, Tensor
 import torch.nn.functional as F
 
 from ..networks.affnet import CBAM, InvertedResidual, ShuffleDown, SPP
-from ..networks.elanet import ECGDown, ECGResidual
+from ..networks.elanet import ECGDown, ECGResidual, ELANet, RFF
 from ..networks.fbsnet import BRU
 from ..networks.laanet import EAB
-from ..networks.layers import Down, global_mean, same_padding
+from ..networks.layers import Down, global_mean, resize, same_padding
 from ..networks.lrnnet import FCB, SVN
 from . import kernels
 from .folding import Gate, steps, WholeFCB
@@ -32,21 +32,23 @@ class _Fused(nn.Module):
     run: Callable[..., Tensor]
     plain: Callable[..., Tensor]
 
-    def forward(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None,
+                **options: Tensor) -> Tensor:
         """`into`: where the result goes, such as some of the channels of a larger tensor."""
         if x.is_cuda:
-            return self.run(x, add, into)
-        y = self.plain(x, add)
+            return self.run(x, add, into, **options)
+        y = self.plain(x, add, **options)
         return y if into is None else into.copy_(y)
 
 
 class FusedConv(_Fused):
     """
-    y = act(conv(pre(x)) + bias) + add, on (N, C, H, W), channels-last on CUDA.
+    y = act(conv(pre(x) * gate) + bias) + add, on (N, C, H, W), channels-last on CUDA.
 
     `conv`: with "same" padding, and either dense or depthwise. `norm`, `before`: batch norm and PReLU that
     make `pre`, only for dense ones. `act`: PReLU, ReLU, sigmoid or nothing. With `add_first` the activation
-    comes after the addition. Figures of the channels are float32, weights have the type of the network.
+    comes after the addition. `gate`, (N, C, 1, 1), is for dense ones. Figures of the channels are float32,
+    weights have the type of the network.
     """
 
     weight: Tensor
@@ -81,16 +83,22 @@ class FusedConv(_Fused):
         pre = None if norm is None else norm_figures(norm, before)
         self.register_buffer('pre', pre)
 
-    def run(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
+    def run(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None,
+            gate: Tensor | None = None) -> Tensor:
         """Compute it in one Triton kernel."""
-        return (kernels.depthwise if self.depthwise else kernels.convolve)(x, self, add, into)
+        if self.depthwise:
+            assert gate is None, 'no kernel exists for it'
+            return kernels.depthwise(x, self, add, into)
+        return kernels.convolve(x, self, add, into, gate)
 
-    def plain(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+    def plain(self, x: Tensor, add: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         """Compute the same by torch's own operations."""
         dtype = x.dtype
         wide = torch.promote_types(dtype, torch.float32)
         if self.pre is not None:
             x = _normed(x, self.pre)
+        if gate is not None:
+            x = x * gate
         y = F.conv2d(x, self.weight, self.bias.to(dtype), self.stride, self.padding, self.dilation,
                      self.groups).to(wide)
         if self.add_first and add is not None:
@@ -186,6 +194,10 @@ def fuse(network: nn.Module) -> nn.Module:
     It may have more classes than the network; those are never the highest.
     """
     network = copy.deepcopy(network)
+    if isinstance(network, ELANet):  # these norms become parts of the convolutions behind them
+        network.down8.head = nn.Sequential(network.norm4, *network.down8.head)
+        network.fusion.deep = nn.Sequential(network.norm8, network.fusion.deep)
+        network.norm4 = network.norm8 = nn.Identity()
     for parent in list(network.modules()):
         for name, module in list(parent.named_children()):
             if type(module) in BLOCKS:
@@ -395,7 +407,27 @@ class FusedECGResidual(nn.Module):
         z = _empty(x, channels + y.shape[1])
         self.norm1(x, into=z[:, :channels])
         self.context1(y, into=z[:, channels:])
-        return self.restore(self.context2(self.reduce2(z * self.attention(z))), x)
+        return self.restore(self.context2(self.reduce2(z, gate=self.attention(z))), x)
+
+
+class FusedRFF(nn.Module):
+    """`RFF`: the first sum is part of a convolution, and what is gated goes straight into the last tensor."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.a, self.b, self.shallow = _fused(block.a), _one(block.b), _fused(block.shallow)
+        self.deep, self.spatial = _fused(block.deep), _fused(block.spatial)
+        self.channel, self.norm = FusedGate(block.channel), FusedNorm(*block.norm)
+
+    def forward(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        first, last = self.a
+        shallow = self.shallow(last(first(a), self.b(b)))
+        deep = resize(self.deep(c), shallow)
+        both = torch.cat([deep, shallow], 1)
+        y, half = _empty(both, both.shape[1]), deep.shape[1]
+        torch.addcmul(deep, deep, self.spatial(both), out=y[:, :half])
+        torch.addcmul(shallow, shallow, self.channel(both), out=y[:, half:])
+        return self.norm(y)
 
 
 def _context(block: Any) -> FusedBranches:
@@ -547,5 +579,5 @@ class FusedBRU(nn.Module):
 
 BLOCKS: dict[type, type] = {
     EAB: FusedEAB, InvertedResidual: FusedInvertedResidual, FCB: FusedFCB, WholeFCB: FusedFCB,
-    Down: FusedDown, ECGDown: FusedECGDown, ECGResidual: FusedECGResidual, BRU: FusedBRU, Gate: FusedGate,
+    Down: FusedDown, ECGDown: FusedECGDown, ECGResidual: FusedECGResidual, RFF: FusedRFF, BRU: FusedBRU, Gate: FusedGate,
     CBAM: FusedCBAM, SPP: FusedSPP, ShuffleDown: FusedShuffleDown, SVN: FusedSVN}

@@ -76,12 +76,17 @@ else:
         tl.store(out + p[:, None] * out_row + o[None, :], total.to(out.dtype.element_ty), mask=mask)
 
     @triton.jit
-    def _convolve(x, taps, pre, bias, slope, add, out, x_row, add_row, out_row, height, width, out_height,
-                  out_width, pixels, channels: tl.constexpr, made: tl.constexpr, taps_y: tl.constexpr,
-                  taps_x: tl.constexpr, step_y: tl.constexpr, step_x: tl.constexpr, stride: tl.constexpr,
-                  normed: tl.constexpr, added: tl.constexpr, add_first: tl.constexpr, sigmoid: tl.constexpr,
-                  rows: tl.constexpr, block: tl.constexpr, depth: tl.constexpr):
-        """A program takes `rows` pixels and `block` output channels, and reads `depth` channels at a time."""
+    def _convolve(x, taps, pre, bias, slope, add, gate, out, x_row, add_row, out_row, height, width,
+                  out_height, out_width, pixels, channels: tl.constexpr, made: tl.constexpr,
+                  taps_y: tl.constexpr, taps_x: tl.constexpr, step_y: tl.constexpr, step_x: tl.constexpr,
+                  stride: tl.constexpr, normed: tl.constexpr, gated: tl.constexpr, added: tl.constexpr,
+                  add_first: tl.constexpr, sigmoid: tl.constexpr, rows: tl.constexpr, block: tl.constexpr,
+                  depth: tl.constexpr):
+        """
+        A program takes `rows` pixels and `block` output channels, and reads `depth` channels at a time.
+
+        `gate`: (N, channels), what is read is multiplied by it.
+        """
         p = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
         o = tl.program_id(1) * block + tl.arange(0, block)
         wanted = o < made
@@ -108,6 +113,10 @@ else:
                     normal = tl.where(normal > 0, normal, normal * negative)
                     # The border is padded with zeros after the norm, not before it.
                     value = tl.where(mask, normal, 0.0).to(value.dtype)
+                if gated:
+                    share = tl.load(gate + (image // height * channels)[:, None] + c[None, :], mask=mask,
+                                    other=0.0)
+                    value = (value.to(tl.float32) * share.to(tl.float32)).to(value.dtype)
                 weights = tl.load(taps + (tap * channels + c)[:, None] * made + o[None, :],
                                   mask=known[:, None] & wanted[None, :], other=0.0)
                 sums += tl.dot(value, weights)
@@ -615,11 +624,12 @@ def depthwise(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = No
     return out
 
 
-def convolve(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = None) -> Tensor:
+def convolve(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = None,
+             gate: Tensor | None = None) -> Tensor:
     """
     Run a dense `fusing.FusedConv` in one kernel: x (N, C, H, W), channels-last, half precision -> the same.
 
-    The arguments are those of `depthwise`.
+    The arguments are those of `depthwise`. `gate`: (N, C, 1, 1), x is multiplied by it first.
     """
     channels, made = conv.taps.shape[1:]
     x, x_row = _rows(x)
@@ -631,11 +641,12 @@ def convolve(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = Non
     n, _, height, width = out.shape
     pixels = n * height * width
     _convolve[(triton.cdiv(pixels, rows), triton.cdiv(made, block))](
-        x, conv.taps, conv.bias if conv.pre is None else conv.pre, conv.bias, conv.slope, add, out, x_row,
-        add_row, out_row, *x.shape[2:], height, width, pixels, channels=channels, made=made,
+        x, conv.taps, conv.bias if conv.pre is None else conv.pre, conv.bias, conv.slope, add,
+        x if gate is None else gate.contiguous(), out, x_row, add_row, out_row, *x.shape[2:], height, width,
+        pixels, channels=channels, made=made,
         taps_y=conv.kernel[0], taps_x=conv.kernel[1], step_y=conv.dilation[0], step_x=conv.dilation[1],
-        stride=conv.stride, normed=conv.pre is not None, added=not absent, add_first=conv.add_first,
-        sigmoid=conv.sigmoid, rows=rows, block=block, depth=depth)
+        stride=conv.stride, normed=conv.pre is not None, gated=gate is not None, added=not absent,
+        add_first=conv.add_first, sigmoid=conv.sigmoid, rows=rows, block=block, depth=depth)
     return out
 
 
