@@ -99,6 +99,7 @@ def branches():
     yield 24, of(24, *lines)
     yield 70, of(70, *squares, together=True)
     yield 8, of(8, *squares, together=True, add_first=True)
+    yield 24, of(12, *lines, together=True)
 
 
 def check_branches(channels, module):
@@ -110,10 +111,13 @@ def check_branches(channels, module):
     generator = torch.Generator().manual_seed(channels)
     x = torch.randn((2, channels, 9, 11), generator=generator).half()
     expected = module.plain(x)
-    for add in (None, torch.randn(expected.shape, generator=generator).half()):
-        expected = module.plain(x, add).float()
-        found = module.run(x, add).float()
-        assert (found - expected).abs().max() < 8e-3 * expected.abs().max(), (channels, module)
+    one = torch.randn(expected.shape, generator=generator).half()
+    three = torch.cat([one, -one, one.flip(1)], 1)
+    for add in (None, one, three) if module.together else (None, one):
+        for gate in (None, torch.rand((2, (x if add is None else add).shape[1], 1, 1)).half()):
+            expected = module.plain(x, add, gate=gate).float()
+            found = module.run(x, add, gate=gate).float()
+            assert (found - expected).abs().max() < 8e-3 * expected.abs().max(), (channels, module)
 
 
 def test_fused_convolutions_equal_their_twins_in_the_interpreter():

@@ -328,6 +328,7 @@ def launches():
             two = [FusedConv(nn.Conv2d(64, 64, kernel, 1, same_padding(kernel, (1, 1)), 1, 64).half())
                    for _ in range(2)]
             FusedBranches(*two, together=together).run(x[:, :64])
+        FusedBranches(*two, together=True).run(x, torch.cat([x, x[:, :64]], 1), gate=x[..., :1, :1])
         norm = nn.BatchNorm2d(128).half(), nn.PReLU(128).half()
         FusedConv(nn.Conv2d(128, 64, 3, padding=1).half(), *norm).run(x)
         FusedConv(nn.Conv2d(128, 128, 1).half(), *norm).run(x, x)

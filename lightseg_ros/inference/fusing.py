@@ -47,8 +47,8 @@ class FusedConv(_Fused):
 
     `conv`: with "same" padding, and either dense or depthwise. `norm`, `before`: batch norm and PReLU that
     make `pre`, only for dense ones. `act`: PReLU, ReLU, sigmoid or nothing. With `add_first` the activation
-    comes after the addition. `gate`, (N, C, 1, 1), is for dense ones. Figures of the channels are float32,
-    weights have the type of the network.
+    comes after the addition. `gate`: (N, C, 1, 1). Figures of the channels are float32, weights have the type
+    of the network.
     """
 
     weight: Tensor
@@ -86,10 +86,7 @@ class FusedConv(_Fused):
     def run(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None,
             gate: Tensor | None = None) -> Tensor:
         """Compute it in one Triton kernel."""
-        if self.depthwise:
-            assert gate is None, 'no kernel exists for it'
-            return kernels.depthwise(x, self, add, into)
-        return kernels.convolve(x, self, add, into, gate)
+        return (kernels.depthwise if self.depthwise else kernels.convolve)(x, self, add, into, gate)
 
     def plain(self, x: Tensor, add: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         """Compute the same by torch's own operations."""
@@ -113,8 +110,9 @@ class FusedBranches(_Fused):
     """
     Depthwise `FusedConv`s in one kernel: (N, C, H, W) -> results side by side, or `together`: their sum.
 
-    All read the same C channels, or, if there are as many as all write, each its own. With `add_first` the
-    first one's activation follows the sum and the addition, and the others have none.
+    All read the same C channels, or, if there are as many as all have, each its own. With `add_first` the
+    first one's activation follows the sum and the addition, and the others have none. `gate`, (N, c, 1, 1):
+    x, or `add` if it is given, is multiplied by it first; `add` may be several parts, side by side.
     """
 
     taps: Tensor
@@ -131,23 +129,23 @@ class FusedBranches(_Fused):
         for name, dim in (('taps', 1), ('bias', 0), ('slope', 0), ('steps', 0)):
             self.register_buffer(name, torch.cat([getattr(conv, name) for conv in convs], dim))
 
-    def run(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
+    def run(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None,
+            gate: Tensor | None = None) -> Tensor:
         """Compute it in one Triton kernel."""
-        return kernels.depthwise(x, self, add, into)
+        return kernels.depthwise(x, self, add, into, gate)
 
-    def plain(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+    def plain(self, x: Tensor, add: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         """Compute the same by torch's own operations."""
         each = len(self.convs[0].bias)
+        if gate is not None:
+            x, add = (x * gate, None) if add is None else (x, add * gate)
         parts = x.split(each, 1) if x.shape[1] > each else len(self.convs) * [x]
         if not self.together:
             y = torch.cat([conv.plain(part) for conv, part in zip(self.convs, parts)], 1)
             return y if add is None else y + add
-        first, *others = self.convs
-        rest = torch.stack([conv.plain(x) for conv in others]).sum(0)
-        if not self.add_first:
-            rest = rest + first.plain(x)
-            return rest if add is None else rest + add
-        return first.plain(x, rest if add is None else rest + add)
+        rest = [conv.plain(part) for conv, part in zip(self.convs, parts)][self.add_first:]
+        total = torch.stack([*rest, *(() if add is None else add.split(each, 1))]).sum(0)
+        return self.convs[0].plain(parts[0], total) if self.add_first else total
 
 
 class FusedNorm(nn.Module):
@@ -195,9 +193,9 @@ def fuse(network: nn.Module) -> nn.Module:
     """
     network = copy.deepcopy(network)
     if isinstance(network, ELANet):  # these norms become parts of the convolutions behind them
-        network.down8.head = nn.Sequential(network.norm4, *network.down8.head)
-        network.fusion.deep = nn.Sequential(network.norm8, network.fusion.deep)
-        network.norm4 = network.norm8 = nn.Identity()
+        for name, owner, conv in (('norm4', network.down8, 'head'), ('norm8', network.fusion, 'deep')):
+            setattr(owner, conv, nn.Sequential(getattr(network, name), getattr(owner, conv)))
+            setattr(network, name, nn.Identity())
     for parent in list(network.modules()):
         for name, module in list(parent.named_children()):
             if type(module) in BLOCKS:
@@ -549,14 +547,15 @@ def _empty(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> Ten
 
 
 class FusedBRU(nn.Module):
-    """`BRU`: its two branches are one kernel each time, their gates and that of the input one convolution."""
+    """`BRU`: its two branches are one kernel each time, and one convolution makes the first gates."""
 
     def __init__(self, block: Any):
         super().__init__()
         self.reduce, self.restore = _one(block.reduce), _one(*block.restore[:2])
         sides = [[*_fused(side1[0]), *_fused(side2)] for side1, side2 in (
             (block.left1, block.left2), (block.right1, block.right2))]
-        self.first, self.second, self.third, self.fourth = (FusedBranches(*pair) for pair in zip(*sides))
+        self.first, self.second, self.third, self.fourth = (
+            FusedBranches(*pair, together=i == 3) for i, pair in enumerate(zip(*sides)))
         convs = [gate.convs[0] for gate in (block.middle, block.left1[1], block.right1[1])]
         together = nn.Conv2d(3 * convs[0].in_channels, 3 * convs[0].in_channels, 1, bias=False)
         weight = torch.block_diag(*(conv.weight.flatten(1) for conv in convs))
@@ -571,13 +570,11 @@ class FusedBRU(nn.Module):
         self.reduce(x, into=middle)
         self.second(self.first(middle), into=sides)
         gates = self.gates(global_mean(y))
-        sides = sides * gates[:, half:]
-        z = self.fourth(self.third(sides), sides)
-        z = torch.addcmul(z[:, :half] + z[:, half:], middle, gates[:, :half])
+        z = self.fourth(self.third(sides, gate=gates[:, half:]), y, gate=gates)
         return self.deinterleave(self.gate(self.restore(z), x))
 
 
 BLOCKS: dict[type, type] = {
     EAB: FusedEAB, InvertedResidual: FusedInvertedResidual, FCB: FusedFCB, WholeFCB: FusedFCB,
-    Down: FusedDown, ECGDown: FusedECGDown, ECGResidual: FusedECGResidual, RFF: FusedRFF, BRU: FusedBRU, Gate: FusedGate,
-    CBAM: FusedCBAM, SPP: FusedSPP, ShuffleDown: FusedShuffleDown, SVN: FusedSVN}
+    Down: FusedDown, ECGDown: FusedECGDown, ECGResidual: FusedECGResidual, RFF: FusedRFF, BRU: FusedBRU,
+    Gate: FusedGate, CBAM: FusedCBAM, SPP: FusedSPP, ShuffleDown: FusedShuffleDown, SVN: FusedSVN}

@@ -26,18 +26,19 @@ else:
     available = True
 
     @triton.jit
-    def _depthwise(x, taps, bias, slope, steps, add, out, x_row, add_row, out_row, height, width, out_height,
-                   out_width, pixels, made: tl.constexpr, figures: tl.constexpr, channels: tl.constexpr,
-                   taps_y: tl.constexpr, taps_x: tl.constexpr, line: tl.constexpr, stride: tl.constexpr,
-                   shared: tl.constexpr, together: tl.constexpr, added: tl.constexpr, add_first: tl.constexpr,
-                   rows: tl.constexpr, block: tl.constexpr):
+    def _depthwise(x, taps, bias, slope, steps, add, gate, out, x_row, add_row, gate_row, out_row, height,
+                   width, out_height, out_width, pixels, made: tl.constexpr, figures: tl.constexpr,
+                   channels: tl.constexpr, taps_y: tl.constexpr, taps_x: tl.constexpr, line: tl.constexpr,
+                   stride: tl.constexpr, shared: tl.constexpr, together: tl.constexpr, added: tl.constexpr,
+                   add_first: tl.constexpr, gated: tl.constexpr, rows: tl.constexpr, block: tl.constexpr):
         """
         A program takes `rows` pixels and `block` channels: neighbouring channels are one wide load.
 
         `made` channels come of branches of `channels` each, `together` of which are summed up; their figures
         lie side by side, `figures` in all. `steps`: from tap to tap, (y, x) for each branch; the taps of a
         `line` go along both. `shared`: all branches read the same channels. `x_row`, `add_row`, `out_row`:
-        values from a pixel to the next, more than there are channels in a slice.
+        values from a pixel to the next, more than there are channels in a slice. `added` parts of `add` lie
+        side by side. `gate`, (N, `gate_row`): what is read, or with `added` what is added, is multiplied.
         """
         p = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
         o = tl.program_id(1) * block + tl.arange(0, block)
@@ -46,10 +47,11 @@ else:
         y = (p // out_width % out_height) * stride
         left = (p % out_width) * stride
         image = p // (out_width * out_height) * height
-        c = o % channels if shared else o
+        n = image // height
         total = tl.zeros((rows, block), tl.float32)
         for branch in tl.static_range(together):
             figure = branch * made + o
+            c = o % channels if shared else figure
             step = steps + (tl.program_id(1) * block // channels + branch) * 2
             step_y, step_x = tl.load(step), tl.load(step + 1)
             sums = tl.zeros((rows, block), tl.float32)
@@ -62,6 +64,9 @@ else:
                     at = ((image + from_y) * width + from_x) * x_row
                     mask = there[:, None] & known[None, :]
                     value = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0)
+                    if gated and not added:
+                        share = tl.load(gate + (n * gate_row)[:, None] + c[None, :], mask=mask, other=0.0)
+                        value = (value.to(tl.float32) * share.to(tl.float32)).to(value.dtype)
                     tap = tl.load(taps + (i * taps_x + j) * figures + figure, mask=known, other=0.0)
                     sums += value.to(tl.float32) * tap.to(tl.float32)[None, :]
             if not add_first:
@@ -69,15 +74,19 @@ else:
                 sums = tl.where(sums > 0, sums, sums * negative)
             total += sums
         mask = inside[:, None] & known[None, :]
-        if added:
-            total += tl.load(add + p[:, None] * add_row + o[None, :], mask=mask, other=0.0).to(tl.float32)
+        for part in tl.static_range(added):
+            from_c = (part * made + o)[None, :]
+            value = tl.load(add + p[:, None] * add_row + from_c, mask=mask, other=0.0).to(tl.float32)
+            if gated:
+                value *= tl.load(gate + (n * gate_row)[:, None] + from_c, mask=mask, other=0.0).to(tl.float32)
+            total += value
         if add_first:
             total = tl.where(total > 0, total, total * tl.load(slope + o, mask=known, other=0.0)[None, :])
         tl.store(out + p[:, None] * out_row + o[None, :], total.to(out.dtype.element_ty), mask=mask)
 
     @triton.jit
-    def _convolve(x, taps, pre, bias, slope, add, gate, out, x_row, add_row, out_row, height, width,
-                  out_height, out_width, pixels, channels: tl.constexpr, made: tl.constexpr,
+    def _convolve(x, taps, pre, bias, slope, add, gate, out, x_row, add_row, gate_row, out_row, height,
+                  width, out_height, out_width, pixels, channels: tl.constexpr, made: tl.constexpr,
                   taps_y: tl.constexpr, taps_x: tl.constexpr, step_y: tl.constexpr, step_x: tl.constexpr,
                   stride: tl.constexpr, normed: tl.constexpr, gated: tl.constexpr, added: tl.constexpr,
                   add_first: tl.constexpr, sigmoid: tl.constexpr, rows: tl.constexpr, block: tl.constexpr,
@@ -85,7 +94,7 @@ else:
         """
         A program takes `rows` pixels and `block` output channels, and reads `depth` channels at a time.
 
-        `gate`: (N, channels), what is read is multiplied by it.
+        `gate`, (N, `gate_row`): what is read is multiplied by it.
         """
         p = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
         o = tl.program_id(1) * block + tl.arange(0, block)
@@ -114,7 +123,7 @@ else:
                     # The border is padded with zeros after the norm, not before it.
                     value = tl.where(mask, normal, 0.0).to(value.dtype)
                 if gated:
-                    share = tl.load(gate + (image // height * channels)[:, None] + c[None, :], mask=mask,
+                    share = tl.load(gate + (image // height * gate_row)[:, None] + c[None, :], mask=mask,
                                     other=0.0)
                     value = (value.to(tl.float32) * share.to(tl.float32)).to(value.dtype)
                 weights = tl.load(taps + (tap * channels + c)[:, None] * made + o[None, :],
@@ -597,12 +606,14 @@ def fused_finish(logits: Tensor, frames: Tensor, lookup: Tensor, weight: Tensor,
         confidence=confidence is not None)
 
 
-def depthwise(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = None) -> Tensor:
+def depthwise(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = None,
+              gate: Tensor | None = None) -> Tensor:
     """
     Run a depthwise `fusing.FusedConv` or `FusedBranches` in one kernel: x (N, C, H, W) -> the same.
 
-    All are channels-last. `add`: of the result's shape. `into`: where the result goes, such as some channels
-    of a larger tensor. Any size, dilation and stride; padding is "same".
+    All are channels-last. `add`: of the result's shape, or several of them side by side. `into`: where the
+    result goes, such as some channels of a larger tensor. `gate`, (N, c, 1, 1): `add`, or x if there is none,
+    is multiplied by it first. Any size, dilation and stride; padding is "same".
     """
     figures, branches = len(conv.bias), len(conv.steps)
     channels, made = figures // branches, figures // branches if conv.together else figures
@@ -617,10 +628,12 @@ def depthwise(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = No
     n, _, height, width = out.shape
     pixels = n * height * width
     _depthwise[(triton.cdiv(pixels, rows), triton.cdiv(made, block))](
-        x, conv.taps, conv.bias, conv.slope, conv.steps, add, out, x_row, add_row, out_row, *x.shape[2:],
-        height, width, pixels, made=made, figures=figures, channels=channels, taps_y=taps_y, taps_x=taps_x,
-        line=line, stride=conv.stride, shared=x.shape[1] < made, together=branches if conv.together else 1,
-        added=not absent, add_first=conv.add_first, rows=rows, block=block)
+        x, conv.taps, conv.bias, conv.slope, conv.steps, add, x if gate is None else gate, out, x_row,
+        add_row, 0 if gate is None else gate.stride(0), out_row, *x.shape[2:], height, width, pixels,
+        made=made, figures=figures, channels=channels, taps_y=taps_y, taps_x=taps_x, line=line,
+        stride=conv.stride, shared=x.shape[1] < figures, together=branches if conv.together else 1,
+        added=0 if absent else add.shape[1] // made, add_first=conv.add_first, gated=gate is not None,
+        rows=rows, block=block)
     return out
 
 
@@ -642,8 +655,8 @@ def convolve(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = Non
     pixels = n * height * width
     _convolve[(triton.cdiv(pixels, rows), triton.cdiv(made, block))](
         x, conv.taps, conv.bias if conv.pre is None else conv.pre, conv.bias, conv.slope, add,
-        x if gate is None else gate.contiguous(), out, x_row, add_row, out_row, *x.shape[2:], height, width,
-        pixels, channels=channels, made=made,
+        x if gate is None else gate, out, x_row, add_row, 0 if gate is None else gate.stride(0), out_row,
+        *x.shape[2:], height, width, pixels, channels=channels, made=made,
         taps_y=conv.kernel[0], taps_x=conv.kernel[1], step_y=conv.dilation[0], step_x=conv.dilation[1],
         stride=conv.stride, normed=conv.pre is not None, gated=gate is not None, added=not absent,
         add_first=conv.add_first, sigmoid=conv.sigmoid, rows=rows, block=block, depth=depth)
