@@ -4,13 +4,14 @@
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 from lightseg_ros import networks
-from lightseg_ros.inference import folding, fusing, kernels
+from lightseg_ros.inference import folding, fusing, kernels, layer_kernels
 from lightseg_ros.inference.fusing import FusedConv
 from lightseg_ros.networks import affnet, elanet, fbsnet, laanet, layers, lrnnet
 
@@ -20,6 +21,8 @@ SHAPES = [
     ((3, 3), (1, 1), 2, 12, 12, True), ((7, 7), (1, 1), 1, 8, 8, True),
     ((1, 1), (1, 1), 1, 35, 11, False), ((3, 3), (1, 1), 2, 3, 32, False), ((3, 3), (4, 4), 1, 70, 19, False),
     ((3, 1), (1, 1), 1, 16, 24, False)]
+# Channels of the map, and between the two convolutions of its gate.
+GATES = [(24, 40), (192, 16)]
 
 
 def conv_of(kernel, dilation, stride, channels, made, depthwise, bias=True):
@@ -128,7 +131,8 @@ def test_fused_convolutions_equal_their_twins_in_the_interpreter():
     done = subprocess.run([sys.executable, __file__], env=env, text=True, capture_output=True, timeout=500,
                           check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ['equal'] * (len(SHAPES) + len(list(blocks())) + len(list(branches())))
+    assert done.stdout.split() == ['equal'] * (len(SHAPES) + len(list(blocks())) + len(list(branches()))
+                                                 + len(GATES))
 
 
 @pytest.mark.gpu
@@ -137,6 +141,15 @@ def test_fused_convolutions_equal_their_twins_in_the_interpreter():
 @pytest.mark.parametrize('shape', SHAPES)
 def test_fused_convolutions_equal_their_twins_on_cuda(shape, dtype):
     check(shape, dtype, 'cuda')
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_fused_blocks_equal_their_twins_on_cuda():
+    for channels, block in blocks():
+        check_block(channels, block, 'cuda')
+    for sizes in GATES:
+        check_gate(*sizes, 'cuda')
 
 
 class Fusion(nn.Module):
@@ -158,7 +171,8 @@ def blocks():
     yield 16, layers.Down(16, 24, layers.BNPReLU(24))
     yield 32, elanet.ECGResidual(32, 2)
     yield 16, elanet.ECGDown(16, 32, 2)
-    yield 16, fbsnet.BRU(16, 3)
+    yield 16, fbsnet.stage(fbsnet.BRU(16, 3), channels=16)
+    yield 16, nn.Sequential(fbsnet.FAM(16), fbsnet.SAM())
     yield 16, lrnnet.FCB(16, 2)
     yield 16, affnet.InvertedResidual(16, 16)
     yield 8, nn.Sequential(nn.ReLU(), affnet.ShuffleDown(8, 16))
@@ -166,21 +180,51 @@ def blocks():
     yield 32, nn.Sequential(affnet.CBAM(32), affnet.SPP(32))
 
 
-def check_block(channels, block):
+def check_block(channels, block, device):
     """Run a block by its kernels: slices of channels, chunks and shuffles reach them too."""
     torch.manual_seed(0)
     network = random_norms(nn.Sequential(nn.Conv2d(3, channels, 1), block))
-    network = fusing.fuse(folding.fold(network).half())
-    x = torch.randn(2, 3, 11, 14).half().contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        expected = network(x).float()
-        patch = pytest.MonkeyPatch()
-        patch.setattr(FusedConv, 'forward', FusedConv.run)
-        patch.setattr(fusing.FusedBranches, 'forward', fusing.FusedBranches.run)
-        patch.setattr(fusing.FusedNorm, 'forward', lambda self, x, into=None: kernels.norm(x, self.pre, into))
-        found = network(x).float()
-        patch.undo()
-    assert (found - expected).norm() / expected.norm() < 3e-3, block
+    network = fusing.fuse(folding.fold(network).half().to(device))
+    for size in (2, 3, 11, 14), (2, 3, 8, 16), (1, 3, 11, 14):  # programs end with an image, or do not
+        x = torch.randn(size).half().to(device, memory_format=torch.channels_last)
+        with torch.inference_mode():
+            with mock.patch.object(fusing, 'by_kernel', lambda x: False):
+                expected = network(x).float()
+            with mock.patch.object(fusing, 'by_kernel', lambda x: True):
+                found = network(x).float()
+        assert (found - expected).norm() / expected.norm() < 3e-3, (block, size)
+
+
+def check_gate(channels, middle, device):
+    """The mean of what one or two kernels have summed up while they wrote it, and of what none has."""
+    torch.manual_seed(channels)
+    first, last = nn.Conv2d(channels, middle, 1).half(), nn.Conv2d(middle, channels, 1, bias=False).half()
+    conv = FusedConv(nn.Conv2d(3, channels - 8, 1).half()).to(device)
+    norm = fusing.FusedNorm(nn.BatchNorm2d(8).half().eval(), nn.ReLU()).to(device)
+    calls, plain = [], torch.Tensor.sum
+
+    def counting(*args, **options):
+        calls.append(args)
+        return plain(*args, **options)
+
+    for convs in ([first, last], [nn.Conv2d(channels, channels, 1).half()]):
+        gate = fusing.FusedGate(folding.Gate(*convs, gates=False).half()).to(device)
+        # 64 pixels are a program's: it fits, has a rest in a single image, or would take pixels of two.
+        for n, height, width in (2, 8, 24), (1, 9, 15), (2, 9, 15):
+            x = torch.randn(n, 11, height, width).half().to(device)
+            y = torch.empty(n, height, width, channels, device=device).half().permute(0, 3, 1, 2)
+            sums = []
+            conv.run(x[:, :3], into=y[:, :channels - 8], sums=sums)
+            layer_kernels.norm(x[:, 3:], norm.pre, y[:, channels - 8:], sums)
+            assert len(sums) == (0 if n == 2 and width == 15 else 2)
+            with mock.patch.object(fusing, 'by_kernel', lambda x: True), \
+                    mock.patch.object(torch.Tensor, 'sum', counting):
+                found = gate(y, sums=sums).float()
+            assert len(calls) == (not sums), 'torch adds up only what no kernel has'
+            calls.clear()
+            with mock.patch.object(fusing, 'by_kernel', lambda x: False):
+                expected = gate(y).float()
+            assert found.shape == (n, channels, 1, 1) and (found - expected).abs().max() < 2e-3
 
 
 if __name__ == '__main__':
@@ -188,8 +232,11 @@ if __name__ == '__main__':
         check_branches(*each)
         print('equal')
     for each in blocks():
-        check_block(*each)
+        check_block(*each, 'cpu')
         print('equal')
     for each in SHAPES:
         check(each, torch.float16, 'cpu')
+        print('equal')
+    for each in GATES:
+        check_gate(*each, 'cpu')
         print('equal')

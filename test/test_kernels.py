@@ -13,7 +13,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from lightseg_ros.inference import kernels
+from lightseg_ros.inference import kernels, layer_kernels
 from lightseg_ros.inference.fusing import FusedBranches, FusedConv
 from lightseg_ros.networks.layers import same_padding
 
@@ -261,15 +261,16 @@ def check_large():
 
     def last(name, *at):
         """Let a kernel run one program, that of these coordinates."""
-        kernel = getattr(kernels, name)
+        module = home(name)
+        kernel = getattr(module, name)
 
         class One:
             def __getitem__(self, grid):
                 program[:] = [count - 1 if one is None else one
                               for count, one in zip((*grid, 1, 1), (*at, 0, 0))]
                 return kernel[(1, 1, 1)]
-        setattr(kernels, name, One())
-        return lambda: setattr(kernels, name, kernel)
+        setattr(module, name, One())
+        return lambda: setattr(module, name, kernel)
 
     order = torch.tensor(kernels.channel_order(False), dtype=torch.int32)
     frames = torch.empty((11, 8192, 8192, 3), dtype=torch.uint8)
@@ -302,15 +303,22 @@ def check_large():
         print('equal')
 
 
+def home(name):
+    """Return the module that a Triton kernel is in."""
+    return kernels if hasattr(kernels, name) else layer_kernels
+
+
 def launches():
-    """Return what the networks launch, as (kernel's name, positional and keyword arguments); nothing runs."""
+    """Return what the networks launch, as (kernel, positional and keyword arguments); nothing runs."""
     found = []
     patch = pytest.MonkeyPatch()
-    for name in ('_normalise', '_finish', '_depthwise', '_convolve', '_norm'):
+    for name in ('_normalise', '_finish', '_depthwise', '_convolve', '_norm', '_gate'):
+        kernel = getattr(home(name), name)
+
         class Recorder:
-            def __class_getitem__(cls, grid, name=name):
-                return lambda *args, **kwargs: found.append((name, args, kwargs))
-        patch.setattr(kernels, name, Recorder)
+            def __class_getitem__(cls, grid, kernel=kernel):
+                return lambda *args, **kwargs: found.append((kernel, args, kwargs))
+        patch.setattr(home(name), name, Recorder)
     with torch.device('meta'):
         half = torch.float16
         order, lookup = torch.empty(3, dtype=torch.int32), torch.empty((256, 3), dtype=torch.int16)
@@ -334,7 +342,15 @@ def launches():
         FusedConv(nn.Conv2d(128, 128, 1).half(), *norm).run(x, x)
         FusedConv(nn.Conv2d(128, 64, 1).half()).run(x, gate=x[..., :1, :1])
         FusedConv(nn.Conv2d(3, 32, 3, 2, 1).half(), act=nn.Sigmoid()).run(x[:, :3])
-        kernels.norm(x, torch.empty(3, 128))
+        for c, made in (128, 128), (192, 192), (24, 24), (128, 8):
+            first, last = (FusedConv(nn.Conv2d(*sizes, 1).half()) for sizes in ((c, made), (made, c)))
+            x, sums = torch.empty((1, 64, 128, c), dtype=half).permute(0, 3, 1, 2), []
+            layer_kernels.norm(x, torch.empty(3, c), sums=sums)
+            FusedConv(nn.Conv2d(c, c, 1).half()).run(x, sums=sums)
+            lines = FusedConv(nn.Conv2d(c, c, (3, 1), padding=(1, 0), groups=c).half())
+            FusedBranches(lines, lines).run(x, sums=sums)
+            layer_kernels.gate(x, (first, last), sums[:1])
+            layer_kernels.gate(torch.cat([x, x], 1), (FusedConv(nn.Conv2d(2 * c, made, 1).half()),), sums[:2])
     patch.undo()
     return found
 
@@ -352,12 +368,13 @@ def test_kernels_compile_for_every_gpu_without_spills(capability, tmp_path, monk
     if not (binaries / 'cuobjdump').exists():
         pytest.skip('this Triton comes without cuobjdump')
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    for name, args, kwargs in launches():
+    for function, args, kwargs in launches():
+        options = {'num_warps': kwargs.pop('num_warps')} if 'num_warps' in kwargs else {}
+        name = function.__name__
         if name == '_convolve' and capability < 80:
             continue  # see `cuda._tensor_cores`
         if capability != 90 and kwargs.get('taps_x') != 3:
             continue  # all of them take a minute
-        function = getattr(kernels, name)
         types, constants, aligned = {}, {}, {}
         for i, (argument, value) in enumerate(zip(function.arg_names, [*args, *kwargs.values()])):
             if isinstance(value, torch.Tensor):
@@ -370,7 +387,7 @@ def test_kernels_compile_for_every_gpu_without_spills(capability, tmp_path, monk
                 aligned[i,] = [['tt.divisibility', 16]]
         source = ASTSource(fn=function, signature=types, constexprs=constants, attrs=aligned)
         (tmp_path / 'kernel').write_bytes(
-            triton.compile(source, target=GPUTarget('cuda', capability, 32)).asm['cubin'])
+            triton.compile(source, target=GPUTarget('cuda', capability, 32), options=options).asm['cubin'])
         used = subprocess.run([binaries / 'cuobjdump', '-res-usage', tmp_path / 'kernel'], text=True,
                               capture_output=True, check=True).stdout
         print(name, kwargs, re.search(r'REG:.*', used)[0])

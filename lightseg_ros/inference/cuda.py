@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 
-from . import fusing, kernels
+from . import fusing, kernels, layer_kernels
 from .backends import BackendError, DeployModel
 from .engine import GraphKey, NOT_FINITE, Result
 from .kernels import blend, label, overlay_lookup, resize
@@ -186,9 +186,14 @@ def _triton_works(device: torch.device) -> bool:
         labels, overlay, confidence = frames[..., 0].clone(), frames.clone(), frames[..., 0].clone()
         logits = torch.zeros((1, 2, 8, 8), dtype=torch.float16, device=device)
         kernels.fused_finish(logits, frames, *lookup, order, labels, overlay, confidence)
-        for groups in (1, 16) if _tensor_cores(device) else ():
-            conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups).to(device, torch.float16)
-            fusing.FusedConv(conv).run(torch.zeros((1, 16, 8, 8), dtype=torch.float16, device=device))
+        if _tensor_cores(device):
+            x = torch.zeros((1, 16, 8, 8), dtype=torch.float16, device=device)
+            sums: list[Tensor] = []
+            for groups in 1, 16:
+                conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups).to(device, torch.float16)
+                fusing.FusedConv(conv).run(x, sums=sums)
+            point = fusing.FusedConv(nn.Conv2d(16, 16, 1).to(device, torch.float16))
+            layer_kernels.gate(x, [point], sums[:1])
         torch.cuda.synchronize(device)
     except Exception as e:  # a compiler, a linker, a driver: each has errors of its own
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]

@@ -211,6 +211,7 @@ def _fbsnet(network: Any) -> None:
     for part in (network.stage2[-1], network.stage4, network.stage8):
         order = stage(part, order)
     for up, part in ((network.up4, network.decode4), (network.up2, network.decode2)):
+        up.conv, up.norm = fuse_conv_bn_eval(up.conv, up.norm, transpose=True), nn.Identity()
         _inputs(up.conv, order)
         order = stage(part, torch.arange(up.conv.out_channels))
     if isinstance(network, FBSNet) and network.detail is not None:
@@ -220,6 +221,8 @@ def _fbsnet(network: Any) -> None:
         order = torch.cat([order, len(order) + order])
     _outputs(network.norm, order)
     if hasattr(network.fam, 'squeeze'):
+        network.fam.squeeze = fuse_conv_bn_eval(network.fam.squeeze, network.fam.norm)
+        network.fam.norm = nn.Identity()
         _inputs(network.fam.squeeze, order)
         _outputs(network.fam.rows, order)
         _outputs(network.fam.columns, order)

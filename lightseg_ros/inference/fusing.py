@@ -16,14 +16,19 @@ import torch.nn.functional as F
 
 from ..networks.affnet import CBAM, InvertedResidual, ShuffleDown, SPP
 from ..networks.elanet import ECGDown, ECGResidual, ELANet, RFF
-from ..networks.fbsnet import BRU
+from ..networks.fbsnet import BRU, FAM, SAM, Up
 from ..networks.laanet import EAB
-from ..networks.layers import Down, global_mean, resize, same_padding
+from ..networks.layers import crop, Down, global_mean, resize, same_padding
 from ..networks.lrnnet import FCB, SVN
-from . import kernels
+from . import layer_kernels
 from .folding import Gate, steps, WholeFCB
 
 NEVER = -6e4  # a logit that float16 holds and that no class is below
+
+
+def by_kernel(x: Tensor) -> bool:
+    """Whether a Triton kernel computes what is made of x."""
+    return x.is_cuda
 
 
 class _Fused(nn.Module):
@@ -33,10 +38,14 @@ class _Fused(nn.Module):
     plain: Callable[..., Tensor]
 
     def forward(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None,
-                **options: Tensor) -> Tensor:
-        """`into`: where the result goes, such as some of the channels of a larger tensor."""
-        if x.is_cuda:
-            return self.run(x, add, into, **options)
+                sums: list[Tensor] | None = None, **options: Tensor) -> Tensor:
+        """
+        `into`: where the result goes, such as some of the channels of a larger tensor.
+
+        `sums`: a kernel that knows how adds what a `FusedGate` needs for the mean of the result.
+        """
+        if by_kernel(x):
+            return self.run(x, add, into, sums=sums, **options)
         y = self.plain(x, add, **options)
         return y if into is None else into.copy_(y)
 
@@ -84,9 +93,10 @@ class FusedConv(_Fused):
         self.register_buffer('pre', pre)
 
     def run(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None,
-            gate: Tensor | None = None) -> Tensor:
+            gate: Tensor | None = None, sums: list[Tensor] | None = None) -> Tensor:
         """Compute it in one Triton kernel."""
-        return (kernels.depthwise if self.depthwise else kernels.convolve)(x, self, add, into, gate)
+        kernel = layer_kernels.depthwise if self.depthwise else layer_kernels.convolve
+        return kernel(x, self, add, into, gate, sums)
 
     def plain(self, x: Tensor, add: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         """Compute the same by torch's own operations."""
@@ -130,9 +140,9 @@ class FusedBranches(_Fused):
             self.register_buffer(name, torch.cat([getattr(conv, name) for conv in convs], dim))
 
     def run(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None,
-            gate: Tensor | None = None) -> Tensor:
+            gate: Tensor | None = None, sums: list[Tensor] | None = None) -> Tensor:
         """Compute it in one Triton kernel."""
-        return kernels.depthwise(x, self, add, into, gate)
+        return layer_kernels.depthwise(x, self, add, into, gate, sums)
 
     def plain(self, x: Tensor, add: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         """Compute the same by torch's own operations."""
@@ -157,9 +167,9 @@ class FusedNorm(nn.Module):
         super().__init__()
         self.register_buffer('pre', norm_figures(norm, act))
 
-    def forward(self, x: Tensor, into: Tensor | None = None) -> Tensor:
-        if x.is_cuda:
-            return kernels.norm(x, self.pre, into)
+    def forward(self, x: Tensor, into: Tensor | None = None, sums: list[Tensor] | None = None) -> Tensor:
+        if by_kernel(x):
+            return layer_kernels.norm(x, self.pre, into, sums)
         y = _normed(x, self.pre)
         return y if into is None else into.copy_(y)
 
@@ -271,6 +281,10 @@ def _sequence(sequence: nn.Sequential) -> None:
     for (owner, i, norm), (b, k, act) in zip(left, left[1:]):
         if isinstance(norm, nn.BatchNorm2d) and isinstance(act, (nn.PReLU, nn.ReLU)):
             owner[i], b[k] = FusedNorm(norm, act), nn.Identity()
+    left = [s for s in steps(sequence) if type(s[2]) is not nn.Identity]
+    for (owner, i, norm), (b, k, gate) in zip(left, left[1:]):
+        if isinstance(norm, FusedNorm) and isinstance(gate, FusedGate):
+            owner[i], b[k] = FusedNormGate(norm, gate), nn.Identity()
 
 
 def _fused(*modules: nn.Module) -> nn.Sequential:
@@ -403,9 +417,10 @@ class FusedECGResidual(nn.Module):
         channels = x.shape[1]
         y = self.reduce1(x)
         z = _empty(x, channels + y.shape[1])
-        self.norm1(x, into=z[:, :channels])
-        self.context1(y, into=z[:, channels:])
-        return self.restore(self.context2(self.reduce2(z, gate=self.attention(z))), x)
+        sums: list[Tensor] = []
+        self.norm1(x, into=z[:, :channels], sums=sums)
+        self.context1(y, into=z[:, channels:], sums=sums)
+        return self.restore(self.context2(self.reduce2(z, gate=self.attention(z, sums=sums))), x)
 
 
 class FusedRFF(nn.Module):
@@ -434,7 +449,11 @@ def _context(block: Any) -> FusedBranches:
 
 
 class FusedGate(nn.Module):
-    """`Gate`: its ReLU and sigmoid are parts of its convolutions. `add` is added to what is gated."""
+    """
+    `Gate`: the mean, its convolutions, ReLU and sigmoid are one kernel. `add` is added to what is gated.
+
+    `sums`: what the kernels that have written x left of it, so that the mean need not read it again.
+    """
 
     def __init__(self, gate: Any):
         super().__init__()
@@ -443,11 +462,23 @@ class FusedGate(nn.Module):
                                    FusedConv(last, act=nn.Sigmoid()))
         self.gates = gate.gates
 
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        y = self.convs(global_mean(x))
+    def forward(self, x: Tensor, add: Tensor | None = None, sums: list[Tensor] | None = None) -> Tensor:
+        y = layer_kernels.gate(x, self.convs, sums or []) if by_kernel(x) else self.convs(global_mean(x))
         if add is not None:
             return torch.addcmul(add, x, y)
         return x * y if self.gates else y
+
+
+class FusedNormGate(nn.Module):
+    """A `FusedNorm` and the `FusedGate` behind it."""
+
+    def __init__(self, norm: FusedNorm, gate: FusedGate):
+        super().__init__()
+        self.norm, self.gate = norm, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        sums: list[Tensor] = []
+        return self.gate(self.norm(x, sums=sums), sums=sums)
 
 
 class FusedCBAM(nn.Module):
@@ -467,10 +498,7 @@ class FusedCBAM(nn.Module):
         torch.amax(x, (2, 3), True, out=y[n:])
         y = self.channel(y)
         x = x * self.restore(y[:n] + y[n:])
-        planes = _empty(x, 2)
-        torch.mean(x, 1, True, out=planes[:, :1])
-        torch.amax(x, 1, True, out=planes[:, 1:])
-        return x * self.spatial(planes)
+        return x * self.spatial(_mean_and_maximum(x))
 
 
 class FusedShuffleDown(nn.Module):
@@ -493,14 +521,18 @@ class FusedSVN(SVN):
         self.iterations, self.norm = block.iterations, block.norm
         self.query, self.restore = FusedConv(block.query), FusedConv(block.restore)  # type: ignore[assignment]
 
+    def attention(self, z: Tensor) -> Tensor:
+        if self.keys == 'svn':  # the result does not depend on the scale, which is to be that of float32
+            z = z / (torch.linalg.vector_norm(z, float('inf'), (1, 2, 3), keepdim=True) + 1e-6)
+        return super().attention(z)
+
     def pool(self, a: Tensor) -> Tensor:
         if self.keys != 'svn' or self.iterations > 2:  # float32 has room for the square of a Gram matrix
             return super().pool(a)
-        a = a / (torch.linalg.vector_norm(a, float('inf'), (-2, -1), keepdim=True) + 1e-6)
         gram, u = a @ a.transpose(-1, -2), a.mean(-1, keepdim=True)
         for _ in range(self.iterations):
             u = gram @ u
-        return F.normalize(u, dim=-2, eps=1e-6).squeeze(-1)
+        return F.normalize(u, dim=-2, eps=1e-30).squeeze(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -539,6 +571,14 @@ def _scaled(conv: nn.Conv2d, pre: Tensor) -> FusedConv:
     return fused
 
 
+def _mean_and_maximum(x: Tensor) -> Tensor:
+    """Return mean and maximum over the channels, (N, 2, H, W)."""
+    planes = _empty(x, 2)
+    torch.mean(x, 1, True, out=planes[:, :1])
+    torch.amax(x, 1, True, out=planes[:, 1:])
+    return planes
+
+
 def _empty(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
     """Memory for (N, channels, H, W), channels-last, of the size and, if none is given, type of `like`."""
     n, _, height, width = like.shape
@@ -560,21 +600,64 @@ class FusedBRU(nn.Module):
         together = nn.Conv2d(3 * convs[0].in_channels, 3 * convs[0].in_channels, 1, bias=False)
         weight = torch.block_diag(*(conv.weight.flatten(1) for conv in convs))
         together.weight = nn.Parameter(weight[:, :, None, None], requires_grad=False)
-        self.gates, self.gate = FusedConv(together, act=nn.Sigmoid()), FusedGate(block.restore[2])
+        self.gates, self.gate = FusedGate(Gate(together, gates=False)), FusedGate(block.restore[2])
         self.deinterleave = block.deinterleave
 
     def forward(self, x: Tensor) -> Tensor:
         half = len(self.reduce.bias)
         y = _empty(x, 3 * half)
         middle, sides = y[:, :half], y[:, half:]
-        self.reduce(x, into=middle)
-        self.second(self.first(middle), into=sides)
-        gates = self.gates(global_mean(y))
+        sums: list[Tensor] = []
+        self.reduce(x, into=middle, sums=sums)
+        self.second(self.first(middle), into=sides, sums=sums)
+        gates = self.gates(y, sums=sums)
         z = self.fourth(self.third(sides, gate=gates[:, half:]), y, gate=gates)
-        return self.deinterleave(self.gate(self.restore(z), x))
+        sums = []
+        return self.deinterleave(self.gate(self.restore(z, sums=sums), x, sums))
+
+
+class FusedUp(nn.Module):
+    """`Up`, whose norm is folded away, in one layout."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.conv = block.conv
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        y = crop(self.conv(x), like).contiguous(memory_format=torch.channels_last)
+        return F.relu6(y, inplace=True)
+
+
+class FusedSAM(nn.Module):
+    """`SAM`: mean and maximum are written side by side."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.conv = FusedConv(block.conv, act=nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(_mean_and_maximum(x))
+
+
+class FusedFAM(nn.Module):
+    """`FAM`, whose norm is folded away: means of rows and columns lie side by side from the start."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.squeeze = FusedConv(block.squeeze)
+        self.rows, self.columns = (FusedConv(conv, act=nn.Sigmoid()) for conv in (block.rows, block.columns))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels, h, w = x.shape
+        y = x.new_empty(n, h + w, 1, channels).permute(0, 3, 1, 2)
+        torch.mean(x, 3, True, out=y[:, :, :h])
+        torch.mean(x, 2, out=y[:, :, h:, 0])
+        y = F.hardswish(self.squeeze(y))
+        return x * self.rows(y[:, :, :h]) * self.columns(y[:, :, h:]).transpose(2, 3)
 
 
 BLOCKS: dict[type, type] = {
     EAB: FusedEAB, InvertedResidual: FusedInvertedResidual, FCB: FusedFCB, WholeFCB: FusedFCB,
     Down: FusedDown, ECGDown: FusedECGDown, ECGResidual: FusedECGResidual, RFF: FusedRFF, BRU: FusedBRU,
-    Gate: FusedGate, CBAM: FusedCBAM, SPP: FusedSPP, ShuffleDown: FusedShuffleDown, SVN: FusedSVN}
+    Gate: FusedGate, CBAM: FusedCBAM, SPP: FusedSPP, ShuffleDown: FusedShuffleDown, SVN: FusedSVN,
+    Up: FusedUp, SAM: FusedSAM, FAM: FusedFAM}
