@@ -1,6 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Read and write bags without ROS, one message at a time: ROS 2 sqlite3 and mcap, and ROS 1."""
+"""Read bags without ROS, one message at a time: ROS 2 sqlite3 and mcap, and ROS 1."""
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,26 +12,18 @@ from itertools import islice
 import os
 from pathlib import Path
 import re
-import shutil
 import struct
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
-from rosbags.interfaces import Connection
-from rosbags.rosbag2 import CompressionMode, StoragePlugin
-from rosbags.rosbag2 import Writer as Writer2
-from rosbags.rosbag2.enums import CompressionFormat
 from rosbags.typesys import get_types_from_msg, get_typestore, Stores
 import yaml
 
-from . import bag_files, foxglove, images, pictures, video
+from . import bag_files, foxglove, images, video
 from .bag_files import BagFile, NS
-from .files import folder_beside, make_folder, read_small, remove_empty
+from .files import read_small
 from .images import ImageError
-from .labels import LabelSet
-from .pictures import PictureError
 from .texts import one_line
 
 # The message definitions that we need are the same in every ROS 2 distribution. A bag's own definitions are
@@ -58,8 +50,6 @@ IMAGE_TYPES = {'cdr': (IMAGE, COMPRESSED, *FOREIGN), 'ros1': (IMAGE, COMPRESSED)
 SUFFIXES = ('.mcap', '.db3', '.zstd')
 MAX_STAMP = (1 << 31) * NS - 1  # ns, in a message: its seconds are int32
 MAX_METADATA = 1 << 24  # bytes of a metadata.yaml
-# Names of files: a stamp in ns; seconds and nanoseconds; a recording and the number of a frame.
-STAMP, SECONDS, NUMBERED = r'\d{16,}', r'\d{9,}[._]\d{9}', r'(.*?)(\d+)(\D*)'
 NO_METADATA = 'no metadata.yaml, its files are read by name'
 HARMLESS = (NO_METADATA, bag_files.JOURNAL)  # ends of notes that cost no message
 
@@ -496,165 +486,6 @@ def camera_info(height: int, width: int, head: Any) -> Any:
     roi = TYPES['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False)
     return TYPES['sensor_msgs/msg/CameraInfo'](head, height, width, '', np.zeros(0), np.zeros(9), np.zeros(9),
                                                np.zeros(12), 0, 0, roi)
-
-
-class Writer:
-    """
-    Writes a ROS 2 bag: one mcap file if `path` ends in .mcap, else a folder with metadata.yaml.
-
-    It appears whole when the `with` block ends, or not at all. mcap chunks are compressed with zstd.
-    `storage`: 'mcap' or 'sqlite3' (folders only, what ROS 2 Humble records). `BagError` if `path` exists.
-    """
-
-    def __init__(self, path: str | Path, storage: str = 'mcap'):
-        self.path = Path(path)
-        if storage not in ('mcap', 'sqlite3') or (storage != 'mcap' and self.path.suffix == '.mcap'):
-            raise BagError(f'storage is {storage!r} for {self.path}; expected mcap, or sqlite3 for a folder')
-        if self.path.exists():
-            raise BagError(f'{self.path} exists; no bag is overwritten: remove it or choose another name')
-        self._made = make_folder(self.path.parent)
-        self._folder = folder_beside(self.path)
-        # The files inside are named like the folder.
-        self._bag = self._folder / self.path.name
-        plugin = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}[storage]
-        self._writer = Writer2(self._bag, version=8, storage_plugin=plugin)
-        if storage == 'mcap':
-            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-        self._connections: dict[str, Connection] = {}
-
-    def __enter__(self) -> 'Writer':
-        self._writer.open()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._writer.close()
-                os.replace(next(self._bag.glob('*.mcap')) if self.path.suffix == '.mcap' else self._bag,
-                           self.path)
-            else:
-                with suppress(Exception):
-                    self._writer.abort()
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            if kind is not None:
-                remove_empty(self._made)
-
-    def write(self, topic: str, msg: Any, time_ns: int) -> None:
-        """Add a message made from `TYPES`."""
-        self.write_raw(topic, msg.__msgtype__, bytes(ROS2.serialize_cdr(msg, msg.__msgtype__)), time_ns)
-
-    def write_raw(self, topic: str, msgtype: str, cdr: bytes, time_ns: int) -> None:
-        """Add a serialized message of a type in `TYPES`."""
-        if topic not in self._connections:
-            self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=ROS2)
-        self._writer.write(self._connections[topic], time_ns, cdr)
-
-
-def folder_stamps(paths: Sequence[Path], rate: float) -> list[int]:
-    """
-    Return stamps in ns for the files of a folder, from their names; `rate` in Hz.
-
-    A name of 16 digits or more is the stamp itself; SECONDS.NANOSECONDS or SECONDS_NANOSECONDS too. Otherwise
-    the last number in a name counts frames: frame n of a recording is at 1 s + n / rate (0001TP_008550 and
-    0001TP_008580 are one second apart at 30 Hz). The text before it names the recording; each recording
-    starts one second after the previous one. Files without numbers follow each other.
-    """
-    stems = [p.stem for p in paths]
-    if all(re.fullmatch(STAMP, s) for s in stems):
-        return [int(s) for s in stems]
-    if all(re.fullmatch(SECONDS, s) for s in stems):
-        return [int(s[:-10]) * NS + int(s[-9:]) for s in stems]
-    matches = [re.fullmatch(NUMBERED, s) for s in stems]
-    frames = [(m[1], int(m[2])) if m else ('', i) for i, m in enumerate(matches)]
-    if None in matches:
-        frames = [('', i) for i in range(len(stems))]
-    stamps, shift, end = {}, 0, 0
-    for recording in sorted({r for r, _ in frames}):
-        numbers = sorted(n for r, n in frames if r == recording)
-        first = NS + round(numbers[0] * NS / rate)
-        shift = 0 if first > end else end + NS - first
-        for n in numbers:
-            stamps[recording, n] = end = NS + round(n * NS / rate) + shift
-    return [stamps[f] for f in frames]
-
-
-def named_by_stamps(paths: Sequence[Path]) -> bool:
-    """Whether `folder_stamps` takes the names of files for stamps, and not for numbers of frames."""
-    return any(all(re.fullmatch(form, p.stem) for p in paths) for form in (STAMP, SECONDS))
-
-
-def recordings_of(paths: Sequence[Path]) -> list[str | None]:
-    """Return which recording each file belongs to, as `folder_stamps` reads their names; None: no number."""
-    matches = [re.fullmatch(NUMBERED, p.stem) for p in paths]
-    return [m and m[1] for m in matches]
-
-
-def frame_numbers(paths: Sequence[Path]) -> list[int]:
-    """Return the numbers in the names of one recording's files; empty if there are none, or several."""
-    found = [re.fullmatch(NUMBERED, p.stem) for p in paths]
-    one = len({m and m[1] for m in found}) == 1
-    return [int(m[2]) for m in found if m] if one else []
-
-
-def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: LabelSet | None = None,
-                rate: float = 30.0, image_topic: str = '/camera/image_raw',
-                label_topic: str = '/camera/label', encoding: str = 'rgb8', storage: str = 'mcap',
-                frame_id: str = 'camera') -> int:
-    """
-    Make a bag from a data set's folder, with image, camera_info and, with `truth`, label topics.
-
-    Returns the number of frames written.
-
-    `truth` holds label images of the same stems in the data set's own ids; they become class ids of `labels`
-    with its `ignore_id` as void, mono8. A frame without a label image is written alone. `encoding`: rgb8,
-    bgr8, mono8, or 'png' or 'jpeg' for a CompressedImage on IMAGE_TOPIC/compressed. Stamps: `folder_stamps`.
-    `BagError` names a file that is not an image, `LabelError` ids that are not in the label set.
-    """
-    paths = image_files(frames)
-    partners = {p.stem: p for p in image_files(truth)} if truth else {}
-    if partners and labels is None:
-        raise BagError(f'label images in {truth} without a label set: name one with --labels')
-    if truth and not any(p.stem in partners for p in paths):
-        raise BagError(f'no label image in {truth} has the name of an image in {frames}')
-    if encoding in ('png', 'jpeg'):
-        image_topic = f'{image_topic}/compressed'
-    info_topic = image_topic.removesuffix('/compressed').rsplit('/', 1)[0] + '/camera_info'
-    stamped = sorted(zip(folder_stamps(paths, rate), paths))
-    if stamped[-1][0] > MAX_STAMP:
-        raise BagError(f'{stamped[-1][1]} has a number in its name that is no stamp in ns, and too large '
-                       'for a frame number at this rate; rename the files')
-    with Writer(out, storage) as writer:
-        for stamp, path in stamped:
-            rgb = _read(pictures.read, path)
-            head = header(stamp, frame_id)
-            height, width = rgb.shape[:2]
-            pixels = rgb[..., ::-1] if encoding == 'bgr8' else cv2.cvtColor(
-                rgb, cv2.COLOR_RGB2GRAY) if encoding == 'mono8' else rgb
-            writer.write(image_topic, image(pixels, encoding, head), stamp)
-            writer.write(info_topic, camera_info(height, width, head), stamp)
-            if path.stem in partners and labels is not None:
-                ids = labels.from_source(_read(pictures.read_labels, partners[path.stem]))
-                writer.write(label_topic, image(ids, 'mono8', head), stamp)
-    return len(paths)
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return a folder's image files, sorted by name, without hidden ones; `BagError` if there are none."""
-    suffixes = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
-    # macOS leaves ._0001.jpg beside 0001.jpg.
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes
-                   and not p.name.startswith('.') and not p.is_dir()) if folder.is_dir() else []
-    if not found:
-        raise BagError(f'no images in {folder}; expected a folder of {", ".join(suffixes)}')
-    return found
-
-
-def _read(reader: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
-    try:
-        return reader(path)
-    except PictureError as e:
-        raise BagError(str(e)) from e
 
 
 def digest(path: str | Path, *, names: bool = False) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import bags, pictures
+from . import bags, image_folders, pictures
 from .bags import Bag, BagError, NS, Recorded, Topic
 from .pictures import PictureError
 
@@ -84,12 +84,12 @@ class Footage:
 
 
 class Folder(Footage):
-    """A folder of image files; their stamps come from their names, see `bags.folder_stamps`."""
+    """A folder of image files; their stamps come from their names, see `image_folders.folder_stamps`."""
 
     def __init__(self, path: Path, rate: float):
         super().__init__()
-        files = bags.image_files(path)
-        pairs = sorted(zip(bags.folder_stamps(files, rate), files))
+        files = image_folders.image_files(path)
+        pairs = sorted(zip(image_folders.folder_stamps(files, rate), files))
         self.path, self.times, self.files = path, [t for t, _ in pairs], [f for _, f in pairs]
 
     def _frames(self, first: int) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:

@@ -32,7 +32,18 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 import yaml
 
-from lightseg_ros import annotations, bags, data_import, images, labels, networks, pictures, sizes, weights
+from lightseg_ros import (
+    annotations,
+    bag_writer,
+    bags,
+    data_import,
+    images,
+    labels,
+    networks,
+    pictures,
+    sizes,
+    weights,
+)
 from lightseg_ros.training import archive
 
 SECONDS, MEGABYTES = 1.0, 200
@@ -140,7 +151,7 @@ def _bag_seeds(folder: Path) -> list[tuple[str, bytes]]:
     seeds = []
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     for storage, suffix in (('mcap', '.mcap'), ('sqlite3', '.db3')):
-        with bags.Writer(folder / storage, storage) as writer:
+        with bag_writer.Writer(folder / storage, storage) as writer:
             for i in range(4):
                 writer.write('/image', bags.image(pixels, 'rgb8', bags.header(i)), i)
         path, = (folder / storage).glob(f'*{suffix}')

@@ -22,7 +22,7 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin  # noqa: E402
 from rosbags.rosbag2 import Writer as Writer2  # noqa: E402
 from rosbags.rosbag2.enums import CompressionFormat  # noqa: E402
 
-from lightseg_ros import bag_files, bags, images, labels  # noqa: E402
+from lightseg_ros import bag_files, bag_writer, bags, image_folders, images, labels  # noqa: E402
 from lightseg_ros.bags import Bag, BagError, NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 
@@ -35,7 +35,7 @@ def frames(count=5, height=24, width=32):
 
 def write(path, pixels, encoding='rgb8', storage='mcap', other=0):
     """A bag of frames at 10 Hz from 5 s on, recorded 1 ms late, and `other` bytes of a second topic."""
-    with bags.Writer(path, storage) as writer:
+    with bag_writer.Writer(path, storage) as writer:
         for i, rgb in enumerate(pixels):
             stamp = 5 * NS + i * NS // 10
             writer.write(IMAGE, bags.image(rgb, encoding, bags.header(stamp, 'camera')), stamp + 10 ** 6)
@@ -155,7 +155,7 @@ def test_image_topics(tmp_path):
 
 
 def test_the_topics_that_there_are_are_named(tmp_path):
-    with bags.Writer(tmp_path / 'bag.mcap') as writer:
+    with bag_writer.Writer(tmp_path / 'bag.mcap') as writer:
         writer.write('/status', bags.TYPES['std_msgs/msg/String']('on'), 1)
     with Bag(tmp_path / 'bag.mcap') as bag:
         text = r'no image topic; it has /status \(std_msgs/String, 1 messages\)'
@@ -166,7 +166,7 @@ def test_the_topics_that_there_are_are_named(tmp_path):
 
 
 def test_depth_and_empty_topics_are_no_choice(tmp_path):
-    with bags.Writer(tmp_path / 'bag.mcap') as writer:
+    with bag_writer.Writer(tmp_path / 'bag.mcap') as writer:
         writer.write(IMAGE, bags.image(frames(1)[0], 'rgb8', bags.header(1)), 1)
         depth = bags.image(frames(1)[0], 'png', bags.header(1))
         writer.write('/depth/image_raw/compressedDepth', depth, 1)
@@ -283,7 +283,7 @@ def split(folder, pixels, names):
     folder.mkdir()
     for i, name in enumerate(names):
         stamp = 5 * NS + i * NS // 10
-        with bags.Writer(folder / name) as writer:
+        with bag_writer.Writer(folder / name) as writer:
             writer.write(IMAGE, bags.image(pixels[i], 'rgb8', bags.header(stamp)), stamp + 10 ** 6)
     listed = ''.join(f'    - {name}\n' for name in names)
     (folder / 'metadata.yaml').write_text(
@@ -368,7 +368,7 @@ def test_folder_without_metadata(tmp_path):
     folder.mkdir()
     for part, i in ((8, 0), (9, 1), (10, 2)):
         stamp = 5 * NS + i * NS // 10
-        with bags.Writer(folder / f'bag_{part}.mcap') as writer:
+        with bag_writer.Writer(folder / f'bag_{part}.mcap') as writer:
             writer.write(IMAGE, bags.image(pixels[i], 'rgb8', bags.header(stamp)), stamp + 10 ** 6)
     with Bag(folder) as bag:
         assert bag.topics[IMAGE].count == 3 and 'no metadata.yaml' in bag.notes[0]
@@ -562,7 +562,7 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path):
         with pytest.raises(BagError):
             Bag(path)
     with pytest.raises(BagError, match='not a regular file'):
-        bags.from_folder(tmp_path, tmp_path / 'out.mcap')
+        bag_writer.from_folder(tmp_path, tmp_path / 'out.mcap')
 
 
 def test_an_mcap_file_of_nothing(tmp_path):
@@ -582,7 +582,7 @@ def test_broken_message(tmp_path):
     pixels = frames(2)
     good = [bags.image(p, 'rgb8', bags.header(5 * NS + i * NS // 10)) for i, p in enumerate(pixels)]
     raw = [bytes(bags.ROS2.serialize_cdr(m, m.__msgtype__)) for m in good]
-    with bags.Writer(tmp_path / 'bag.mcap') as writer:
+    with bag_writer.Writer(tmp_path / 'bag.mcap') as writer:
         for i, cdr in enumerate((raw[0], raw[0][:30], b'', b'\xff' * 40, raw[1])):
             writer.write_raw(IMAGE, 'sensor_msgs/msg/Image', cdr, 5 * NS + i)
     with Bag(tmp_path / 'bag.mcap') as bag:
@@ -596,28 +596,28 @@ def test_broken_message(tmp_path):
 
 
 def test_stamp_not_set(tmp_path):
-    with bags.Writer(tmp_path / 'bag.mcap') as writer:
+    with bag_writer.Writer(tmp_path / 'bag.mcap') as writer:
         writer.write(IMAGE, bags.image(frames(1)[0], 'rgb8', bags.header(0)), 77)
     with Bag(tmp_path / 'bag.mcap') as bag:
         assert next(bag.messages(IMAGE)).stamp_ns() == 77
 
 
 def test_writer_is_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), bags.Writer(tmp_path / 'bag') as writer:
+    with pytest.raises(RuntimeError), bag_writer.Writer(tmp_path / 'bag') as writer:
         writer.write(IMAGE, bags.image(frames(1)[0], 'rgb8', bags.header(1)), 1)
         raise RuntimeError
     assert not list(tmp_path.iterdir())
     write(tmp_path / 'bag', frames(1))
     with pytest.raises(BagError, match='exists; no bag is overwritten'):
-        bags.Writer(tmp_path / 'bag')
+        bag_writer.Writer(tmp_path / 'bag')
     with pytest.raises(BagError, match='expected mcap, or sqlite3 for a folder'):
-        bags.Writer(tmp_path / 'a.mcap', 'sqlite3')
+        bag_writer.Writer(tmp_path / 'a.mcap', 'sqlite3')
 
 
 def test_memory_is_bounded(tmp_path):
     """Reading 300 MB of images takes little more memory than one of them."""
     pixels = np.zeros((480, 640, 3), np.uint8)
-    with bags.Writer(tmp_path / 'bag.mcap') as writer:
+    with bag_writer.Writer(tmp_path / 'bag.mcap') as writer:
         for i in range(320):
             writer.write(IMAGE, bags.image(pixels, 'rgb8', bags.header(i + 1)), i + 1)
     tracemalloc.start()
@@ -637,7 +637,7 @@ def test_memory_is_bounded(tmp_path):
     (['1700000000.500000000', '1700000001_000000001'], 1, [1700000000.5, 1700000001.000000001]),
 ])
 def test_folder_stamps(tmp_path, names, rate, expected_s):
-    stamps = bags.folder_stamps([tmp_path / f'{n}.png' for n in names], rate)
+    stamps = image_folders.folder_stamps([tmp_path / f'{n}.png' for n in names], rate)
     np.testing.assert_allclose(stamps, np.array(expected_s) * NS, rtol=1e-15, atol=200)
 
 
@@ -651,7 +651,7 @@ def test_from_folder(tmp_path):
         cv2.imwrite(str(left / f'Seq_{i:03}.png'), rgb[..., ::-1])
     cv2.imwrite(str(right / 'Seq_001.png'), ids)
     out = tmp_path / 'bag'
-    assert bags.from_folder(left, out, truth=right, labels=camvid, rate=10, encoding='rgb8') == 3
+    assert bag_writer.from_folder(left, out, truth=right, labels=camvid, rate=10, encoding='rgb8') == 3
     with Bag(out) as bag:
         assert {t.name: t.count for t in bag.topics.values()} == {
             IMAGE: 3, '/camera/camera_info': 3, LABEL: 1}
@@ -663,7 +663,7 @@ def test_from_folder(tmp_path):
         np.testing.assert_array_equal(truth[..., 0], np.where(ids == 11, 255, ids))
         info = next(bag.messages('/camera/camera_info')).read()
         assert (info.height, info.width, info.k[0], info.header.frame_id) == (24, 32, 0, 'camera')
-    bags.from_folder(left, tmp_path / 'png.mcap', encoding='png')
+    bag_writer.from_folder(left, tmp_path / 'png.mcap', encoding='png')
     with Bag(tmp_path / 'png.mcap') as bag:
         assert set(bag.topics) == {IMAGE + '/compressed', '/camera/camera_info'}
         np.testing.assert_array_equal(decoded(bag, IMAGE + '/compressed')[2][2], pixels[2])
@@ -673,16 +673,16 @@ def test_from_folder_refuses(tmp_path):
     folder = tmp_path / 'images'
     folder.mkdir()
     with pytest.raises(BagError, match='no images in'):
-        bags.from_folder(folder, tmp_path / 'bag')
+        bag_writer.from_folder(folder, tmp_path / 'bag')
     (folder / 'a1.png').write_bytes(b'no image')
     with pytest.raises(BagError, match='a1.png is not a readable image'):
-        bags.from_folder(folder, tmp_path / 'bag')
+        bag_writer.from_folder(folder, tmp_path / 'bag')
     assert not (tmp_path / 'bag').exists()
     other = tmp_path / 'labels'
     other.mkdir()
     cv2.imwrite(str(other / 'b1.png'), np.zeros((4, 4), np.uint8))
     with pytest.raises(BagError, match='has the name of an image in'):
-        bags.from_folder(folder, tmp_path / 'bag', truth=other, labels=labels.load('camvid'))
+        bag_writer.from_folder(folder, tmp_path / 'bag', truth=other, labels=labels.load('camvid'))
 
 
 def test_a_folder_may_end_in_bag(tmp_path):

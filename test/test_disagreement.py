@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 
-from lightseg_ros import bags, labels  # noqa: E402
+from lightseg_ros import bag_writer, bags, labels  # noqa: E402
 from lightseg_ros.bags import NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 from lightseg_ros.evaluation import disagreement, scores, text_report  # noqa: E402
@@ -20,7 +20,7 @@ NAMES = labels.load('camvid').names
 
 def write_results(path, frames):
     """Write labels and overlays as `lightseg evaluate --out` does; `frames`: (stamp, labels)."""
-    with bags.Writer(path) as writer:
+    with bag_writer.Writer(path) as writer:
         for stamp, ids in frames:
             head = bags.header(stamp)
             writer.write(disagreement.LABEL, bags.image(ids, 'mono8', head), stamp)

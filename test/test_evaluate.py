@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 
-from lightseg_ros import bags, datasets, images, weights  # noqa: E402
+from lightseg_ros import bag_writer, bags, datasets, images, weights  # noqa: E402
 from lightseg_ros.bags import Bag, NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 from lightseg_ros.evaluation import evaluate as replays  # noqa: E402
@@ -42,7 +42,7 @@ def model(random_weights):
 def write_bag(path, count, seed=0, height=48, width=72, bad=(), topics=True):
     """A bag of noise at 10 Hz; frames whose number is in `bad` are cut short, every fourth has no label."""
     rng = np.random.default_rng(seed)
-    with bags.Writer(path) as writer:
+    with bag_writer.Writer(path) as writer:
         for i in range(count):
             stamp = (10 + seed) * NS + i * NS // 10
             head = bags.header(stamp, 'camera')
@@ -206,7 +206,7 @@ def test_folder_and_bag_are_the_same(camvid, random_weights, tmp_path):
     model = ModelSpec(str(random_weights), 'cpu')
     folder = figures(replays.evaluate_dataset(dataset, model.load(), quiet=True))
     bag = tmp_path / 'camvid.mcap'
-    bags.from_folder(tmp_path / 'test', bag, truth=tmp_path / 'testannot', labels=dataset.labels)
+    bag_writer.from_folder(tmp_path / 'test', bag, truth=tmp_path / 'testannot', labels=dataset.labels)
     topic = replays.evaluate_bags([bag], model, truth=TRUTH, run=QUIET)
     files = replays.evaluate_bags([bag], model, image_topic=IMAGE, run=QUIET,
                                      truth=GroundTruthSource(folder=tmp_path / 'testannot', source_ids=True))
@@ -463,13 +463,13 @@ def test_stamps_that_no_bag_can_hold_do_not_end_an_evaluation(tmp_path, model):
     found = replays.evaluate_bags([tmp_path / 'images'], model, run=run)
     assert found.scores.counts['segmented'] == 3
     with pytest.raises(bags.BagError, match='rename the files'):
-        bags.from_folder(tmp_path / 'images', tmp_path / 'new.mcap')
+        bag_writer.from_folder(tmp_path / 'images', tmp_path / 'new.mcap')
     assert not (tmp_path / 'new.mcap').exists()
 
 
 def test_stamps_before_1970_are_written(tmp_path, model):
     """A clock that counts from its own start may be set back below 0; the bag's times can't be."""
-    with bags.Writer(tmp_path / 'drive.mcap') as writer:
+    with bag_writer.Writer(tmp_path / 'drive.mcap') as writer:
         for i in range(2):
             rgb = np.full((48, 72, 3), 90 * i, np.uint8)
             writer.write(IMAGE, bags.image(rgb, 'rgb8', bags.header((i - 5) * NS)), i * NS)
@@ -524,7 +524,7 @@ def test_a_disk_that_is_too_small(tmp_path, model, monkeypatch):
 
 
 def test_labels_that_never_match(tmp_path, model):
-    with bags.Writer(tmp_path / 'bag') as writer:
+    with bag_writer.Writer(tmp_path / 'bag') as writer:
         for topic, stamp in ((IMAGE, 5 * NS), (LABEL, 7 * NS)):
             writer.write(topic, bags.image(np.zeros((48, 72), np.uint8), 'mono8', bags.header(stamp)), stamp)
     text = r'no label of /camera/label lies within 5 ms .* stamped 5.000 to 5.000 s'
@@ -546,7 +546,7 @@ def test_nothing_but_broken_frames(tmp_path, model, capsys):
 
 def test_memory_does_not_grow_with_the_bag(tmp_path, model):
     """150 frames of 0.2 MB: what stays is the figures of each, not the frames."""
-    with bags.Writer(tmp_path / 'bag') as writer:
+    with bag_writer.Writer(tmp_path / 'bag') as writer:
         for i in range(150):
             rgb = np.full((240, 320, 3), i % 256, np.uint8)
             writer.write(IMAGE, bags.image(rgb, 'rgb8', bags.header(i + 1)), i + 1)
@@ -567,7 +567,7 @@ def test_16_bit_cameras(tmp_path, model, capsys):
     counts = np.linspace(7000, 9000, 48 * 72).reshape(48, 72).astype(np.uint16)
     counts = np.random.default_rng(0).permuted(counts.ravel()).reshape(48, 72)
     seen = {}
-    with bags.Writer(tmp_path / 'thermal.mcap') as writer:
+    with bag_writer.Writer(tmp_path / 'thermal.mcap') as writer:
         for i in range(2):
             writer.write(IMAGE, bags.image(counts, 'mono16', bags.header((i + 1) * NS)), (i + 1) * NS)
     recording = recordings.index_bag(tmp_path / 'thermal.mcap')

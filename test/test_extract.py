@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 
-from lightseg_ros import bags, labels, pictures  # noqa: E402
+from lightseg_ros import bag_writer, bags, labels, pictures  # noqa: E402
 from lightseg_ros.bags import NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 from lightseg_ros.evaluation import evaluate, extract, recordings  # noqa: E402
@@ -19,7 +19,7 @@ def bag(tmp_path_factory):
     """32 frames at 5 Hz from second 3 on; the sixth is cut short."""
     path = tmp_path_factory.mktemp('bag') / 'drive.mcap'
     rng = np.random.default_rng(0)
-    with bags.Writer(path) as writer:
+    with bag_writer.Writer(path) as writer:
         for i in range(32):
             stamp = 3 * NS + i * NS // 5
             rgb = rng.integers(0, 256, (6, 9, 3), np.uint8).repeat(8, 0).repeat(8, 1)
@@ -70,7 +70,7 @@ def test_least_sure(bag, model, tmp_path):
 
 def test_a_harmless_note_leaves_nothing_out(tmp_path, capsys):
     (tmp_path / 'drive').mkdir()
-    with bags.Writer(tmp_path / 'drive' / 'drive_0.mcap') as writer:
+    with bag_writer.Writer(tmp_path / 'drive' / 'drive_0.mcap') as writer:
         writer.write('/image', bags.image(np.zeros((8, 8, 3), np.uint8), 'rgb8', bags.header(NS)), NS)
     assert main(['bag', 'to-folder', str(tmp_path / 'drive'), str(tmp_path / 'out')]) == 0
     assert bags.NO_METADATA in capsys.readouterr().out

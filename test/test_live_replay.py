@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 
-from lightseg_ros import bags, weights  # noqa: E402
+from lightseg_ros import bag_writer, bags, weights  # noqa: E402
 from lightseg_ros.bags import NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 from lightseg_ros.evaluation import evaluate as offline  # noqa: E402
@@ -34,7 +34,7 @@ sys.path.insert(0, {root!r})
 import rclpy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
-from lightseg_ros import bags
+from lightseg_ros import bag_writer, bags
 parser = argparse.ArgumentParser()
 parser.add_argument('words', nargs=2)
 parser.add_argument('bag')
@@ -66,7 +66,7 @@ def write_bag(path, encoding, bad=()):
     """A bag of 15 frames at 10 Hz with labels; frames whose number is in `bad` hold too little data."""
     rng = np.random.default_rng(5)
     topic = '/camera/image_raw' + ('/compressed' if encoding == 'png' else '')
-    with bags.Writer(path) as writer:
+    with bag_writer.Writer(path) as writer:
         for i in range(COUNT):
             stamp = 1000 * NS + i * NS // 10
             head = bags.header(stamp, 'camera')
@@ -136,7 +136,7 @@ def test_video(model, tmp_path, monkeypatch):
     context = av.CodecContext.create('libx264', 'w')
     context.width, context.height, context.pix_fmt, context.time_base = 128, 96, 'yuv420p', Fraction(1, 10)
     context.options = {'tune': 'zerolatency'}
-    with bags.Writer(tmp_path / 'bag.mcap') as writer:
+    with bag_writer.Writer(tmp_path / 'bag.mcap') as writer:
         for i in range(6):
             frame = av.VideoFrame.from_ndarray(np.full((96, 128, 3), 40 * i, np.uint8), 'rgb24')
             frame.pts = i

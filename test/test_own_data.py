@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lightseg_ros import bags, cli, labels, weights
+from lightseg_ros import bag_writer, cli, labels, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 COLORS = np.array([[128, 128, 128], [128, 64, 128], [64, 0, 128]], np.uint8)  # sky, road, car
@@ -40,7 +40,7 @@ def record(folder: Path, out: str) -> None:
         ids[30 + i % 5:] = 1
         ids[40:60, 4 * i:4 * i + 24] = 2
         cv2.imwrite(str(folder / f'camera/{i}.png'), COLORS[ids][..., ::-1])
-    bags.from_folder(folder / 'camera', folder / out, labels=labels.load('camvid'), rate=1.0)
+    bag_writer.from_folder(folder / 'camera', folder / out, labels=labels.load('camvid'), rate=1.0)
 
 
 def annotate(frames: Path, archive: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 
-from lightseg_ros import bag_files, bags, labels  # noqa: E402
+from lightseg_ros import bag_files, bag_writer, bags, labels  # noqa: E402
 from lightseg_ros.bags import NS  # noqa: E402
 from lightseg_ros.evaluation import recordings  # noqa: E402
 from lightseg_ros.evaluation.recordings import GroundTruthSource, RecordedFrame, Selection, Skip  # noqa: E402
@@ -31,7 +31,7 @@ class Maker:
     """Writes a bag, a message at a time; a message's recording time is its place unless given."""
 
     def __init__(self, path, storage='mcap'):
-        self.writer = bags.Writer(path, storage)
+        self.writer = bag_writer.Writer(path, storage)
         self.count = 0
 
     def __enter__(self):
@@ -342,7 +342,7 @@ def test_label_files_of_a_bag(tmp_path):
         (tmp_path / folder).mkdir()
         for name in names:
             cv2.imwrite(str(tmp_path / folder / f'{name}.png'), ids(0))
-    bags.from_folder(tmp_path / 'images', tmp_path / 'bag')
+    bag_writer.from_folder(tmp_path / 'images', tmp_path / 'bag')
     truth = GroundTruthSource(folder=tmp_path / 'labels', source_ids=True)
     note, = recordings.index_bag(tmp_path / 'bag', truth=truth).notes
     assert 'labels of 2 recordings' in note and recordings.kind_of(note) == 'bags_damaged'

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 
-from lightseg_ros import bags  # noqa: E402
+from lightseg_ros import bag_writer, bags  # noqa: E402
 from lightseg_ros.sources import Calibration, open_source, SourceError  # noqa: E402
 
 
@@ -97,7 +97,7 @@ def test_a_video_gives_its_frames_at_its_rate(tmp_path, picture):
 @pytest.mark.parametrize('encoding, suffix', [('bgr8', ''), ('png', '/compressed')])
 def test_a_bag_gives_its_image_topic_at_its_stamps_with_calibration(tmp_path, picture, encoding, suffix):
     path, zero = tmp_path / 'bag.mcap', 10 ** 9
-    with bags.Writer(path) as writer:
+    with bag_writer.Writer(path) as writer:
         info = bags.camera_info(48, 64, bags.header(zero))
         info.k[:], info.distortion_model = [50, 0, 31.5, 0, 50, 23.5, 0, 0, 1], 'plumb_bob'
         writer.write('/cam/camera_info', info, zero)
@@ -146,7 +146,7 @@ def test_a_source_of_broken_frames_only_is_an_error_and_no_endless_loop(tmp_path
 
 def test_errors_of_bags_name_the_parameter(tmp_path, picture):
     path = tmp_path / 'bag.mcap'
-    with bags.Writer(path) as writer:
+    with bag_writer.Writer(path) as writer:
         for topic in ('/a', '/b'):
             writer.write(topic, bags.image(picture, 'rgb8', bags.header(1)), 1)
     with pytest.raises(SourceError, match='several image topics.*camera_topic of the launch'):

@@ -11,7 +11,7 @@ pytest.importorskip('rosbags', reason='rosbags is not installed')
 av = pytest.importorskip('av', reason='av is not installed')
 mcap_writer = pytest.importorskip('mcap.writer', reason='mcap is not installed')
 
-from lightseg_ros import bags, images, labels, sources, video  # noqa: E402
+from lightseg_ros import bag_writer, bags, images, labels, sources, video  # noqa: E402
 from lightseg_ros.bags import Bag, BagError, NS  # noqa: E402
 from lightseg_ros.evaluation import recordings  # noqa: E402
 
@@ -56,7 +56,7 @@ def message(way, data, stamp, codec='h264'):
 
 def write(path, found, way='CompressedVideo', codec='h264'):
     """Frame `i` is stamped (i + 1) / 10 s; packets are recorded every 0.1 s in the order they come."""
-    with bags.Writer(path) as writer:
+    with bag_writer.Writer(path) as writer:
         for place, (i, data) in enumerate(found):
             writer.write(TOPIC, message(way, data, (i + 1) * NS // 10, codec), (place + 1) * NS // 10)
 
@@ -125,7 +125,7 @@ def test_lost_and_damaged_packets(tmp_path, encoder, codec):
 
 
 def test_no_packets(tmp_path):
-    with bags.Writer(tmp_path / 'bag.mcap') as writer:
+    with bag_writer.Writer(tmp_path / 'bag.mcap') as writer:
         writer.write(TOPIC, message('CompressedVideo', b'hello', NS), NS)
         writer.write(TOPIC, message('CompressedVideo', b'', NS), NS + 1)
         writer.write(TOPIC, message('CompressedVideo', b'\0\0\1\x65', NS, 'vp9'), NS + 2)
@@ -141,7 +141,7 @@ def test_without_av(tmp_path, monkeypatch):
     text = r'it has /camera/video \(foxglove_msgs/CompressedVideo, 2 messages\), which needs `pip install av`'
     with Bag(tmp_path / 'bag.mcap') as bag, pytest.raises(BagError, match=text):
         bag.image_topic()
-    with bags.Writer(tmp_path / 'both.mcap') as writer:
+    with bag_writer.Writer(tmp_path / 'both.mcap') as writer:
         writer.write(TOPIC, message('CompressedVideo', b'', NS), NS)
         writer.write('/camera/image_raw', bags.image(pictures(1)[0], 'rgb8', bags.header(1)), NS)
     with Bag(tmp_path / 'both.mcap') as bag:

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import bags, labels
+    from .. import bag_writer, bags, labels
     if args.what == 'info':
         with bags.Bag(args.bag) as bag:
             for topic in bag.topics.values():
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         return _to_folder(args)
     if args.rate <= 0:
         raise bags.BagError(f'rate is {args.rate:g}; expected more than 0')
-    count = bags.from_folder(
+    count = bag_writer.from_folder(
         args.images, args.out, truth=args.label_dir, labels=labels.load(args.labels), rate=args.rate,
         image_topic=args.image_topic, label_topic=args.label_topic, encoding=args.encoding,
         storage=args.storage, frame_id=args.frame_id)

@@ -23,7 +23,7 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from .. import __version__, bags, files, machine, weights
+from .. import __version__, bags, files, image_folders, machine, weights
 from ..bags import BagError
 from ..datasets import DataSet
 from ..images import Range
@@ -143,8 +143,8 @@ class Evaluation:
 
 
 def read_dataset(dataset: DataSet, apart_ns: int = APART_NS) -> Iterator[RecordedFrame]:
-    """Read a data set's pairs by the stamps that `bags.from_folder` gives them."""
-    stamps = bags.folder_stamps([p.image for p in dataset.pairs], 30.0)
+    """Read a data set's pairs by the stamps that `bag_writer.from_folder` gives them."""
+    stamps = image_folders.folder_stamps([p.image for p in dataset.pairs], 30.0)
     order = sorted(range(len(dataset)), key=lambda i: stamps[i])
     samples = {order[k] for k in recordings.spread([('', stamps[i]) for i in order], SAMPLES, apart_ns)}
     for i in order:

@@ -47,7 +47,7 @@ def to_folder(path: Path, out: Path, *, image_topic: str | None = None, selectio
             failed.append(f'frame {frame.index} has the stamp of another one: left out')
             continue
         written.add(frame.stamp_ns)
-        name = f'{frame.stamp_ns:019d}.png'  # 16 digits or more are a stamp, see bags.folder_stamps
+        name = f'{frame.stamp_ns:019d}.png'  # 16 digits or more are a stamp, see image_folders.folder_stamps
         _write(out / 'images' / name, cv2.cvtColor(np.ascontiguousarray(frame.rgb), cv2.COLOR_RGB2BGR))
         if prelabel and segment:
             _write(out / 'labels' / name, source_ids(segment([frame.rgb])[0].labels, segment.labels))

@@ -14,7 +14,7 @@ from typing import Any
 
 import cv2
 
-from .. import bags
+from .. import bag_writer, bags
 from ..bags import Bag
 from ..files import make_folder, remove_empty, write_whole
 from ..health import Health
@@ -146,7 +146,7 @@ class Parts:
                 shutil.rmtree(self.out)
             elif self._ours:
                 self.out.unlink(missing_ok=True)
-            with bags.Writer(self.out) as writer:
+            with bag_writer.Writer(self.out) as writer:
                 classes_written = False
                 for part in order:
                     with Bag(self.folder / f'{part.name}.mcap') as bag:
@@ -216,7 +216,7 @@ class Recorder:
     last_status_ns: int | None = None
 
     def __enter__(self) -> 'Recorder':
-        self.writer = bags.Writer(self.path)
+        self.writer = bag_writer.Writer(self.path)
         self.writer.__enter__()
         return self
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import bags, images, pictures
+from .. import bags, image_folders, images, pictures
 from ..bags import Bag, BagError
 from ..footage import AS_STORED, Folder, Footage, Frame, open_recording, Video
 from ..images import ImageError
@@ -38,7 +38,7 @@ class GroundTruthSource:
 
     `source_ids`: the label images hold the data set's own ids (as CamVid's files do) instead of class ids
     with 255 as void. `tolerance_ns`: how far the stamps of a frame and its label may differ. `rate`: Hz, for
-    files named by frame numbers, see `bags.folder_stamps`.
+    files named by frame numbers, see `image_folders.folder_stamps`.
     """
 
     topic: str | None = None
@@ -240,14 +240,14 @@ def index_bag(path: str | Path, image_topic: str | None = None, truth: GroundTru
         label_stamps = stamps[truth.topic]
         labels = places(times[truth.topic], range(len(label_stamps)))
     elif truth.folder:
-        files = bags.image_files(truth.folder)
-        label_stamps, labels = bags.folder_stamps(files, truth.rate), [str(f) for f in files]
+        files = image_folders.image_files(truth.folder)
+        label_stamps, labels = image_folders.folder_stamps(files, truth.rate), [str(f) for f in files]
     selection = selection or Selection()
     chosen = selection.of(times[topic])
     if selection.timed and (far := _far(times[topic])):
         notes.append(f'{path.name}: {far}; frames used: {len(chosen)}; {COUNTED}')
     # All frames are matched, so that no frame gets the label of one that is not chosen.
-    if truth.folder and not bags.named_by_stamps(files):
+    if truth.folder and not image_folders.named_by_stamps(files):
         matches = _match_files(bag, stamps[topic], files, truth, notes)
     else:
         matches = match(stamps[topic], label_stamps, truth.tolerance_ns)
@@ -331,17 +331,17 @@ def _match_files(bag: Bag | Footage, stamps: Sequence[int], files: Sequence[Path
         if any(f.stem in by_stem for f in bag.files):
             return [by_stem.pop(f.stem, None) for f in bag.files]
         # In one numbering: recordings follow each other, so a missing one would shift all later ones.
-        together = bags.folder_stamps([*bag.files, *files], truth.rate)
+        together = image_folders.folder_stamps([*bag.files, *files], truth.rate)
         return match(together[:len(bag.files)], together[len(bag.files):], truth.tolerance_ns)
-    numbers = bags.frame_numbers(files)
+    numbers = image_folders.frame_numbers(files)
     if isinstance(bag, Video) and len(files) == len(stamps) and sorted(numbers) in (
             [*range(len(stamps))], [*range(1, len(stamps) + 1)]):
         if min(numbers):
             notes.append(f'{truth.folder}: its files are numbered 1 to {len(files)}, the frames 0 to '
                          f'{len(files) - 1}; {IN_ORDER}')
         return [*sorted(range(len(files)), key=lambda i: numbers[i])]
-    matches = match(stamps, bags.folder_stamps(files, truth.rate), truth.tolerance_ns)
-    names = bags.recordings_of(files)
+    matches = match(stamps, image_folders.folder_stamps(files, truth.rate), truth.tolerance_ns)
+    names = image_folders.recordings_of(files)
     if None in names and len(files) != len(stamps):
         raise BagError(f'{files[names.index(None)]} has no number in its name, so nothing says which of the '
                        f'{len(stamps)} frames it belongs to; expected names that are stamps in ns or frame '

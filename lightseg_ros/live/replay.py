@@ -22,7 +22,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from tqdm import tqdm
 
-from .. import bags, images, weights
+from .. import bag_writer, bags, images, weights
 from ..bags import Bag, NS
 from ..evaluation import recordings
 from ..evaluation.evaluate import choose_samples, Evaluation, EvaluationError, ModelSpec
@@ -70,7 +70,7 @@ class Live:
 class Collected:
     """Which frames were played when, and the results, on disk since a long bag's do not fit into memory."""
 
-    writer: bags.Writer
+    writer: bag_writer.Writer
     index_of: dict[int, int] = field(default_factory=dict)
     played_s: dict[int, float] = field(default_factory=dict)
     latency_ms: dict[int, float] = field(default_factory=dict)
@@ -138,7 +138,7 @@ def replay(path: Path, model: ModelSpec, live: Live, *, image_topic: str | None 
     try:
         with tempfile.TemporaryDirectory(prefix='lightseg_') as folder:
             kept = Path(folder) / 'results.mcap'
-            with bags.Writer(kept) as writer:
+            with bag_writer.Writer(kept) as writer:
                 collected = Collected(writer)
                 account, identity, device = _play(recording, model, live, compressed, collected, quiet,
                                                   log or Path(folder) / 'segmentation.log')
