@@ -3,9 +3,9 @@
 """
 A synthetic British street, seen from a car that drives down it, with its exact label image and depth.
 
-Each frame warps the textures of `painting` through a pinhole camera, from far to near. Colour, class id and
-distance are written with the same mask. Things with gaps (twigs, railings) get their class id over their
-whole outline, as in CamVid's annotations.
+Each frame warps textures through a pinhole camera, from far to near. Colour, class id and distance are
+written with the same mask. Things with gaps (twigs, railings) get their class id over their whole outline, as
+in CamVid's annotations.
 
 World coordinates in metres: x to the right of our lane's centre, y up from the road, z along the street. The
 street repeats every `PERIOD` metres. Traffic keeps left.
@@ -18,10 +18,12 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from . import painting
-from .painting import Car, LEFT_KERB, NOTHING, POLE, RIGHT_KERB, Texture
+from . import cars, houses, roadside
+from .cars import Car
+from .painting import NOTHING, POLE, Texture
+from .roadside import LEFT_KERB, RIGHT_KERB
 
-PERIOD = 4 * painting.GROUND_PERIOD
+PERIOD = 4 * roadside.GROUND_PERIOD
 VISIBLE = 170.0  # metres; the backdrop shows what lies beyond
 NEAR = 0.7  # metres; nothing is drawn nearer than this
 CAMERA_HEIGHT = 1.4
@@ -107,15 +109,15 @@ class Street:
         self.matrix = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
         self._focal, self._cx, self._cy = focal, (width - 1) / 2, (height - 1) / 2
         rng = np.random.default_rng(seed)
-        self._ground = painting.ground(rng)
+        self._ground = roadside.ground(rng)
         # Wider and higher than the image, because the camera turns.
         self._margin = width // 16
-        self._sky, self._sky_ids = painting.backdrop(
+        self._sky, self._sky_ids = houses.backdrop(
             rng, width + 2 * self._margin, height + 2 * self._margin, width / 640)
         self._houses: list[BuiltHouse] = []
         self._verges: list[Wall | Board] = []
         self._things: list[Wall | Board | Post | Vehicle] = []
-        trees = [painting.tree(rng, height, leaves) for height, leaves in
+        trees = [roadside.tree(rng, height, leaves) for height, leaves in
                  ((7.5, 0.5), (6.5, 1.0), (8.5, 0.03), (5.5, 0.9), (8.0, 0.2), (8.5, 1.0))]
         self._build(rng, trees)
         self._furnish(rng, trees)
@@ -149,11 +151,11 @@ class Street:
                         self._verges.append(Board((trees[rng.integers(len(trees))],),
                                                   x + side * rng.uniform(3, 7), at))
                 else:
-                    front = painting.facade(rng, length, kind, light * rng.uniform(0.88, 1.08))
+                    front = houses.facade(rng, length, kind, light * rng.uniform(0.88, 1.08))
                     gable = None
                     if neighbour is None or abs(neighbour.x) > abs(x + side * back) \
                             or neighbour.texture.height < front.height:
-                        gable = painting.gable(rng, 9.0, front.height - 0.8, 0.62)
+                        gable = houses.gable(rng, 9.0, front.height - 0.8, 0.62)
                     wall = Wall(front, x + side * back, z)
                     self._houses.append(BuiltHouse(wall, gable))
                     neighbour = None if gap else wall
@@ -167,19 +169,19 @@ class Street:
     def _fence(rng: Generator, length: float, hedge: float) -> Texture:
         choice = rng.random()
         if choice < 0.4:
-            return painting.railing(rng, length)
-        return painting.boards(rng, length) if choice < 0.65 else painting.hedge(rng, length, hedge)
+            return roadside.railing(rng, length)
+        return roadside.boards(rng, length) if choice < 0.65 else roadside.hedge(rng, length, hedge)
 
     def _furnish(self, rng: Generator, trees: list[Texture]) -> None:
         """Place everything that stands or moves in front of the houses."""
         add = self._things.append
-        signs = [painting.sign(kind) for kind in ('limit', 'warning', 'blue', 'board', 'parking')]
-        paints = [painting.PAINTS[i] for i in rng.permutation(len(painting.PAINTS))]
+        signs = [roadside.sign(kind) for kind in ('limit', 'warning', 'blue', 'board', 'parking')]
+        paints = [cars.PAINTS[i] for i in rng.permutation(len(cars.PAINTS))]
         kinds = ('hatch', 'saloon', 'hatch', 'estate', 'hatch', 'saloon', 'estate', 'hatch')
-        cars = [painting.car(rng, kind, paint) for kind, paint in zip(kinds, paints)]
-        van = painting.car(rng, 'van', (226, 226, 222))
-        people = [painting.walker(rng) for _ in range(6)]
-        riders = [painting.cyclist(rng, jacket) for jacket in ((52, 60, 84), (150, 156, 60))]
+        models = [cars.car(rng, kind, paint) for kind, paint in zip(kinds, paints)]
+        van = cars.car(rng, 'van', (226, 226, 222))
+        people = [roadside.walker(rng) for _ in range(6)]
+        riders = [roadside.cyclist(rng, jacket) for jacket in ((52, 60, 84), (150, 156, 60))]
         for z in np.arange(6.0, PERIOD, 30):  # lamp posts, each side in turn
             add(Post(LEFT_KERB - 0.5, z, 7.5, 0.085, 96, 1.5))
             add(Post(RIGHT_KERB + 0.5, z + 15, 7.5, 0.085, 96, -1.5))
@@ -197,8 +199,8 @@ class Street:
         for z, lit in ((70.0, 2), (190.0, 0)):
             for x in (LEFT_KERB - 0.4, RIGHT_KERB + 0.4):
                 add(Post(x, z, 2.3, 0.055, 60))
-                add(Board((painting.traffic_light(lit),), x, z - 0.1, 2.2))
-        rail = painting.railing(rng, 3.0)  # short pieces, so that sorting by distance works
+                add(Board((roadside.traffic_light(lit),), x, z - 0.1, 2.2))
+        rail = roadside.railing(rng, 3.0)  # short pieces, so that sorting by distance works
         for x, first, last in ((RIGHT_KERB + 0.35, 48, 68), (RIGHT_KERB + 0.35, 150, 186),
                                (LEFT_KERB - 0.35, 96, 120)):
             for z in np.arange(first, last, 3.0):
@@ -207,14 +209,14 @@ class Street:
             add(Post(RIGHT_KERB + 0.4, z, 1.0, 0.06, 40))
         z = 3.0
         while z < PERIOD - 6:  # the parking bay
-            parked = van if rng.random() < 0.06 else cars[rng.integers(len(cars))]
+            parked = van if rng.random() < 0.06 else models[rng.integers(len(models))]
             if rng.random() < 0.5:
                 add(Vehicle(parked, -3.25 + rng.uniform(-0.1, 0.1), z, away=rng.random() < 0.8))
             z += parked.shape.length + rng.uniform(0.7, 2.5)
-        add(Vehicle(cars[0], 0.05, 15.0, True, follows=True))
-        add(Vehicle(cars[3], 0.0, 38.0, True, follows=True))
+        add(Vehicle(models[0], 0.05, 15.0, True, follows=True))
+        add(Vehicle(models[3], 0.0, 38.0, True, follows=True))
         for i in range(7):
-            oncoming = van if i == 4 else cars[(3 * i + 1) % len(cars)]
+            oncoming = van if i == 4 else models[(3 * i + 1) % len(models)]
             add(Vehicle(oncoming, 3.5, i * PERIOD / 7 + rng.uniform(0, 15), False, -8.0))
         for i in range(28):
             x = (rng.uniform(LEFT_WALL + 0.7, LEFT_KERB - 0.8) if i % 2 else
@@ -303,7 +305,7 @@ class Street:
 
     def _draw_ground(self) -> None:
         """Warp the ground in bands of rows. Each band uses the texture resolution that fits its distance."""
-        period = painting.GROUND_PERIOD
+        period = roadside.GROUND_PERIOD
         horizon = self._project(self._x, self._y, 1000.0)[1]
         rise = self._focal * CAMERA_HEIGHT
         bottom = self.height
@@ -313,15 +315,15 @@ class Street:
                 continue
             near = rise / max(bottom - horizon, 1)
             middle = math.sqrt(near * far)
-            kx = max(int(math.log2(max(painting.GROUND_X * middle / self._focal, 1))), 0)
-            kz = min(max(int(math.log2(max(painting.GROUND_Z * middle ** 2 / rise, 1))), 0), 8)
+            kx = max(int(math.log2(max(roadside.GROUND_X * middle / self._focal, 1))), 0)
+            kz = min(max(int(math.log2(max(roadside.GROUND_Z * middle ** 2 / rise, 1))), 0), 8)
             rgba, ids = self._ground.level(kx, kz)
             assert ids is not None
             rgba, ids = rgba[1:-1, 1:-1], ids[1:-1, 1:-1]  # the texture repeats, so it has no margin
             h, w = ids.shape
             near = max(0.9 * near, NEAR)
             corners = ((0, near), (w, near), (w, far), (0, far))
-            left, right = painting.GROUND_LEFT, painting.GROUND_RIGHT
+            left, right = roadside.GROUND_LEFT, roadside.GROUND_RIGHT
             target = np.array([self._project(right if u else left, 0, z) for u, z in corners], np.float32)
             target[:, 1] -= top
             # The last row of the texture is z = 0, and z grows upwards. BORDER_WRAP repeats the texture.
