@@ -43,7 +43,8 @@ MAY = {
     'training': {'compiled', 'data_check', 'datasets', 'evaluation', 'files', 'labels', 'machine', 'metrics',
                  'networks', 'sizes', 'synthetic', 'weights'},
     'evaluation': {'bag_writer', 'bags', 'datasets', 'files', 'footage', 'health', 'image_folders',
-                   'images', 'inference', 'labels', 'machine', 'metrics', 'networks', 'pictures', 'sizes', 'weights'},
+                   'images', 'inference', 'labels', 'machine', 'metrics', 'networks', 'pictures',
+                   'sizes', 'weights'},
     'benchmark': {'datasets', 'files', 'inference', 'info', 'labels', 'machine', 'metrics', 'networks',
                   'sizes', 'synthetic', 'weights'},
     'nodes': {'files', 'framing', 'health', 'images', 'inference', 'labels', 'latest', 'machine', 'metrics',
@@ -52,8 +53,8 @@ MAY = {
              'images', 'inference', 'labels', 'machine', 'metrics', 'nodes', 'sizes', 'sources', 'synthetic',
              'weights'},
     'cli': {'bag_writer', 'bags', 'benchmark', 'contact_sheet', 'data_check', 'data_import', 'datasets',
-            'evaluation', 'files', 'images', 'inference', 'info', 'labels', 'live', 'machine', 'networks', 'sizes',
-            'synthetic', 'training', 'weights'},
+            'evaluation', 'files', 'images', 'inference', 'info', 'labels', 'live', 'machine', 'networks',
+            'sizes', 'synthetic', 'training', 'weights'},
 }
 # Neither ROS nor torch: what a tool without a network needs must start fast and run anywhere.
 LIGHT = ('texts', 'files', 'labels', 'images', 'pictures', 'latest', 'health', 'machine', 'bag_files',
