@@ -78,7 +78,7 @@ class Writer:
 def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: LabelSet | None = None,
                 rate: float = 30.0, image_topic: str = '/camera/image_raw',
                 label_topic: str = '/camera/label', encoding: str = 'rgb8', storage: str = 'mcap',
-                frame_id: str = 'camera') -> int:
+                frame_id: str = 'camera', notes: list[str] | None = None) -> int:
     """
     Make a bag from a data set's folder, with image, camera_info and, with `truth`, label topics.
 
@@ -87,7 +87,8 @@ def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: L
     `truth` holds label images of the same stems in the data set's own ids; they become class ids of `labels`
     with its `ignore_id` as void, mono8. A frame without a label image is written alone. `encoding`: rgb8,
     bgr8, mono8, or 'png' or 'jpeg' for a CompressedImage on IMAGE_TOPIC/compressed. Stamps: `folder_stamps`.
-    `BagError` names a file that is not an image, `LabelError` ids that are not in the label set.
+    `notes` gets what a user should look at. `BagError` names a file that is not an image, or a label image of
+    another size than its image, `LabelError` ids that are not in the label set.
     """
     paths = image_folders.image_files(frames)
     partners = {p.stem: p for p in image_folders.image_files(truth)} if truth else {}
@@ -102,6 +103,7 @@ def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: L
     if stamped[-1][0] > MAX_STAMP:
         raise BagError(f'{stamped[-1][1]} has a number in its name that is no stamp in ns, and too large '
                        'for a frame number at this rate; rename the files')
+    turned = 0
     with Writer(out, storage) as writer:
         for stamp, path in stamped:
             rgb = _read(pictures.read, path)
@@ -113,7 +115,14 @@ def from_folder(frames: Path, out: Path, *, truth: Path | None = None, labels: L
             writer.write(info_topic, bags.camera_info(height, width, head), stamp)
             if path.stem in partners and labels is not None:
                 ids = labels.from_source(_read(pictures.read_labels, partners[path.stem]))
+                if ids.shape != (height, width):
+                    raise BagError(pictures.other_size(path, partners[path.stem], (height, width), ids.shape))
+                turned += pictures.keeps_size(pictures.orientation_of(path), height, width)
                 writer.write(label_topic, bags.image(ids, 'mono8', head), stamp)
+    if turned and notes is not None:
+        notes.append(f'{turned} images were turned upright, as their EXIF orientation asks, and their labels '
+                     'are taken to be drawn on them upright; "lightseg data import" turns labels that were '
+                     'drawn on images as they are stored')
     return len(paths)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from . import datasets, pictures
+from . import pictures
 from .datasets import DataError, DataSet, Faults, Pair
 from .labels import LabelError, LabelSet
 from .pictures import PictureError
@@ -144,7 +144,7 @@ def _read(pair: Pair, labels: LabelSet, images: bool) -> _File | _Fault:
         path = pair.image if str(e).startswith(str(pair.image)) else pair.label
         return _Fault(path, str(e).removeprefix(str(path)))
     if rgb is not None and rgb.shape[:2] != ids.shape:
-        text = datasets.other_size(pair, rgb.shape[:2], ids.shape)
+        text = pictures.other_size(pair.image, pair.label, rgb.shape[:2], ids.shape)
         return _Fault(pair.label, text.removeprefix(str(pair.label)))
     counts = np.bincount(ids.ravel())
     there = np.flatnonzero(counts)

@@ -75,21 +75,11 @@ class DataSet:
         except PictureError as e:
             raise DataError(str(e)) from e
         if ids.shape != rgb.shape[:2]:
-            raise DataError(other_size(pair, rgb.shape[:2], ids.shape))
+            raise DataError(pictures.other_size(pair.image, pair.label, rgb.shape[:2], ids.shape))
         try:
             return rgb, self.labels.from_source(ids)
         except LabelError as e:
             raise DataError(f'{pair.label}: {e}') from e
-
-
-def other_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> str:
-    """Say that image and label of a pair, (height, width), differ in size, and what is likely."""
-    text = f'{pair.label} is {label[1]}x{label[0]}, its image {image[1]}x{image[0]}; expected the same size'
-    turned = pictures.orientation_of(pair.image)
-    if turned >= 5 and label == image[::-1]:
-        text += (f': EXIF orientation {turned} turns the image, and the label was drawn on it as it is '
-                 'stored; "lightseg data import" turns such labels')
-    return text
 
 
 def camvid_root(root: str | Path | None = None) -> Path:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from . import networks, share_dir, weights
+from .texts import one_line
 from .weights import Card
 
 CITYSCAPES = (19, (1024, 512))
@@ -172,7 +173,7 @@ def card_page(path: Path, card: Card) -> str:
           for split, measured in card.metrics.items() if isinstance(measured, dict) and 'miou' in measured),
         ('temperature', f'{card.temperature:g} of the confidence, from {card.calibration.get("data", "–")}'
          if card.calibration else '–'),
-        ('licence', card.license or '–'), ('source', card.source or '–')]
+        ('licence', one_line(card.license, 400) or '–'), ('source', one_line(card.source, 400) or '–')]
     return _table([('weights', ''), *rows])
 
 
@@ -182,7 +183,7 @@ def _weights_table(cards: Mapping[Path, Card | str]) -> str:
     rows = [('weights', 'network', 'data set', 'trained on', 'resolution', 'mIoU', 'licence of the data')]
     for path, card in cards.items():
         rows.append((path.stem, card.network, card.dataset, card.split, 'x'.join(map(str, card.resolution)),
-                     _miou(card), card.license) if isinstance(card, Card)
+                     _miou(card), one_line(card.license, 100)) if isinstance(card, Card)
                     else (path.stem, f"can't be read: {card}", '', '', '', '', ''))
     return _table(rows)
 

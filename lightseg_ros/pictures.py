@@ -293,6 +293,17 @@ def orientation(jpeg: bytes) -> int:
     return 1
 
 
+def other_size(image: Path, label: Path, size: tuple[int, ...], label_size: tuple[int, ...]) -> str:
+    """Say that an image and its label, (height, width), differ in size, and what is likely."""
+    text = (f'{label} is {label_size[1]}x{label_size[0]}, its image {size[1]}x{size[0]}; '
+            'expected the same size')
+    turned = orientation_of(image)
+    if turned >= 5 and label_size == size[::-1]:
+        text += (f': EXIF orientation {turned} turns the image, and the label was drawn on it as it is '
+                 'stored; "lightseg data import" turns such labels')
+    return text
+
+
 def keeps_size(orientation: int, height: int, width: int) -> bool:
     """Whether an EXIF orientation turns or mirrors a picture, and its size does not show that."""
     return 2 <= orientation <= 4 or orientation > 4 and height == width

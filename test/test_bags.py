@@ -669,6 +669,26 @@ def test_from_folder(tmp_path):
         np.testing.assert_array_equal(decoded(bag, IMAGE + '/compressed')[2][2], pixels[2])
 
 
+def test_from_folder_with_images_that_exif_turns(tmp_path):
+    """A label that was drawn on the stored picture is refused where its size shows that, else it is noted."""
+    camvid, (left, right) = labels.load('camvid'), (tmp_path / 'images', tmp_path / 'labels')
+    left.mkdir()
+    right.mkdir()
+    cv2.imwrite(str(right / '1.png'), np.zeros((24, 32), np.uint8))
+    jpeg = cv2.imencode('.jpg', np.zeros((24, 32, 3), np.uint8))[1].tobytes()
+    for orientation in (6, 3):
+        exif = b'Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0' + bytes([orientation]) + 6 * b'\0'
+        block = b'\xff\xe1' + (len(exif) + 2).to_bytes(2, 'big') + exif
+        (left / '1.jpg').write_bytes(jpeg[:2] + block + jpeg[2:])
+        if orientation == 6:
+            with pytest.raises(BagError, match=r'1.png is 32x24, its image 24x32.*EXIF orientation 6 turns'):
+                bag_writer.from_folder(left, tmp_path / 'bag', truth=right, labels=camvid)
+            assert not (tmp_path / 'bag').exists()
+    notes = []
+    assert bag_writer.from_folder(left, tmp_path / 'bag', truth=right, labels=camvid, notes=notes) == 1
+    assert len(notes) == 1 and '1 images were turned upright' in notes[0]
+
+
 def test_from_folder_refuses(tmp_path):
     folder = tmp_path / 'images'
     folder.mkdir()

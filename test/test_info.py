@@ -83,6 +83,16 @@ def test_one_weights_file(tmp_path, capsys):
         assert text in out
 
 
+def test_a_huge_licence_does_not_fill_the_screen(tmp_path, capsys):
+    """A card is a stranger's text."""
+    card = weights.Card('affnet', labels.load('camvid'), (100, 101, 102), (60, 61, 62), (128, 96),
+                        license='all rights ' * 20_000)
+    weights.save(tmp_path / 'mine.safetensors', networks.build('affnet', 11), card)
+    assert main(['info', str(tmp_path / 'mine.safetensors')]) == 0
+    out = capsys.readouterr().out
+    assert 'all rights all rights' in out and max(len(line) for line in out.splitlines()) < 600
+
+
 def test_mistakes(tmp_path, capsys):
     for arguments, text in (
             (['unet'], "'unet' is not a network (known: laanet, fbsnet, "),

@@ -67,11 +67,12 @@ def run(args: argparse.Namespace) -> int:
         return _to_folder(args)
     if args.rate <= 0:
         raise bags.BagError(f'rate is {args.rate:g}; expected more than 0')
+    notes: list[str] = []
     count = bag_writer.from_folder(
         args.images, args.out, truth=args.label_dir, labels=labels.load(args.labels), rate=args.rate,
         image_topic=args.image_topic, label_topic=args.label_topic, encoding=args.encoding,
-        storage=args.storage, frame_id=args.frame_id)
-    print(f'{args.out}: {count} frames')
+        storage=args.storage, frame_id=args.frame_id, notes=notes)
+    print(f'{args.out}: {count} frames', *notes, sep='\n')
     return 0
 
 
