@@ -6,7 +6,7 @@ Start the segmentation node and, on request, a camera node.
 ros2 launch lightseg_ros segment.launch.py model:=laanet resolution:=1024x512 image_topic:=/camera/image_raw
 """
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
+from difflib import get_close_matches
 from pathlib import Path
 import re
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from ament_index_python.packages import get_package_share_directory, PackageNotFoundError
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.logging import get_logger
 from launch.substitutions import EnvironmentVariable
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -108,7 +109,7 @@ def rviz(value: dict[str, str], cameras: list[str], parameters: dict[str, Any]) 
     if not is_installed('rviz2'):
         raise ValueError('rviz is true, but the package rviz2 is not installed: sudo apt install '
                          'ros-$ROS_DISTRO-rviz2')
-    node = f'/{value["namespace"].strip("/")}/segmentation'.replace('//', '/')
+    node = full_name(value['namespace'], 'segmentation')
     prefix = f'{cameras[0]}/' if cameras[0] else ''
     return Node(
         package='rviz2', executable='rviz2', name='rviz', output='screen',
@@ -130,9 +131,9 @@ def level(value: dict[str, str], parameters: dict[str, Any]) -> list[Node]:
 def boolean(name: str, text: str) -> bool:
     """Return the value of a boolean argument, in any spelling of YAML, Python or Nav2."""
     lowered = text.strip().lower()
-    if lowered in ('true', '1', 'yes', 'on'):
+    if lowered in ('true', '1', 'yes', 'on', 'y'):
         return True
-    if lowered in ('false', '0', 'no', 'off', ''):
+    if lowered in ('false', '0', 'no', 'off', 'n', ''):
         return False
     raise ValueError(f'{name} is {text!r}; expected true or false')
 
@@ -150,29 +151,63 @@ def camera_names(text: str) -> list[str]:
     return re.sub('[][,"\']', ' ', text).split() or ['']
 
 
-def check_parameters(path: str, namespace: str) -> None:
-    """Raise a ValueError if a parameter file cannot be read, or if none of its keys names our nodes."""
+def read_parameters(path: str) -> dict[str, dict[str, Any]]:
+    """Return the parameters that a file holds for each node, by its name with wildcards; or ValueError."""
     try:
         tree = yaml.safe_load(Path(path).read_text())
     except OSError as e:
         raise ValueError(f'params_file {path!r} cannot be read: {e.strerror}') from e
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ValueError(f'params_file {path!r} is not YAML: {" ".join(str(e).split())}') from e
-    found = list(node_keys(tree if isinstance(tree, dict) else {}))
-    ours = [f'/{namespace.strip("/")}/{name}'.replace('//', '/') for name in ('segmentation', 'camera')]
-    if not any(fnmatchcase(node, key.replace('/**', '*')) for key in found for node in ours):
-        raise ValueError(f'params_file {path!r} has no parameters for {ours[0]}: it holds '
-                         + (f'ros__parameters for {", ".join(found)}' if found else 'no ros__parameters')
-                         + f'; expected the key {ours[0]} or /**')
+    return dict(of_nodes(tree if isinstance(tree, dict) else {}))
 
 
-def node_keys(tree: dict, above: str = '') -> Iterator[str]:
-    """Yield the full names of the nodes, with wildcards, that a parameter file is for."""
+def of_nodes(tree: dict, above: str = '') -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the full names of the nodes, with wildcards, and the parameters that a file has for them."""
     for key, value in tree.items():
         if key == 'ros__parameters':
-            yield above
+            yield above, value if isinstance(value, dict) else {}
         elif isinstance(value, dict):
-            yield from node_keys(value, f'{above}/{str(key).strip("/")}')
+            yield from of_nodes(value, f'{above}/{str(key).strip("/")}')
+
+
+def full_name(namespace: str, name: str) -> str:
+    """Return the full name of a node."""
+    return f'/{namespace.strip("/")}/{name}'.replace('//', '/')
+
+
+def is_for(key: str, name: str) -> bool:
+    """Return whether a node gets what a file holds for a key: * is one name, ** any number of them."""
+    pattern = ''.join({'**': '(/[^/]+)*', '*': '/[^/]+'}.get(part, '/' + re.escape(part))
+                      for part in key.strip('/').split('/'))
+    return re.fullmatch(pattern, name) is not None
+
+
+def of_camera(found: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """
+    Return the parameters that a file has for a camera node under its own name.
+
+    What a file has for all nodes is meant for the segmentation node.
+    """
+    parameters: dict[str, Any] = {}
+    for key, values in found.items():
+        if '*' not in key.rpartition('/')[2] and is_for(key, name):
+            parameters |= {k: ParameterValue(v, value_type=str) if isinstance(v, str) else v
+                           for k, v in values.items()}
+    return parameters
+
+
+def warn_of_misspelt(given: dict[str, str]) -> None:
+    """
+    Warn of arguments that this file does not have and whose names are almost those of its own.
+
+    launch ignores them silently. Others may belong to a launch file that includes this one.
+    """
+    known = [*PARAMETERS, *NUMBERS, *BOOLEANS, *OTHERS]
+    for name in given:
+        if name not in known and (near := get_close_matches(name, known, 1, 0.8)):
+            get_logger('segment.launch.py').warning(
+                f'unknown argument {name!r} is ignored; did you mean {near[0]!r}?')
 
 
 def image_remappings(value: dict[str, str], camera: str) -> list[tuple[str, str]]:
@@ -187,17 +222,30 @@ def image_remappings(value: dict[str, str], camera: str) -> list[tuple[str, str]
 def nodes(context: LaunchContext) -> list[Node]:
     """Create the nodes; only arguments that were given override the params_file."""
     value = context.launch_configurations
+    warn_of_misspelt(value)
     value['params_file'] = str(Path(value['params_file']).expanduser())
-    check_parameters(value['params_file'], value['namespace'])
+    in_file = read_parameters(value['params_file'])
+    ours = full_name(value['namespace'], 'segmentation')
+    if not value['cameras']:  # the topics depend on them
+        value['cameras'] = str(next((values['cameras'] for key, values in in_file.items()
+                                     if is_for(key, ours) and values.get('cameras')), ''))
     if value['compressed_topic'] or value['image_topic'].endswith('/compressed'):
         value['image_transport'] = 'compressed'
     cameras = camera_names(value['cameras'])
     value['cameras'] = ' '.join(cameras)
+    sources = {camera: full_name(value['namespace'], f'camera_{camera}'.rstrip('_'))
+               for camera in cameras if value['camera'] != 'none'}
+    if not any(is_for(key, node) for key in in_file for node in (ours, *sources.values())):
+        raise ValueError(f'params_file {value["params_file"]!r} has no parameters for {ours}: it holds '
+                         + (f'ros__parameters for {", ".join(in_file)}' if in_file else 'no ros__parameters')
+                         + f'; expected the key {ours} or /**')
     given: dict[str, Any] = {name: ParameterValue(value[name], value_type=str)
                              for name in PARAMETERS if value[name]}
     given |= {name: number(name, value[name]) for name in NUMBERS if value[name]}
     given |= {name: boolean(name, value[name]) for name in BOOLEANS if value[name]}
     use_sim_time = {'use_sim_time': boolean('use_sim_time', value['use_sim_time'])}
+    # First those of the images: an error names what was given.
+    images = {camera: image_remappings(value, camera) for camera in cameras}
     depths = {camera: depth_topics(camera, value) for camera in cameras}
     points: dict[str, Any] = {'publish_points': True} if value['depth_topic'] else {}
     if value['depth_topic'].endswith('/compressedDepth'):
@@ -210,23 +258,24 @@ def nodes(context: LaunchContext) -> list[Node]:
         executable='segmentation_node', name='segmentation',
         respawn=boolean('use_respawn', value['use_respawn']), respawn_delay=2.0,
         parameters=[value['params_file'], {**given, **points, **use_sim_time}],
-        remappings=[*(pair for camera in cameras for pair in image_remappings(value, camera)),
+        remappings=[*(pair for pairs in images.values() for pair in pairs),
                     *((f'{camera}/{kind}'.lstrip('/'), topic) for camera, pairs in depths.items()
                       for kind, topic in pairs)], **common)]
-    if value['camera'] != 'none':
-        source = {'source': ParameterValue(value['camera'], value_type=str), 'loop': True,
-                  'topic': ParameterValue(value['camera_topic'], value_type=str)}
+    if sources:
+        source: dict[str, Any] = {'source': ParameterValue(value['camera'], value_type=str)}
+        if value['camera_topic']:
+            source['topic'] = ParameterValue(value['camera_topic'], value_type=str)
         own_depth = value['camera'] == 'synthetic' and bool(points) and 'depth_transport' not in points
         if own_depth:
             source['depth'] = True
         transport = {name: given[name] for name in ('image_transport',) if name in given}
         started += [Node(
-            executable='camera_node', name=f'camera_{camera}'.rstrip('_'),
-            parameters=[{**source, **transport, **use_sim_time}],
+            executable='camera_node', name=node.rpartition('/')[2],
+            parameters=[{'loop': True, **of_camera(in_file, node), **source, **transport, **use_sim_time}],
             remappings=[*((name.removeprefix(f'{camera}/'), topic)
-                          for name, topic in image_remappings(value, camera)),
+                          for name, topic in images[camera]),
                         *depth_topics(camera, value if own_depth else {**value, 'depth_topic': ''})],
-            **common) for camera in cameras]
+            **common) for camera, node in sources.items()]
         if own_depth:
             started += level(value, use_sim_time)
     if boolean('rviz', value['rviz']):

@@ -260,7 +260,7 @@ def test_docker_files():
     assert (ROOT / 'config' / Path(profile).name).is_file()
 
 
-def test_launch_file(installed, monkeypatch, tmp_path):
+def test_launch_file(installed, monkeypatch, tmp_path, capfd):
     """The arguments and nodes of the launch file, where launch and launch_ros are installed."""
     pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution, not from PyPI')
     pytest.importorskip('rclpy')
@@ -300,9 +300,9 @@ def test_launch_file(installed, monkeypatch, tmp_path):
         assert executables(cameras=cameras, camera='synthetic') == [
             'segmentation_node', 'camera_node', 'camera_node']
         assert started(cameras=cameras)[1]['cameras'] == 'front left'
-    for text in ('true', 'True', 'TRUE', '1', 'yes', 'on'):
+    for text in ('true', 'True', 'TRUE', '1', 'yes', 'on', 'y'):
         assert module.boolean('x', text) is True
-    for text in ('false', 'False', '0', 'no', 'OFF', ''):
+    for text in ('false', 'False', '0', 'no', 'OFF', 'n', ''):
         assert module.boolean('x', text) is False
     with pytest.raises(ValueError, match="use_sim_time is 'maybe'; expected true or false"):
         started(use_sim_time='maybe')
@@ -321,10 +321,21 @@ def test_launch_file(installed, monkeypatch, tmp_path):
 
     for text, words in (('a: [', 'is not YAML'),
                         ('driver: {ros__parameters: {a: 1}}', 'ros__parameters for /driver; expected the'),
+                        ('camera: {ros__parameters: {rate: 5.0}}', 'has no parameters for /segmentation'),
                         ('model: laanet', 'it holds no ros__parameters')):
         params.write_text(text)
         with pytest.raises(ValueError, match=words):
             started()
+    params.write_bytes(b'\xff\xfe')
+    with pytest.raises(ValueError, match='p.yaml.* is not YAML'):
+        started()
+    params.write_text('camera_left: {ros__parameters: {rate: 5.0, loop: false, frame_id: "7"}}\n'
+                      '/**: {ros__parameters: {cameras: [left], model: affnet}}')
+    assert executables(camera='synthetic') == ['segmentation_node', 'camera_node']
+    assert started()[1]['cameras'] == 'left'
+    in_file = module.of_camera(module.read_parameters(str(params)), '/camera_left')
+    assert in_file.pop('frame_id').evaluate(launch.LaunchContext()) == '7'
+    assert in_file == {'rate': 5.0, 'loop': False}
     for text in ('segmentation: {ros__parameters: {}}', '/segmentation: {ros__parameters: {}}',
                  '/*: {ros__parameters: {}}', 'x: {ros__parameters: {}}\n/**: {ros__parameters: {}}'):
         params.write_text(text)
@@ -369,8 +380,15 @@ def test_launch_file(installed, monkeypatch, tmp_path):
     assert depth_topics('left', depth_topic='/{camera}/d', camera_info_topic='/{camera}/i') == pairs(
         '/left/d', '/left/i')
     assert depth_topics('left', depth_topic='depth') == pairs('left/depth', 'left/camera_info')
+    params.write_text('/**: {ros__parameters: {}}')
     with pytest.raises(ValueError, match="image_topic is '/a'; expected {camera} in it"):
-        module.topic_of('left', '/a')
+        started(cameras='left', image_topic='/a')
+
+    capfd.readouterr()
+    started(modle='affnet', image_topics='/x', use_rviz='true')
+    assert re.findall('unknown argument .*', capfd.readouterr().out) == [
+        "unknown argument 'modle' is ignored; did you mean 'model'?",
+        "unknown argument 'image_topics' is ignored; did you mean 'image_topic'?"]
 
 
 @pytest.mark.parametrize('node', ['segmentation_node', 'camera_node'])

@@ -69,7 +69,14 @@ def test_declares_every_field_with_its_description_and_range(node_of):
     ({'rate': -1.0}, "'rate' is -1.0; expected 0.0 to 100.0"),
     ({'encoding': 'rgb9'}, "'encoding' is 'rgb9'; expected one of 'rgb8', 'bgr8'"),
     ({'width': 1.5}, "'width' is 1.5 .float.; expected int, such as 0"),
-    ({'loop': 1}, "'loop' is 1 .int.; expected bool"),
+    ({'loop': 2}, "'loop' is 2 .int.; expected bool"),
+    ({'loop': 'maybe'}, "'loop' is 'maybe' .str.; expected bool"),
+    ({'qos_overrides./image.publisher.reliability': 'relaible'},
+     "'qos_overrides./image.publisher.reliability' is 'relaible'; expected reliable or best_effort; did you "
+     "mean 'reliable'"),
+    ({'qos_overrides./image.publisher.history': 3}, "history' is 3; expected keep_last or keep_all"),
+    ({'qos_overrides./image.publisher.depth': 'five'}, "depth' is 'five'; expected a whole number"),
+    ({'qos_overrides./image.publisher.depth': -3}, "depth' is -3; expected a whole number"),
     ({'width': 13}, 'bad luck')])
 def test_a_wrong_value_is_an_error_that_says_what_is_expected(node_of, given, words):
     with pytest.raises(ParameterError, match=words):
@@ -100,7 +107,7 @@ def test_a_change_is_validated_applied_or_rejected(node_of):
         assert not result.successful and words in result.reason
     assert node.get_parameter('rate').value == 5.0 and len(seen) == 2
     assert change(loop=False).successful
-    assert not change(loop=1).successful and not change(width=2.5).successful
+    assert not change(loop=2).successful and not change(width=2.5).successful
     assert seen[-1] == Values(rate=5.0, width=3, encoding='bgr8', loop=False)
 
 
@@ -115,6 +122,31 @@ def test_numbers_of_another_type_are_stored_as_the_parameter_s_own(node_of):
     assert seen[-1] == Values(rate=7.5, width=3) and type(seen[-1].width) is int
     refused, = node.set_parameters([Parameter('rate', value=200)])
     assert not refused.successful and 'range' in refused.reason
+
+
+@pytest.mark.parametrize('written, value', [
+    ('True', True), ('TRUE', True), ('yes', True), ('on', True), ('y', True), ('1', True), (1, True),
+    (True, True), ('False', False), ('OFF', False), ('n', False), (0, False), ('0', False)])
+def test_a_boolean_in_every_spelling(node_of, written, value):
+    """For booleans, and for texts whose choices are true, false and others."""
+    @dataclass(frozen=True)
+    class Both:
+        loop: bool = parameter(not value, 'Again.')
+        lazy: str = parameter('subscription', 'When.', choices=('true', 'false', 'subscription'))
+
+    expected = Both(value, str(value).lower())
+    assert declare(node_of(loop=written, lazy=written), Both) == expected
+    node, seen = node_of(), []
+    watch(node, declare(node, Both), seen.append)
+    for name, stored in (('loop', value), ('lazy', expected.lazy)):
+        assert node.set_parameters([Parameter(name, value=written)])[0].successful
+        assert node.get_parameter(name).value == stored
+    assert seen[-1] == expected
+
+
+def test_a_choice_in_any_case(node_of):
+    assert declare(node_of(encoding='BGR8', **{'qos_overrides./image.publisher.reliability': 'BEST_EFFORT'}),
+                   Values).encoding == 'bgr8'
 
 
 @pytest.mark.parametrize('namespace', ['', '/ns', '/a/ns'])

@@ -678,7 +678,8 @@ def test_clean_exit(ros, random_weights, tmp_path, numbers):
     ('image_size:=big', "parameter 'image_size': size is 'big'; expected WIDTHxHEIGHT"),
     ('value_range:=wide', "parameter 'value_range': range of 16-bit images is 'wide'; expected 'full'"),
     ('weights:=~/nothing.safetensors', 'nothing.safetensors: no such file'),
-    ('qos_overrides./image.subscription.reliability:=relaible', '`reliability`: `relaible`'),
+    ('qos_overrides./image.subscription.reliability:=relaible',
+     "'qos_overrides./image.subscription.reliability' is 'relaible'; expected reliable or best_effort"),
     ('cameras:="front front"', "'cameras' is 'front front'; expected different names"),
 ])
 def test_a_wrong_parameter_is_one_line_and_exit_code_1(random_weights, parameter, message):

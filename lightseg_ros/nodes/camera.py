@@ -22,7 +22,14 @@ from std_msgs.msg import Header
 from .. import images
 from ..sources import open_source, SourceFrame
 from .lifetime import run
-from .parameters import declare, parameter, ParameterError, usage, watch
+from .parameters import (
+    declare,
+    parameter,
+    ParameterError,
+    usage,
+    warn_of_unused_qos_overrides,
+    watch,
+)
 
 QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 OUTPUTS = {'raw': (Image, 'image'), 'compressed': (CompressedImage, 'image/compressed')}
@@ -86,6 +93,7 @@ class CameraNode(Node):
             Image, '~/ground_truth', copy(QOS), qos_overriding_options=overriding)
         self._depth = self.create_publisher(Image, 'depth', copy(QOS), qos_overriding_options=overriding) \
             if p.depth else None
+        warn_of_unused_qos_overrides(self)
         watch(self, p, self._apply)
         self._error: Exception | None = None
         self._stop = threading.Event()

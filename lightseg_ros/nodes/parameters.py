@@ -31,6 +31,11 @@ T = TypeVar('T')
 CONVERTS = hasattr(Node, 'add_pre_set_parameters_callback')
 # Parameters that rclpy declares itself, some of them later (QoS overrides, with their topic).
 FOREIGN = ('use_sim_time', 'start_type_description_service', 'qos_overrides.')
+# How people write booleans: YAML 1.1, Python, and the numbers of launch files.
+BOOLEANS = dict.fromkeys(('true', 'yes', 'on', 'y', '1'), True) | dict.fromkeys(
+    ('false', 'no', 'off', 'n', '0'), False)
+# The values of QoS overrides that are names, for topics of ours; the others are numbers.
+QOS_NAMES = {'reliability': ('reliable', 'best_effort'), 'history': ('keep_last', 'keep_all')}
 
 
 class ParameterError(ValueError):
@@ -46,8 +51,8 @@ def parameter(default: Any, description: str, *, limits: tuple[Any, Any] | None 
     set while the node runs; `any_type`: a string that may also be set as a boolean. For other checks, the
     dataclass raises a ValueError in `__post_init__`.
 
-    Whoever sets a parameter may write `5` for a float, `5.0` for a whole number, and a number or a list for
-    a string: it is stored as the parameter's own type.
+    Whoever sets a parameter may write `5` for a float, `5.0` for a whole number, a number or a list for a
+    string, and any spelling of a boolean (`True`, `yes`, `1`): it is stored as the parameter's own type.
     """
     return dataclasses.field(default=default, metadata={
         'description': description, 'limits': limits, 'choices': choices, 'read_only': read_only,
@@ -61,8 +66,8 @@ def declare(node: Node, cls: type[T]) -> T:
 
     Values of another type are converted where nothing is lost (`rate:=10`). A given parameter that is not a
     field is reported as a warning with the nearest name; rclpy would ignore it silently. It is not an
-    error, because one parameter file may serve several nodes. `ParameterError` if a type, a range, a choice
-    or the check of the class fails.
+    error, because one parameter file may serve several nodes. `ParameterError` if a type, a range, a choice,
+    a QoS override or the check of the class fails.
     """
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     given = node._parameter_overrides  # rclpy has no public access to values that were given but not declared
@@ -78,6 +83,8 @@ def declare(node: Node, cls: type[T]) -> T:
         except ParameterException as e:
             raise ParameterError(f'parameter {field.name!r} is {value!r}; {_expected(field)} ({e})') from e
         values[field.name] = value
+    for name, override in given.items():
+        _check_qos_override(name, override.value)
     names = [field.name for field in fields]
     for name in given:
         if name not in names and not name.startswith(FOREIGN):
@@ -92,10 +99,22 @@ def declare(node: Node, cls: type[T]) -> T:
     return _build(cls, values)
 
 
-def qos_override_error(error: Exception) -> Exception:
-    """Return a RuntimeError of rclpy for a misspelt QoS override as a `ParameterError`; others as is."""
-    return ParameterError(f'{error}; see "qos_overrides" among the parameters') \
-        if isinstance(error, RuntimeError) and 'QoS override' in str(error) else error
+def _check_qos_override(name: str, value: Any) -> None:
+    """
+    Raise a `ParameterError` if a parameter is a QoS override with a value that no topic of ours takes.
+
+    rclpy sees that too, but only when the topic is created, and without naming the parameter.
+    """
+    policy = name.rpartition('.')[2]
+    if not name.startswith('qos_overrides.'):
+        return
+    if policy in QOS_NAMES and str(value).lower() not in (*QOS_NAMES[policy], 'system_default',
+                                                          'best_available'):
+        near = difflib.get_close_matches(str(value).lower(), QOS_NAMES[policy], 1)
+        raise ParameterError(f'parameter {name!r} is {value!r}; expected {" or ".join(QOS_NAMES[policy])}'
+                             + (f'; did you mean {near[0]!r}?' if near else ''))
+    if policy == 'depth' and not (type(value) is int and 0 <= value < 1 << 31):
+        raise ParameterError(f'parameter {name!r} is {value!r}; expected a whole number of messages')
 
 
 def warn_of_unused_qos_overrides(node: Node) -> None:
@@ -189,10 +208,18 @@ def watch(node: Node, values: T, apply: Callable[[T], None]) -> Callable[[list[P
 
 
 def _converted(field: dataclasses.Field, value: Any) -> Any:
-    """Return a value as the field's type if nothing is lost: numbers, and others as strings."""
+    """Return a value as the field's type and as one of its choices, if nothing is lost by that."""
+    value = _of_type(field, value)
+    return _chosen(field, value) if field.metadata['choices'] and type(value) is str else value
+
+
+def _of_type(field: dataclasses.Field, value: Any) -> Any:
+    """Return a value as the field's type if nothing is lost: numbers, booleans, and others as strings."""
     kind = type(field.default)
     if type(value) is bool and kind is str and field.metadata['any_type']:
         return str(value).lower()
+    if kind is bool and type(value) in (int, str):
+        return BOOLEANS.get(str(value).strip().lower(), value)
     if isinstance(value, (list, tuple)) and kind is str:
         return ' '.join(map(str, value))
     if type(value) is int and kind in (float, str):
@@ -200,6 +227,14 @@ def _converted(field: dataclasses.Field, value: Any) -> Any:
     if type(value) is float and (kind is str or kind is int and value.is_integer()):
         return kind(value)
     return value
+
+
+def _chosen(field: dataclasses.Field, value: str) -> str:
+    """Return the choice that a text means: in any case, and booleans in any spelling."""
+    lowered, choices = value.strip().lower(), field.metadata['choices']
+    if 'true' in choices and lowered in BOOLEANS:
+        return str(BOOLEANS[lowered]).lower()
+    return next((choice for choice in choices if choice.lower() == lowered), value)
 
 
 def _build(cls: type[T], values: dict[str, Any]) -> T:
@@ -233,7 +268,7 @@ def _expected(field: dataclasses.Field) -> str:
 def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     metadata = field.metadata
     descriptor = ParameterDescriptor(description=metadata['description'], read_only=metadata['read_only'],
-                                     dynamic_typing=not CONVERTS and type(field.default) in (float, str))
+                                     dynamic_typing=not CONVERTS and type(field.default) is not int)
     if metadata['choices']:
         descriptor.additional_constraints = _expected(field)
     if metadata['limits']:

@@ -36,7 +36,7 @@ from .frames import FrameWorker
 from .lifetime import run
 from .live_segmenter import LiveSegmenter
 from .outputs import CameraOutputs, MATCHED_EVENTS
-from .parameters import declare, qos_override_error, usage, warn_of_unused_qos_overrides, watch
+from .parameters import declare, usage, warn_of_unused_qos_overrides, watch
 from .plan import Plan
 from .segmentation_parameters import SegmentationParameters
 
@@ -132,7 +132,7 @@ class SegmentationNode(LifecycleNode):
             self._announce(plan)
             self._worker.start()
         except Exception as e:  # rclpy would discard it
-            self._error = qos_override_error(e)
+            self._error = e
             return TransitionCallbackReturn.ERROR
         self._error = None
         self.get_logger().info(f'configured: {self._live.segmenter.describe()}')
@@ -143,8 +143,8 @@ class SegmentationNode(LifecycleNode):
         self._active = True
         try:
             self._update_subscriptions()
-        except Exception as e:  # such as a misspelt QoS override; rclpy would discard it
-            self._error = qos_override_error(e)
+        except Exception as e:  # such as QoS that the middleware refuses; rclpy would discard it
+            self._error = e
             return TransitionCallbackReturn.ERROR
         topics = ', '.join(topic for camera in self._cameras for topic in camera.topics())
         warn_of_unused_qos_overrides(self)
