@@ -99,6 +99,20 @@ def test_labels_that_are_numbered_as_ffmpeg_does(tmp_path, first, shift):
     assert [recordings.kind_of(n) for n in recording.notes] == ['bags_noted'] * (first == 1)
 
 
+@pytest.mark.parametrize('first, shift', [(0, 0), (1, 1), (2, 0), (5, 0)])
+def test_labels_of_every_tenth_frame(tmp_path, first, shift):
+    """Of ffmpeg's files, these are 1, 11, 21, ...: they belong to frames 0, 10, 20."""
+    write_video(tmp_path / 'v.mp4', 'libx264')
+    (tmp_path / 'labels').mkdir()
+    for i in range(first, COUNT, 10):
+        cv2.imwrite(str(tmp_path / 'labels' / f'out{i:04d}.png'), np.zeros((64, 96), np.uint8))
+    truth = GroundTruthSource(folder=tmp_path / 'labels', rate=20.0)
+    recording = recordings.index_bag(tmp_path / 'v.mp4', truth=truth)
+    partners = {i: int(Path(p).stem[3:]) for i, p in enumerate(recording.partners) if p}
+    assert partners == {i - shift: i for i in range(first, COUNT, 10)}
+    assert [recordings.kind_of(n) for n in recording.notes] == ['bags_noted'] * shift
+
+
 def test_a_damaged_video(tmp_path):
     """Bytes in the middle are lost: frames there are missing, all others are in their places."""
     path = write_video(tmp_path / 'v.mkv', 'libx264', bf='0')

@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+import math
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -334,12 +335,13 @@ def _match_files(bag: Bag | Footage, stamps: Sequence[int], files: Sequence[Path
         together = image_folders.folder_stamps([*bag.files, *files], truth.rate)
         return match(together[:len(bag.files)], together[len(bag.files):], truth.tolerance_ns)
     numbers = image_folders.frame_numbers(files)
-    if isinstance(bag, Video) and len(files) == len(stamps) and sorted(numbers) in (
-            [*range(len(stamps))], [*range(1, len(stamps) + 1)]):
-        if min(numbers):
-            notes.append(f'{truth.folder}: its files are numbered 1 to {len(files)}, the frames 0 to '
-                         f'{len(files) - 1}; {IN_ORDER}')
-        return [*sorted(range(len(files)), key=lambda i: numbers[i])]
+    if isinstance(bag, Video) and (one := _count_from_one(numbers, len(stamps))):
+        first, *_, last = sorted(numbers)
+        notes.append(f'{truth.folder}: its files are numbered {first} to {last}, the frames 0 to '
+                     f'{len(stamps) - 1}; {IN_ORDER}')
+    if isinstance(bag, Video) and (one or sorted(numbers) == [*range(len(stamps))]):
+        by_number = {n - one: i for i, n in enumerate(numbers)}
+        return [by_number.get(n) for n in range(len(stamps))]
     matches = match(stamps, image_folders.folder_stamps(files, truth.rate), truth.tolerance_ns)
     names = image_folders.recordings_of(files)
     if None in names and len(files) != len(stamps):
@@ -351,6 +353,16 @@ def _match_files(bag: Bag | Footage, stamps: Sequence[int], files: Sequence[Path
                      'a later recording may have got the labels of other frames; name the files by stamp '
                      'in ns')
     return matches
+
+
+def _count_from_one(numbers: Sequence[int], frames: int) -> bool:
+    """
+    Whether numbers of a video's frames begin with 1, as ffmpeg names them: all of them do, or every nth.
+
+    Those of every tenth frame are 0, 10, 20 or 1, 11, 21.
+    """
+    return len({*numbers}) == len(numbers) > 1 and min(numbers) == 1 and max(numbers) <= frames and (
+        len(numbers) == frames or math.gcd(*(n - 1 for n in numbers)) > 1)
 
 
 def places(times: Sequence[int], numbers: Sequence[int]) -> list[MessageIndex]:
