@@ -12,7 +12,7 @@ ENV PATH=/opt/lightseg/bin:$PATH
 RUN pip install --no-cache-dir torch triton 'numpy<2'
 WORKDIR /ws/src/lightseg_ros
 COPY . .
-RUN pip install --no-cache-dir 'setuptools<80' '.[cpu,eval,export]' 'numpy<2' \
+RUN pip install --no-cache-dir 'setuptools<80' '.[cpu,eval]' 'numpy<2' \
     && cd /ws && . /opt/ros/jazzy/setup.sh && python -m colcon build --merge-install --packages-select lightseg_ros
 ENV FASTDDS_DEFAULT_PROFILES_FILE=/ws/src/lightseg_ros/config/fastdds.xml
 STOPSIGNAL SIGINT

@@ -99,18 +99,25 @@ class Framing:
             height, width = self._region.height, self._region.width
         return (width, height) if self._rotation in (90, 270) else (height, width)
 
+    def check(self, height: int, width: int) -> None:
+        """Raise a `FramingError` if region or mask do not fit images of this height and width."""
+        if (r := self._region) and (r.x + r.width > width or r.y + r.height > height):
+            raise FramingError(f'roi {r} is not within the image of {width}x{height}')
+        if self._mask is not None:
+            h, w = self._mask.shape
+            if abs(width * h / (height * w) - 1) > 0.02:
+                raise FramingError(f'mask {self._mask_path!r} has {w}x{h} pixels, the image '
+                                   f'{width}x{height}; expected the same aspect ratio')
+
     def seen(self, frame: np.ndarray) -> np.ndarray:
         """
         Return what the network sees of a frame, (H, W, 3) uint8: a view if the frame need not be turned.
 
-        `FramingError` if the region is not within the frame.
+        `FramingError` if region or mask do not fit the frame.
         """
-        height, width = frame.shape[:2]
+        self.check(*frame.shape[:2])
         if r := self._region:
-            if r.x + r.width > width or r.y + r.height > height:
-                raise FramingError(f'roi {r} is not within the image of {width}x{height}')
             frame = frame[r.y:r.y + r.height, r.x:r.x + r.width]
-        self._void(height, width)
         return _turned(frame, self._rotation)
 
     def labels(self, labels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -147,14 +154,10 @@ class Framing:
         return whole
 
     def _void(self, height: int, width: int) -> np.ndarray | None:
-        """Return the mask at the size of the image; `FramingError` if it has another shape."""
+        """Return the mask at the size of the image."""
         if self._mask is None:
             return None
         if self._scaled is None or self._scaled.shape != (height, width):
-            h, w = self._mask.shape
-            if abs(width * h / (height * w) - 1) > 0.02:
-                raise FramingError(f'mask {self._mask_path!r} has {w}x{h} pixels, the image '
-                                   f'{width}x{height}; expected the same aspect ratio')
             self._scaled = cv2.resize(self._mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         return self._scaled
 

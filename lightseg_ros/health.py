@@ -157,11 +157,11 @@ class Health:
 def _warnings(dropped: float, lost: float, age_ms: float, max_age_s: float, sim_time: bool) -> list[str]:
     out = []
     if age_ms < POSSIBLE_AGE_MS[0]:
-        out.append(f'stamps are of another clock, {-age_ms / 1e3:.3g} s ahead of this one: '
+        out.append(f'stamps are of another clock, {_duration(-age_ms / 1e3)} ahead of this one: '
                    + ('set use_sim_time to false for a live camera' if sim_time else
                       'synchronise the clocks of the two machines (chrony)'))
     elif age_ms > POSSIBLE_AGE_MS[1]:
-        out.append(f'stamps are of another clock, {age_ms / 1e3:.3g} s behind this one: '
+        out.append(f'stamps are of another clock, {_duration(age_ms / 1e3)} behind this one: '
                    + ('the recording does not belong to this /clock' if sim_time else
                       'for a recording or a simulation set use_sim_time to true and publish /clock; for a '
                       "camera, make its driver stamp with the system's time"))
@@ -174,6 +174,14 @@ def _warnings(dropped: float, lost: float, age_ms: float, max_age_s: float, sim_
         out.append(f'{100 * lost:.0f} % of the images are lost before they reach the node: see the '
                    'troubleshooting page')
     return out
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that is read most easily: recordings are years old, clocks differ by ms."""
+    for unit, length in (('days', 86400.0), ('hours', 3600.0), ('minutes', 60.0)):
+        if seconds >= 2 * length:
+            return f'{seconds / length:,.0f} {unit}'
+    return f'{seconds:.2f} s'
 
 
 def without_stale(statuses: Sequence[Status]) -> list[Status]:

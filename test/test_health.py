@@ -91,10 +91,10 @@ def test_old_labels_are_a_warning():
 
 
 @pytest.mark.parametrize(('age_ms', 'sim_time', 'words'), [
-    (-300.0, False, '0.3 s ahead of this one: synchronise the clocks'),
-    (-1.7e12, True, 'ahead of this one: set use_sim_time to false'),
-    (1.7e12, False, 'behind this one: for a recording or a simulation set use_sim_time to true'),
-    (2e8, True, 'behind this one: the recording does not belong to this /clock')])
+    (-300.0, False, '0.30 s ahead of this one: synchronise the clocks'),
+    (-1.7e12, True, '19,676 days ahead of this one: set use_sim_time to false'),
+    (3.6e6 * 7, False, '7 hours behind this one: for a recording or a simulation set use_sim_time to true'),
+    (2.5e5, True, '4 minutes behind this one: the recording does not belong to this /clock')])
 def test_an_impossible_age_is_no_figure(age_ms, sim_time, words):
     health = Health()
     processed(health, 3, age_ms)

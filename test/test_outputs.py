@@ -189,11 +189,18 @@ def test_rotation_region_and_mask_come_back_in_the_camera_s_image(tester, refere
                                ('mask', 'none.png', "'none.png' cannot be read: No such file")):
         answer = set_parameter(tester, name, text(value))
         assert not answer.successful and words.replace('.X.Y', '') in answer.reason
-    # A region that the image does not contain: the frame fails with the reason, the node goes on.
-    changed(tester, roi=text('100x70+100+0'))
-    tester.publisher.publish(images.encode(FRAME, 'rgb8', tester.header(), Image()))
+    # What does not fit the images that arrive is refused, and labels go on.
+    cv2.imwrite(str(tmp_path / 'square.png'), np.full((50, 50), 255, np.uint8))
+    for name, value, words in (('roi', '100x70+100+0', 'roi 100x70+100+0 is not within the image of 160x120'),
+                               ('mask', tmp_path / 'square.png', 'has 50x50 pixels, the image 160x120')):
+        assert (send(tester) == whole).mean() > 0.999
+        answer = set_parameter(tester, name, text(value))
+        assert not answer.successful and words in answer.reason
+    assert (send(tester) == whole).mean() > 0.999
+    # Images become too small for the region: they fail with the reason, the node goes on.
+    tester.publisher.publish(images.encode(FRAME[:60, :80], 'rgb8', tester.header(), Image()))
     tester.spin(lambda: tester.status and tester.status[-1].level == b'\2')
-    assert 'roi 100x70+100+0 is not within the image of 160x120' in tester.status[-1].message
+    assert 'roi 100x70+20+40 is not within the image of 80x60' in tester.status[-1].message
     changed(tester, roi=text(''), mask=text(''), rotation=text('0'))
     assert (send(tester) == reference([FRAME])[0].labels).mean() > 0.999
 

@@ -245,7 +245,7 @@ def test_foxglove_layout():
 
 def test_docker_files():
     """What the image copies exists, and setup.py finds all that it installs; host network and memory."""
-    ignored = (ROOT / 'docker' / 'Dockerfile.dockerignore').read_text().split()
+    ignored = (ROOT / '.dockerignore').read_text().split()  # for all three images
     assert ignored[0] == '*'
     copied = {line[1:] for line in ignored if line.startswith('!')}
     assert all((ROOT / name).exists() for name in copied)
@@ -254,6 +254,13 @@ def test_docker_files():
     compose = yaml.safe_load((ROOT / 'docker' / 'compose.yaml').read_text())
     for service in compose['services'].values():
         assert (service['network_mode'], service['ipc'], service['stop_signal']) == ('host', 'host', 'SIGINT')
+    extras = set(re.findall(r"^ +'(\w+)': \[", setup, re.MULTILINE))
+    for path in (ROOT / 'docker').glob('*Dockerfile'):
+        for line in path.read_text().splitlines():
+            if line.startswith('COPY '):
+                assert line.split()[1] in ('.', *copied), line
+            assert {name for named in re.findall(r"'\.\[(.*?)\]'", line)
+                    for name in named.split(',')} <= extras, line
     build = compose['services']['segmentation']['build']
     assert (ROOT / 'docker' / build['context'] / build['dockerfile']).is_file()
     profile = compose['x-ros']['environment']['FASTDDS_DEFAULT_PROFILES_FILE']

@@ -226,6 +226,7 @@ def test_labels_of_what_is_not_finite_are_not_given(model, backend, value):
 def test_describe_names_backend_and_reason(model):
     segment = Segmenter(*model, 'cpu', backend='torch', precision='bfloat16')
     text = segment.describe()
+    assert model[1].dataset == '' and f'({model[1].labels.name}, ' in text
     for word in ('affnet', '128x96', 'CPU', 'bfloat16', 'torch', 'as asked for'):
         assert word in text
     assert segment.resources()['device'] == 'CPU'

@@ -235,8 +235,9 @@ class Segmenter:
     def describe(self) -> str:
         """Say in one line which network runs where, and why with that backend."""
         size = 'native size' if self.resolution is None else '{}x{}'.format(*self.resolution)
-        return (f'{self.card.network} ({self.card.dataset}, {len(self.labels)} classes) at {size} on '
-                f'{self.device_name()}, {self.precision}, {backends.version(self.backend)} ({self._why})')
+        classes = f'{self.card.dataset or self.labels.name}, {len(self.labels)} classes'
+        return (f'{self.card.network} ({classes}) at {size} on {self.device_name()}, '
+                f'{self.precision}, {backends.version(self.backend)} ({self._why})')
 
     def device_name(self) -> str:
         """Return the device's name as its maker calls it; 'CPU' for a CPU, 'GPU' for Intel graphics."""

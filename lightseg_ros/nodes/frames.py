@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way of a frame through the segmentation node: mailbox, decoding, segmentation, publishing."""
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 import os
@@ -15,6 +15,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from .. import images
+from ..framing import Framing
 from ..inference.segmenter import DeviceLost, OutOfMemory, Pending, Prediction, Segmenter, Smoother
 from ..latest import Latest
 from ..texts import error_line
@@ -22,6 +23,8 @@ from .live_segmenter import LiveSegmenter
 from .outputs import CameraOutputs
 from .plan import Plan
 
+# The size of an image that is older than this may not be that of the next one.
+RECENT_S = 5.0
 # This many 16-bit images of each camera are looked at for what they use of their range.
 RANGE_CHECKS = 100
 
@@ -76,6 +79,7 @@ class FrameWorker:
         self._ranges_checked: Counter[str] = Counter()
         self._smoothers: dict[str, Smoother] = {}  # of each camera, while labels are smoothed
         self.image_sizes: dict[str, list[tuple[int, int]]] = {}  # (height, width) of each camera's last image
+        self._decoded_s: dict[str, float] = {}  # perf_counter of each camera's last image
         self.preparing = ''  # size of the images that the network is being prepared for
         # Images of new sizes that wait, by their cameras, and for which size a thread prepares the network.
         self._waiting: dict[str, NewImage] = {}
@@ -112,6 +116,14 @@ class FrameWorker:
     def put_image(self, camera: CameraOutputs, msg: Image | CompressedImage) -> None:
         """Leave an image for the thread; never blocks."""
         self._mailbox.put(NewImage(camera, msg), camera.name)
+
+    def check_framings(self, framings: Mapping[str, Framing]) -> None:
+        """Raise a `FramingError` if a camera whose images arrive would fail with its new region or mask."""
+        now = perf_counter()
+        for name, framing in framings.items():
+            if now - self._decoded_s.get(name, float('-inf')) < RECENT_S:
+                for size in self.image_sizes[name]:
+                    framing.check(*size)
 
     def dropped(self, camera: CameraOutputs) -> int:
         """Return how many images of the camera were replaced by a newer one before they were segmented."""
@@ -187,6 +199,7 @@ class FrameWorker:
             value_range = plan.value_ranges[item.camera.name]
             pixels = images.decode(item.msg, value_range, plan.parameters.max_pixels)
             self.image_sizes[item.camera.name] = [pixels.shape[:2]]
+            self._decoded_s[item.camera.name] = began
             if value_range == 'full':
                 self._check_range(item)
             seen = plan.framing(item.camera.name).seen(pixels)

@@ -295,6 +295,8 @@ class SegmentationNode(LifecycleNode):
 
     def _apply(self, new: SegmentationParameters) -> None:
         if self._live and self._worker:
+            if self._frames_otherwise(new):
+                self._worker.check_framings(new.framings())
             network = new.network()
             if self._live.differs(network):
                 try:
@@ -316,6 +318,10 @@ class SegmentationNode(LifecycleNode):
             self._live.overlay_alpha, self._live.smoothing = new.overlay_alpha, bool(new.smoothing)
         self._settings = new
         self._update_subscriptions()
+
+    def _frames_otherwise(self, new: SegmentationParameters) -> bool:
+        old = self._settings
+        return (new.rotation, new.roi, new.mask) != (old.rotation, old.roi, old.mask)
 
     def _follow(self, plan: Plan) -> None:
         """Process the next frames by a plan, and announce its classes where they are others."""
@@ -369,6 +375,8 @@ class SegmentationNode(LifecycleNode):
             return
         try:
             new = self._preview([Parameter.from_parameter_msg(p) for p in parameters])
+            if self._frames_otherwise(new):
+                worker.check_framings(new.framings())
             network, sizes = new.network(), new.seen_sizes(worker.image_sizes)
         except Exception:  # the answer says what is wrong
             return
