@@ -53,7 +53,8 @@ class Health:
         self._in: deque[float] = deque()
         self._out: deque[float] = deque()
         self._ages: deque[tuple[float, float]] = deque()  # when a label was published, and its age in ms
-        self._counts: deque[tuple[float, int, int, int]] = deque()  # when; received, dropped, lost until then
+        # When; and how many were received, dropped, lost and left out until then.
+        self._counts: deque[tuple[float, int, int, int, int]] = deque()
         self._stages: dict[str, LatencyStats] = {}
         self._last_failed = float('-inf')
         self.received = self.processed = self.failed = self.lost = 0
@@ -93,19 +94,20 @@ class Health:
             self.last_error = error
             self._last_failed = monotonic()
 
-    def status(self, dropped: int, more: dict[str, str], *, max_age_s: float = 0.0,
+    def status(self, dropped: int, more: dict[str, str], *, left_out: int = 0, max_age_s: float = 0.0,
                sim_time: bool = False) -> Status:
         """
         Sum up.
 
-        `dropped`: the mailbox's count; `more`: values to add, such as model, device and memory; `max_age_s`:
-        a higher median age is a warning, 0: none is; `sim_time`: whether the ages are by the clock of a
-        simulation or recording.
+        `dropped`: the mailbox's count; `left_out`: frames that arrived and were not wanted; `more`: values to
+        add, such as model, device and memory; `max_age_s`: a higher median age is a warning, 0: none is;
+        `sim_time`: whether the ages are by the clock of a simulation or recording.
         """
         with self._lock:
             now = monotonic()
             fps_in, fps_out = self._rate(self._in, now), self._rate(self._out, now)
-            shares, age_ms = self._shares(dropped, now), self._age_ms(now)
+            *shares, left_out = self._recently(dropped, left_out, now)
+            age_ms = self._age_ms(now)
             level, summary = OK, f'{fps_out:.1f} fps out, {fps_in:.1f} in'
             if not self.received:
                 level = WARN
@@ -115,7 +117,7 @@ class Health:
             elif fps_in and not fps_out and now - self._in[0] > 0.8 * self._window_s:
                 level = ERROR
                 summary = f'images arrive, but no label was published in the last {self._window_s:g} s'
-            elif not fps_in:
+            elif not fps_in and not left_out:
                 level, summary = STALE, f'no image in the last {self._window_s:g} s'
             elif warnings := _warnings(*shares, age_ms, max_age_s, sim_time):
                 level, summary = WARN, '; '.join([*warnings, summary])
@@ -137,15 +139,15 @@ class Health:
             times.popleft()
         return len(times) / max(1e-3, min(self._window_s, now - self._began))
 
-    def _shares(self, dropped: int, now: float) -> tuple[float, float]:
-        """Return which share of the received frames was dropped, and of all frames lost."""
-        self._counts.append((now, self.received, dropped, self.lost))
+    def _recently(self, dropped: int, left_out: int, now: float) -> tuple[float, float, int]:
+        """Return which share of the received frames was dropped, of all lost, and how many were left out."""
+        self._counts.append((now, self.received, dropped, self.lost, left_out))
         # One that is older than the window stays: it is where the window begins.
         while len(self._counts) > 2 and now - self._counts[1][0] >= self._window_s:
             self._counts.popleft()
-        received, drops, lost = (last - first for first, last in zip(self._counts[0][1:],
-                                                                     self._counts[-1][1:]))
-        return drops / max(1, received), lost / max(1, received + lost)
+        received, drops, lost, left = (last - first for first, last in zip(self._counts[0][1:],
+                                                                           self._counts[-1][1:]))
+        return drops / max(1, received), lost / max(1, received + left + lost), left
 
     def _age_ms(self, now: float) -> float:
         """Return the median age of the labels, NaN without any."""

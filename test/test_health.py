@@ -81,6 +81,23 @@ def test_frames_that_the_middleware_lost_are_counted_beside_the_received():
     assert (status.values['received'], status.values['processed'], status.values['lost']) == ('8', '8', '3')
 
 
+def test_frames_that_are_left_out_have_arrived():
+    """A low rate that was asked for makes neither a camera silent nor a lost frame a large share."""
+    health = Health(window_s=0.2)
+    processed(health, 1)
+    health.frames_lost(3)
+    assert health.status(0, {}).level == OK
+    time.sleep(0.25)
+    health.frames_lost(1)
+    assert health.status(0, {}, left_out=19).level == OK
+    time.sleep(0.25)
+    assert health.status(0, {}, left_out=38).level == OK
+    time.sleep(0.25)
+    health.status(0, {}, left_out=38)
+    time.sleep(0.25)
+    assert health.status(0, {}, left_out=38).level == STALE
+
+
 def test_old_labels_are_a_warning():
     health = Health()
     processed(health, 5, 700.0)

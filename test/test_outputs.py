@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What planners need of a running node: groups, threshold, rate, region, mask, rotation, smaller outputs."""
 import json
+import time
 
 import cv2
 import numpy as np
@@ -240,6 +241,11 @@ def test_what_exceeds_the_rate_is_left_alone_and_counted(tester):
     assert not tester.got['label'] and after['received'] == before['received']
     changed(tester, max_rate=double(0.02))  # does not wait for what was due at the former rate
     send(tester)
+    end = time.monotonic() + 8  # the camera is not silent, though none of its images is taken for 5 s
+    while time.monotonic() < end:
+        tester.publisher.publish(images.encode(FRAME, 'rgb8', tester.header(), Image()))
+        rclpy.spin_once(tester.node, timeout_sec=0.05)
+    assert tester.status[-1].level == b'\0', tester.status[-1]
     changed(tester, max_rate=double(0.0))
 
 

@@ -434,6 +434,7 @@ class SegmentationNode(LifecycleNode):
         if p.max_rate:
             others['left out by max_rate'] = str(camera.rate.left_out)
         status = camera.health.status(self._worker.dropped(camera), others | more,
+                                      left_out=camera.rate.left_out,
                                       max_age_s=p.max_age_warning, sim_time=sim_time)
         if not self._active:
             return replace(status, level=OK, summary='inactive: the network is loaded')
