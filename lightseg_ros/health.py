@@ -106,7 +106,7 @@ class Health:
         with self._lock:
             now = monotonic()
             fps_in, fps_out = self._rate(self._in, now), self._rate(self._out, now)
-            *shares, left_out = self._recently(dropped, left_out, now)
+            dropped_share, lost_share, left_out = self._recently(dropped, left_out, now)
             age_ms = self._age_ms(now)
             level, summary = OK, f'{fps_out:.1f} fps out, {fps_in:.1f} in'
             if not self.received:
@@ -119,7 +119,7 @@ class Health:
                 summary = f'images arrive, but no label was published in the last {self._window_s:g} s'
             elif not fps_in and not left_out:
                 level, summary = STALE, f'no image in the last {self._window_s:g} s'
-            elif warnings := _warnings(*shares, age_ms, max_age_s, sim_time):
+            elif warnings := _warnings(dropped_share, lost_share, age_ms, max_age_s, sim_time):
                 level, summary = WARN, '; '.join([*warnings, summary])
             values = {
                 'fps in': f'{fps_in:.2f}', 'fps out': f'{fps_out:.2f}', 'received': str(self.received),
