@@ -207,6 +207,78 @@ def test_an_interrupt_while_the_first_network_is_loaded(start, cold):
     m.process.process.wait(15)
 
 
+def longest_answer_s(m, futures):
+    """Send frames and ask for the state until the futures are done; returns how long the slowest took."""
+    longest_s = sent_s = 0.0
+    while not all(future.done() for future in futures):
+        if time.monotonic() - sent_s > 0.1:
+            m.camera.publish(images.encode(FRAME, 'rgb8', Header(), Image()))
+            sent_s = time.monotonic()
+        began = time.monotonic()
+        assert m.state() == State.PRIMARY_STATE_ACTIVE or len(futures) == 1
+        longest_s = max(longest_s, time.monotonic() - began)
+    return longest_s
+
+
+def test_networks_that_are_asked_for_at_once_come_one_after_the_other(start, cold, tmp_path):
+    """The second one once loaded in the executor: no service answered and no label came for 17 s."""
+    import torch
+
+    from lightseg_ros import labels, networks, weights
+    weights.save(tmp_path / 'a.safetensors', networks.build('affnet', 11), weights.Card(
+        'affnet', labels.load('camvid'), (105.0,) * 3, (70.0,) * 3, (480, 360)))
+    torch.manual_seed(0)
+    m = start('overlaps', autostart=True)
+    m.spin(lambda: m.camera.get_subscription_count() == 1, 120)
+    m.play(3)
+    client = m.node.create_client(SetParameters, '/overlaps/set_parameters')
+    assert client.wait_for_service(60)
+    began = time.monotonic()
+    futures = [client.call_async(SetParameters.Request(parameters=[Parameter(
+        name=name, value=ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value))]))
+        for name, value in (('weights', str(tmp_path / 'a.safetensors')), ('resolution', '96x64'),
+                            ('rotation', '90'))]
+    longest_s = longest_answer_s(m, futures)
+    took_s = time.monotonic() - began
+    print(f'{took_s:.1f} s for all, the slowest answer of another service took {longest_s:.2f} s')
+    assert all(future.result().results[0].successful for future in futures)
+    assert longest_s < max(1.0, took_s / 10)
+    assert m.play() > 5
+    status = m.latest()
+    assert 'affnet' in {v.value for v in status.values} and m.process.log.read_text().count('now affnet') == 2
+
+
+def test_what_is_asked_for_while_a_new_size_is_compiled_holds_nothing_up(start, cold):
+    """Deactivating, and other labels, wait for the frame; services answer meanwhile."""
+    m = start('compiles', autostart=True, resolution='native', image_size='128x96')
+    m.spin(lambda: m.camera.get_subscription_count() == 1, 120)
+    for height in (112, 120):
+        m.play(1)
+        frame = np.ascontiguousarray(np.resize(FRAME, (height, 160, 3)))
+        m.labels.clear()
+        m.camera.publish(images.encode(frame, 'rgb8', Header(), Image()))
+        m.spin(lambda words=f'preparing 160x{height}': any(words in s.message for s in m.status[-1:]))
+        if height == 112:
+            client = m.node.create_client(SetParameters, '/compiles/set_parameters')
+            request = SetParameters.Request(parameters=[Parameter(
+                name='confidence_threshold', value=ParameterValue(
+                    type=ParameterType.PARAMETER_DOUBLE, double_value=0.1))])
+        else:
+            client = m.node.create_client(ChangeState, '/compiles/change_state')
+            request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_DEACTIVATE))
+        assert client.wait_for_service(60)
+        began = time.monotonic()
+        future = client.call_async(request)
+        longest_s = longest_answer_s(m, [future])
+        took_s = time.monotonic() - began
+        print(f'answered after {took_s:.1f} s, the slowest answer of another service took {longest_s:.2f} s')
+        assert took_s > 1 and longest_s < max(0.7, took_s / 3)
+        m.spin(lambda rows=height: any(label.height == rows for label in m.labels))
+    assert m.state() == State.PRIMARY_STATE_INACTIVE
+    m.spin(lambda: m.camera.get_subscription_count() == 0)
+    assert m.play() == 0
+
+
 def test_200_cycles_do_not_grow(start):
     m = start('cycled')
     assert m.change(Transition.TRANSITION_CONFIGURE)

@@ -100,11 +100,19 @@ class FrameWorker:
         """Process images from now on."""
         self._running.set()
 
-    def pause(self) -> None:
-        """Finish the frames in flight and drop images from now on; nothing is published after the return."""
+    def stop_soon(self) -> None:
+        """Drop images from now on; those that are being processed may still be published."""
         self._running.clear()
+
+    def wait(self) -> None:
+        """Wait until the frames that are being processed are finished."""
         with self._processing:
             pass
+
+    def pause(self) -> None:
+        """Finish the frames in flight and drop images from now on; nothing is published after the return."""
+        self.stop_soon()
+        self.wait()
 
     def stop(self) -> None:
         """Let the thread finish its frame, then end it; it may outlive this if it is compiling a network."""

@@ -70,7 +70,7 @@ class LiveSegmenter:
         self._sizes = tuple(sizes)  # of the images, newest last; replaced, never changed in place
         self._ready: set[tuple[int, int]] = set()
         self._closing = threading.Event()
-        self._child: subprocess.Popen | None = None
+        self._children: set[subprocess.Popen] = set()
         self._traced = 0  # sizes that were compiled in this process
         self._prepared: tuple[tuple, Segmenter | Exception] | None = None
         self._loaded = _identity(choice)
@@ -141,7 +141,9 @@ class LiveSegmenter:
 
     def prepare_beside(self, size: tuple[int, int]) -> None:
         """Compile for frames of (height, width) on a CPU, outside of `use`; what fails is only logged."""
-        self.prepare(self._loaded[0], [size])
+        self.note(size)
+        with self._loading:  # of the network in force, even if its file was rewritten
+            self._prepare_sizes(self._loaded[0], [size])
 
     def takes_long(self, size: tuple[int, int]) -> bool:
         """Return whether the first frame of (height, width) waits for a compilation of seconds, on a CPU."""
@@ -167,7 +169,7 @@ class LiveSegmenter:
             self.note(size)
         with self._loading:
             if not self.differs(choice):
-                self._prepare_sizes(choice, [size for size in sizes if not self.is_ready(size)])
+                self._prepare_sizes(choice, sizes)
                 return
             identity = _identity(choice)
             try:
@@ -187,29 +189,29 @@ class LiveSegmenter:
         `before_first` is called with the new network before its first frame. If that or loading fails, the
         old network stays in force.
         """
-        with self._loading:
-            identity = _identity(choice)
-            prepared, self._prepared = self._prepared, None
-            new: Segmenter | Exception
-            if prepared and prepared[0] == identity:
-                new = prepared[1]
-            else:
+        identity = _identity(choice)
+        prepared, self._prepared = self._prepared, None
+        new = prepared[1] if prepared and prepared[0] == identity else None
+        if new is None:
+            with self._loading:
                 try:
                     new = self._load(choice, beside=True)
                 except OutOfMemory as e:
                     new = e.with_traceback(None)
-            if isinstance(new, OutOfMemory) and self._segmenter.device.type == 'cuda':
+        if isinstance(new, OutOfMemory) and self._segmenter.device.type == 'cuda':
+            with self._loading:
                 self._load_after(choice, identity, before_first, new)
-                return
-            if isinstance(new, Exception):
-                raise new
-            new.overlay_alpha = self._overlay_alpha
-            with self._lock:
-                before_first(new)
-                self._segmenter, self._loaded = new, identity
-                self._ready = set(self._sizes)
-                if new.device.type == 'cuda':
-                    torch.cuda.empty_cache()  # frees the graphs of the old network
+            return
+        if isinstance(new, Exception):
+            raise new
+        # Not inside `_loading`, which another thread may hold for a minute.
+        new.overlay_alpha = self._overlay_alpha
+        with self._lock:
+            before_first(new)
+            self._segmenter, self._loaded = new, identity
+            self._ready = set(self._sizes)
+            if new.device.type == 'cuda':
+                torch.cuda.empty_cache()  # frees the graphs of the old network
 
     def free(self) -> None:
         """
@@ -230,7 +232,7 @@ class LiveSegmenter:
     def close(self) -> None:
         """Begin no capture or compilation any more; whoever waits for one gets a ValueError."""
         self._closing.set()
-        if child := self._child:
+        for child in tuple(self._children):
             child.kill()
 
     def _release(self) -> None:
@@ -264,16 +266,21 @@ class LiveSegmenter:
     def _prepare_sizes(self, choice: NetworkChoice, sizes: Sequence[tuple[int, int]]) -> None:
         """Prepare the network in force for more sizes, while frames of other sizes go on."""
         try:
-            if self._segmenter.device.type == 'cpu':
-                self._compile_in_child(choice, self._segmenter, sizes)
+            self._go_on()
+            network = self._segmenter
+            sizes = [size for size in sizes if not self.is_ready(size)]
+            if network.device.type == 'cpu':
+                self._compile_in_child(choice, network, sizes)
                 for size in sizes:
                     self._go_on()
-                    self._segmenter.prepare(*size)
+                    network.prepare(*size)
             else:
                 for size in sizes:
                     with self._lock:
                         self.make_ready(size)
         except Exception as e:  # it is found again, and counted, with the first frame of such a size
+            if self._closing.is_set():
+                return
             log.warning('the network could not be prepared beforehand: %s', error_line(e))
 
     def _compile_in_child(self, choice: NetworkChoice, loaded: Segmenter,
@@ -292,11 +299,14 @@ class LiveSegmenter:
         if not sizes:
             return
         self._go_on()
-        self._child = subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, '-m', __name__, json.dumps(asdict(choice)), str(priority), *sizes],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self._child.wait()
-        self._child = None
+        self._children.add(child)
+        if self._closing.is_set():  # `close` has not seen this child
+            child.kill()
+        child.wait()
+        self._children.discard(child)
 
     def _load(self, choice: NetworkChoice, *, beside: bool = False) -> Segmenter:
         """Load and warm up a network; `beside`: another thread segments meanwhile."""

@@ -16,7 +16,7 @@ from time import monotonic, sleep
 from typing import Any, cast
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.msg import State, Transition
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -39,6 +39,7 @@ from .outputs import CameraOutputs, MATCHED_EVENTS
 from .parameters import declare, usage, warn_of_unused_qos_overrides, watch
 from .plan import Plan
 from .segmentation_parameters import SegmentationParameters
+from .turns import Turns
 
 try:
     from vision_msgs.msg import LabelInfo, VisionClass
@@ -78,6 +79,8 @@ class SegmentationNode(LifecycleNode):
         self._active = False
         self._error: Exception | None = None
         self._loading = ''  # the network that a thread is loading
+        self._configuring = False  # whether that is the first one
+        self._turns = Turns()  # of the requests that load or wait in a thread
         # What a thread has loaded for on_configure, or why it could not, and the parameters of then.
         self._loaded: tuple[SegmentationParameters, LiveSegmenter | Exception] | None = None
         self._start_failed = False
@@ -87,7 +90,7 @@ class SegmentationNode(LifecycleNode):
         # A steady clock: with use_sim_time and a paused bag the diagnostics must go on.
         self.create_timer(1 / p.diagnostics_rate, self._publish_diagnostics,
                           clock=Clock(clock_type=ClockType.STEADY_TIME))
-        self.create_service(SetBool, '~/enable', self._on_enable)
+        self.create_service(SetBool, '~/enable', self._on_enable, callback_group=ReentrantCallbackGroup())
         self._preview = watch(self, p, self._apply)
         self._answer_while_loading()
         if not MATCHED_EVENTS:
@@ -187,7 +190,7 @@ class SegmentationNode(LifecycleNode):
 
     async def _load_first(self) -> None:
         """Load the network of the parameters in a thread; errors are raised by on_configure."""
-        self._loaded = None
+        self._loaded, self._configuring = None, True
         while not self._loaded or self._loaded[0] != self._settings:  # they may be set meanwhile
             p = self._settings
 
@@ -199,6 +202,7 @@ class SegmentationNode(LifecycleNode):
 
             self.get_logger().info(f'loading {one_line(p.network().model)}')
             await self._in_thread(load, p.network().model)
+        self._configuring = False
 
     def _take_loaded(self) -> LiveSegmenter | None:
         """Return what `_load_first` has loaded, if it is what the parameters ask for, or raise its error."""
@@ -210,7 +214,11 @@ class SegmentationNode(LifecycleNode):
         return loaded[1]
 
     async def _in_thread(self, work: Callable[[], None], model: str) -> None:
-        """Wait until a thread has done some work, while the executor goes on; `work` must not raise."""
+        """
+        Wait until a thread has done some work, while the executor goes on; `work` must not raise.
+
+        `model`: what it loads, for the diagnostics; '' for other work.
+        """
         assert self.executor
         executor = self.executor
         done: Future = Future(executor=executor)
@@ -223,24 +231,39 @@ class SegmentationNode(LifecycleNode):
                     done.set_result(None)
                     executor.wake()
 
-        self._loading = model
+        self._loading = model or self._loading
         Thread(target=run_work, name='loading', daemon=True).start()
         await done
-        self._loading = ''
+        if model:
+            self._loading = ''
 
     async def _change_state(self, answer: Callable, request: Any, response: Any) -> Any:
-        """Load the network before the transition, during which nothing else would be answered."""
+        """Load the network, or wait for frames, before the transition, during which nothing is answered."""
         wanted = request.transition
         if wanted.label == 'configure' or wanted.id == Transition.TRANSITION_CONFIGURE:
-            if self._loading:
+            if self._configuring:
                 self.get_logger().error(f'cannot configure: {one_line(self._loading)} is being loaded')
                 response.success = False
                 return response
-            if self._live is None:
-                await self._load_first()
+            async with self._turns.next(self.executor):  # a change that a cleanup has cut short may still end
+                if self._state_machine.current_state[0] == State.PRIMARY_STATE_UNCONFIGURED:
+                    await self._load_first()
+                return self._finish_change(answer, request, response)
+        if self._worker and self._active:
+            self._worker.stop_soon()
+            await self._frames_end()
+        return self._finish_change(answer, request, response)
+
+    def _finish_change(self, answer: Callable, request: Any, response: Any) -> Any:
         response = answer(request, response)
         self._loaded = None  # another transition, such as shutdown, may have come before it
+        self._update_subscriptions()  # if the transition was refused, frames go on
         return response
+
+    async def _frames_end(self) -> None:
+        """While the network is prepared for a new size, which takes seconds, wait for that in a thread."""
+        if self._worker and self._worker.preparing:
+            await self._in_thread(self._worker.wait, '')
 
     def _free(self) -> None:
         """Undo configure and activate, as far as they came."""
@@ -347,22 +370,55 @@ class SegmentationNode(LifecycleNode):
             group.add_entity(service)
 
     async def _set_one_by_one(self, answer: Callable, request: Any, response: Any) -> Any:
+        def set_one(parameter: Any) -> SetParametersResult:
+            return answer(SetParameters.Request(parameters=[parameter]), SetParameters.Response()).results[0]
+
         for parameter in request.parameters:
-            try:
-                await self._load_beside([parameter])
-                response.results += answer(SetParameters.Request(parameters=[parameter]),
-                                           SetParameters.Response()).results
-            except Exception as e:  # such as an unknown type; without an answer the client would wait
-                response.results.append(SetParametersResult(successful=False, reason=error_line(e)))
+            response.results.append(await self._set([parameter], partial(set_one, parameter)))
         return response
 
     async def _set_together(self, answer: Callable, request: Any, response: Any) -> Any:
+        response.result = await self._set(request.parameters, lambda: answer(request, response).result)
+        return response
+
+    async def _set(self, parameters: list[Any], set_now: Callable[[], SetParametersResult],
+                   ) -> SetParametersResult:
+        """Call `set_now`, once all that takes long has been done beside what is in force."""
         try:
-            await self._load_beside(request.parameters)
-            return answer(request, response)
-        except Exception as e:
-            response.result = SetParametersResult(successful=False, reason=error_line(e))
-            return response
+            if not self._takes_long(parameters):
+                return set_now()
+            # One after the other: each begins with what the one before has put in force.
+            async with self._turns.next(self.executor):
+                await self._load_beside(parameters)
+                return set_now()
+        except Exception as e:  # such as an unknown type; without an answer the client would wait
+            return SetParametersResult(successful=False, reason=error_line(e))
+
+    def _takes_long(self, parameters: list[Any]) -> bool:
+        """
+        Return whether a request needs another network, or must wait for frames of a new size.
+
+        These frames wait for a compiler, for seconds, and hold the network that is in force.
+        """
+        live, worker = self._live, self._worker
+        if live is None or worker is None or self.executor is None:
+            return False
+        try:
+            new = self._preview([Parameter.from_parameter_msg(p) for p in parameters])
+            if live.differs(new.network()) or self._new_sizes(new, live, worker):
+                return True
+            return bool(worker.preparing) and (
+                new.enabled != self._settings.enabled
+                or not Plan.make(new, live.segmenter.labels).announces_the_same(worker.plan))
+        except Exception:  # the answer says what is wrong
+            return False
+
+    def _new_sizes(self, new: SegmentationParameters, live: LiveSegmenter, worker: FrameWorker) -> list[
+            tuple[int, int]]:
+        """Return the (height, width) that the network will see of the cameras' images, and has not yet."""
+        known = self._settings.seen_sizes(worker.image_sizes)
+        return [size for size in new.seen_sizes(worker.image_sizes)
+                if size not in known and not live.is_ready(size)]
 
     async def _load_beside(self, parameters: list[Any]) -> None:
         """
@@ -371,29 +427,30 @@ class SegmentationNode(LifecycleNode):
         That is another network, or the sizes at which it sees the cameras' images.
         """
         live, worker = self._live, self._worker
-        if live is None or worker is None or self.executor is None:
+        if live is None or worker is None:
             return
         try:
             new = self._preview([Parameter.from_parameter_msg(p) for p in parameters])
             if self._frames_otherwise(new):
                 worker.check_framings(new.framings())
-            network, sizes = new.network(), new.seen_sizes(worker.image_sizes)
+            network, sizes = new.network(), self._new_sizes(new, live, worker)
         except Exception:  # the answer says what is wrong
             return
-        now = live.segmenter.card.network
+        now, what = live.segmenter.card.network, ''
         if live.differs(network):
-            what = network.model
+            what, sizes = network.model, new.seen_sizes(worker.image_sizes)
             self.get_logger().info(f'loading {one_line(what)}; {now} goes on meanwhile')
-        elif missing := [size for size in sizes if not live.is_ready(size)]:
-            what = f'{now} for images of ' + ', '.join(f'{width}x{height}' for height, width in missing)
+        elif sizes:
+            what = f'{now} for images of ' + ', '.join(f'{width}x{height}' for height, width in sizes)
             self.get_logger().info(f'preparing {what}; the size in force goes on meanwhile')
-        else:
-            return
-        await self._in_thread(partial(live.prepare, network, sizes), what)
+        if what:
+            await self._in_thread(partial(live.prepare, network, sizes), what)
+        await self._frames_end()
 
-    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+    async def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         """Set the parameter `enabled`."""
-        result = self.set_parameters([Parameter('enabled', value=request.data)])[0]
+        wanted = Parameter('enabled', value=request.data)
+        result = await self._set([wanted.to_parameter_msg()], lambda: self.set_parameters([wanted])[0])
         response.success = result.successful
         response.message = result.reason or ('enabled' if request.data else 'disabled')
         return response
@@ -454,10 +511,11 @@ class SegmentationNode(LifecycleNode):
         return status
 
     def _unconfigured(self) -> Status:
+        state = self._state_machine.current_state[1]  # or finalized
         if self._error:
-            return Status(ERROR, f'unconfigured: {self._error}', {})
+            return Status(ERROR, f'{state}: {self._error}', {})
         what = f'loading {self._loading}' if self._loading else 'no network is loaded'
-        return Status(OK, f'unconfigured: {what}', {})
+        return Status(OK, f'{state}: {what}', {})
 
     def _status(self, camera: str, status: Status, device: str) -> DiagnosticStatus:
         return DiagnosticStatus(
