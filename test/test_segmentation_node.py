@@ -306,7 +306,10 @@ def test_integers_for_floats_and_numbers_for_texts(tester):
         tester.spin(future.done)
         assert future.result().values == [stored]
     for name, value, words in (('roi', integer(12), "roi is '12'; expected WIDTHxHEIGHT+X+Y"),
-                               ('max_rate', integer(1001), 'out of range'),
+                               ('max_rate', integer(1001), "'max_rate' is 1001.0; expected 0.0 to 1000.0"),
+                               ('max_rate', text('x'), "'max_rate' is a str; expected float"),
+                               ('max_rat', double(1.0), "'max_rat'; did you mean 'max_rate'?"),
+                               ('roi', text('='), "roi is '='; expected WIDTHxHEIGHT+X+Y"),
                                ('rotation', double(45.5), "rotation is '45.5'; expected one of 0, 90")):
         refused = set_parameter(tester, name, value)
         assert not refused.successful and words in refused.reason

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import nullcontext, suppress
 import ctypes
 from dataclasses import replace
+import difflib
 from functools import partial
 import gc
 import json
@@ -385,6 +386,7 @@ class SegmentationNode(LifecycleNode):
                    ) -> SetParametersResult:
         """Call `set_now`, once all that takes long has been done beside what is in force."""
         try:
+            self._check(parameters)
             if not self._takes_long(parameters):
                 return set_now()
             # One after the other: each begins with what the one before has put in force.
@@ -393,6 +395,17 @@ class SegmentationNode(LifecycleNode):
                 return set_now()
         except Exception as e:  # such as an unknown type; without an answer the client would wait
             return SetParametersResult(successful=False, reason=error_line(e))
+
+    def _check(self, parameters: list[Any]) -> None:
+        """Raise a ValueError where rclpy would name neither a parameter that it does not know nor a type."""
+        known = set(self._parameters)
+        for name in [p.name for p in parameters if p.name not in known]:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ValueError(f'unknown parameter {name!r}; ' + (
+                f'did you mean {near[0]!r}?' if near else '"ros2 param list" names those of this node'))
+        given = [Parameter.from_parameter_msg(p) for p in parameters]
+        # rclpy's own words for `ros2 param delete` are clear.
+        self._preview([p for p in given if p.type_ != Parameter.Type.NOT_SET])
 
     def _takes_long(self, parameters: list[Any]) -> bool:
         """

@@ -127,7 +127,7 @@ class SegmentationParameters:
     def of_camera(self, text: str, camera: str) -> str:
         """Return the part of a parameter that is for one camera: NAME=VALUE, or a value for all of them."""
         pairs = [word.partition('=') for word in text.split()]
-        if pairs and all(mark and name in self.camera_names() for name, mark, _ in pairs):
+        if pairs and all(mark and name and name in self.camera_names() for name, mark, _ in pairs):
             return {name: value for name, _, value in pairs}.get(camera, '')
         return text
 
