@@ -403,6 +403,7 @@ def test_another_network_while_it_runs(tester, reference, random_weights, tmp_pa
     assert (seen() == other([frame])[0].labels).mean() > 0.999
 
     assert set_parameter(tester, 'resolution', text('64x64')).successful
+    assert 'two.safetensors at 64x64; affnet goes on meanwhile' in tester.process.log.read_text()
     small = segmenter.load(tmp_path / 'two.safetensors', resolution='64x64')
     assert (seen() == small([frame])[0].labels).mean() > 0.999
     # A file that was written anew is another network.

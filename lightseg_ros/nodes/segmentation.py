@@ -452,6 +452,8 @@ class SegmentationNode(LifecycleNode):
         now, what = live.segmenter.card.network, ''
         if live.differs(network):
             what, sizes = network.model, new.seen_sizes(worker.image_sizes)
+            if new.resolution != self._settings.resolution:  # the network may be the same
+                what += f' at {new.resolution or "the size of its weights"}'
             self.get_logger().info(f'loading {one_line(what)}; {now} goes on meanwhile')
         elif sizes:
             what = f'{now} for images of ' + ', '.join(f'{width}x{height}' for height, width in sizes)
