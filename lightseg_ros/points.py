@@ -75,6 +75,9 @@ def pinhole(info: Any, height: int, width: int, distorted: bool = False) -> Pinh
     if not (m[0, 0] > 0 and m[1, 1] > 0):
         raise PointsError(f'camera_info of {info.width}x{info.height} has no focal length: the camera is not '
                           'calibrated')
+    if not np.isfinite([m[0, 0], m[1, 1], m[0, 2], m[1, 2], *d]).all():
+        raise PointsError(f'camera_info of {info.width}x{info.height} holds NaN or infinity; expected the '
+                          'numbers of a calibration')
     full_w, full_h = info.roi.width or info.width, info.roi.height or info.height
     # + 0.5: scale relative to the corner of the first pixel, not to its centre.
     left, top = m[0, 2] + 0.5 - info.roi.x_offset, m[1, 2] + 0.5 - info.roi.y_offset

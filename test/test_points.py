@@ -81,6 +81,7 @@ def test_a_region_of_interest_shifts_the_principal_point():
 
 
 @pytest.mark.parametrize('message, text', [
+    (info(k=[500, 0, float('nan'), 0, 510, 240, 0, 0, 1]), 'camera_info of 640x480 holds NaN or infinity'),
     (info(k=9 * [0]), 'camera_info of 640x480 has no focal length: the camera is not calibrated'),
     (info(640, 360), 'camera_info is for 640x360 pixels, depth has 640x480; expected the same aspect ratio'),
     (info(0, 0), 'camera_info is for 0x0 pixels')])
@@ -277,9 +278,9 @@ def scene(ros, random_weights, tmp_path_factory):
                 np.zeros((height, width, 3), np.uint8)
             self.depth.publish(images.encode(array, encoding, self.header(ms), Image()))
 
-        def send_info(self, d=()):
+        def send_info(self, d=(), center=64.0):
             self.info.publish(CameraInfo(height=96, width=128, d=d, distortion_model='plumb_bob',
-                                         k=[100.0, 0, 64, 0, 100.0, 48, 0, 0, 1]))
+                                         k=[100.0, 0, center, 0, 100.0, 48, 0, 0, 1]))
 
     with nodes(NodeProcess('segmentation', tmp_path_factory.mktemp('log') / 'node.log', {
             'weights': str(random_weights), 'resolution': '128x96', 'diagnostics_rate': 10.0,
@@ -415,20 +416,29 @@ def test_without_depth_that_is_near_enough_labels_are_counted_and_said(scene):
 
 @pytest.mark.parametrize('bad, text', [
     ({'encoding': 'rgb8'}, "depth in 'rgb8'; expected 16UC1"),
-    ({'width': 64}, 'camera_info is for 128x96 pixels, depth has 64x96; expected the same aspect ratio')])
+    ({'width': 64}, 'camera_info is for 128x96 pixels, depth has 64x96; expected the same aspect ratio'),
+    ({'center': float('nan')}, 'camera_info of 128x96 holds NaN or infinity; expected the numbers')])
 def test_bad_depth_is_counted_and_labels_go_on(scene, bad, text):
     values = scene.values()
     failed, processed = int(values['points failed']), int(values['processed'])
+    bad = dict(bad)
+    scene.send_info(center=bad.pop('center', 64.0))
+    scene.values()  # until it has arrived
     scene.send_image()
     scene.send_depth(**bad)
     scene.spin(lambda: int(scene.values()['points failed']) > failed)
     values = scene.values()
+    # A planner that waits for points is told, though there are labels.
+    assert scene.status[-1].level == b'\1' and f'no points: {text}' in scene.status[-1].message
     assert text in values['last points error']
     assert int(values['processed']) > processed and values['failed'] == '0'
     scene.clouds.clear()
+    scene.send_info()
+    scene.values()
     scene.send_image()
     scene.send_depth()
     scene.spin(lambda: scene.clouds)
+    assert 'points' not in (scene.values() and scene.status[-1].message)
 
 
 def test_compressed_depth_becomes_points(ros, random_weights, tmp_path):

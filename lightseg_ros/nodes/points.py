@@ -72,7 +72,7 @@ class Points:
         self._used_ns = -1
         self._published = self._missed = self._missed_in_a_row = self._failed = self._dropped = 0
         self._last_error = ''
-        self._logged_s = float('-inf')
+        self._logged_s = self._failed_s = float('-inf')  # time of the last log; of points that failed last
         self._warned_of_frame = self._warned_of_distortion = False
         self._depth_kind, self._depth_name = DEPTHS[parameters.depth_transport]
         self._depth_topic = node.resolve_topic_name(f'{prefix}{self._depth_name}')
@@ -134,6 +134,10 @@ class Points:
                'points failed': str(self._failed), 'labels without depth': str(self._missed)}
         return out | ({'last points error': self._last_error} if self._last_error else {})
 
+    def failure(self) -> str:
+        """Return why there are no points now, else ''."""
+        return f'no points: {self._last_error}' if monotonic() - self._failed_s < LOG_PERIOD_S else ''
+
     def add(self, labelled: LabelledImage) -> None:
         """Leave labels for the thread, which publishes them as points once their depth has arrived."""
         with self._changed:
@@ -159,7 +163,7 @@ class Points:
                 self._publish(*pair)
             except Exception as e:  # whatever is wrong with one depth image must not end the thread
                 if self._node.context.ok():  # otherwise a signal shut the context down during publishing
-                    self._failed += 1
+                    self._failed, self._failed_s = self._failed + 1, monotonic()
                     self._last_error = error_line(e)
                     self._log(f'no points: {self._last_error}')
             finally:
@@ -205,7 +209,7 @@ class Points:
         cloud = points.cloud(depth, camera, labelled.labels, labelled.confidence, labelled.palette)
         self._publisher.publish(points.serialized(cloud, near.header, PointCloud2(), PointField,
                                                   serialize_message))
-        self._published += 1
+        self._published, self._failed_s = self._published + 1, float('-inf')
         self._health.stage_took('points', 1e3 * (perf_counter() - began))
 
     def _without_depth(self) -> None:

@@ -516,6 +516,8 @@ class SegmentationNode(LifecycleNode):
             return replace(status, level=OK, summary=f'preparing {self._worker.preparing}')
         if p.lazy != 'false' and not camera.has_listener(p):
             return replace(status, level=OK, summary='idle: no output has a subscriber')
+        if camera.points and (failure := camera.points.failure()) and status.level in (OK, WARN):
+            status = replace(status, level=WARN, summary=f'{failure}; {status.summary}')
         if hint := camera.silence():
             self.get_logger().warning(hint, once=True)
             status = replace(status, summary=f'{status.summary}; {hint}')
