@@ -107,6 +107,19 @@ def test_counts(name):
     assert count(built) == few
     assert sum(v.numel() for v in built.state_dict().values()) == few + buffers
 
+@pytest.mark.parametrize('name', networks.NETWORKS)
+def test_features_stay_in_half_precision(name):
+    """Under autocast an image is float32, and a sum with it would be, up to the deepest features."""
+    network, found = networks.build(name, 11).train(), []
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.PReLU)):
+            module.register_forward_hook(lambda module, inputs, y: found.append((y.dtype, inputs[0].dtype)))
+    with torch.autocast('cpu', torch.bfloat16):
+        network.logits_and_features(torch.randn(2, 3, 64, 96))
+    inputs = [dtype for _, dtype in found]
+    assert {y for y, _ in found} == {torch.bfloat16}
+    assert inputs.count(torch.float32) <= 2, 'only the image is float32'
+
 
 def test_blocks_have_the_papers_formulas():
     for c in (32, 64, 128):

@@ -85,7 +85,10 @@ class Down(nn.Module):
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(torch.cat([self.conv(x), self.pool(x)], 1))
+        y, small = self.conv(x), self.pool(x)
+        if small.dtype != y.dtype:  # an image under autocast: all that is added to it would be float32, too
+            small = small.to(y.dtype)
+        return self.act(torch.cat([y, small], 1))
 
 
 class Shuffle(nn.Module):
