@@ -7,6 +7,7 @@ No other module knows these. Messages are duck-typed: those of rclpy and of rosb
 needed; where cv_bridge is installed, it decodes the encodings that are not in the tables below.
 """
 from array import array as byte_array
+import math
 import struct
 from typing import Any, Literal, TypeAlias
 
@@ -222,6 +223,8 @@ def _compressed_depth(msg: Any) -> np.ndarray:
     if rest.split()[-1] == 'rvl':
         numbers = _rvl(data[12:])
     else:
+        if not data[12:].startswith(pictures.PNG):
+            raise ImageError(f'depth of format {_short(msg.format)}: no PNG follows its header of 12 bytes')
         try:
             numbers = pictures.decode_labels(data[12:])  # numbers as they are stored
         except PictureError as e:
@@ -230,6 +233,9 @@ def _compressed_depth(msg: Any) -> np.ndarray:
     if encoding != '32FC1':
         return _metres(depth * 1e-3)
     a, b = struct.unpack_from('<ff', data, 4)
+    if not math.isfinite(a) or not math.isfinite(b):
+        raise ImageError(f'depth of format {_short(msg.format)}: its quantisation is {a:g}, {b:g}; expected '
+                         'finite numbers')
     with np.errstate(divide='ignore', invalid='ignore'):
         return _metres(np.where(numbers == 0, np.float32(np.nan), a / (depth - b)).astype(np.float32))
 

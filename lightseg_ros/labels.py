@@ -143,6 +143,8 @@ class LabelSet:
                     raise LabelError(f'group {group!r} holds {member!r}, which is no class of label set '
                                      f'{self.name!r}; classes: {", ".join(self.names)}')
                 at = self.names.index(member)
+                if table[at] == i:
+                    raise LabelError(f'class {member!r} is named twice in the group {group!r}')
                 if table[at] != 255:
                     raise LabelError(f'class {member!r} is in the groups {list(groups)[table[at]]!r} and '
                                      f'{group!r}; expected each class in one group at most')

@@ -245,7 +245,9 @@ def test_compressed_depth(kind):
 @pytest.mark.parametrize('data, format, text', [
     (b'', '16UC1; compressedDepth png', '0 bytes of format'),
     (bytes(40), 'rgb8; jpeg compressed bgr8', 'expected compressedDepth of 16UC1'),
-    (bytes(40), '16UC1; compressedDepth png', 'expected a PNG'),
+    (bytes(40), '16UC1; compressedDepth png', 'no PNG follows its header'),
+    (struct.pack('<iff', 0, float('nan'), 0) + rvl(np.full((9, 9), 7, np.uint16)),
+     '32FC1; compressedDepth rvl', 'its quantisation is nan, 0; expected finite'),
     (bytes(12) + rvl(np.full((9, 9), 7, np.uint16))[:-8], '16UC1; compressedDepth rvl', 'RVL of 9x9 is'),
     (bytes(12) + rvl(np.zeros((9, 9), np.uint16))[:8], '16UC1; compressedDepth rvl', 'cut short after 0'),
     (bytes(12) + b'\xff' * 80, '16UC1; compressedDepth rvl', 'RVL of 4294967295x'),

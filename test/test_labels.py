@@ -166,6 +166,7 @@ def test_groups_of_a_file(tmp_path):
 @pytest.mark.parametrize(('text', 'message'), [
     ('free: [raod]', "'free' holds 'raod', which is no class of label set 'camvid'; classes: sky"),
     ('a: [road]\nb: [road]', "'road' is in the groups 'a' and 'b'"),
+    ('a: [road, road]', "'road' is named twice in the group 'a'"),
     ('a: []', "group 'a' has no classes"),
     ('a: road', 'holds no groups; expected lines such as'),
     ('[road]', 'holds no groups'),

@@ -522,9 +522,10 @@ class SegmentationNode(LifecycleNode):
             self.get_logger().warning(hint, once=True)
             status = replace(status, summary=f'{status.summary}; {hint}')
         if sim_time and not self.get_clock().now().nanoseconds and status.level in (OK, WARN):
+            fault = '/clock stands at 0' if self.count_publishers('/clock') else 'nothing publishes /clock'
             return replace(status, level=WARN, summary=(
-                'use_sim_time is true, but nothing publishes /clock: play the recording with --clock, or set '
-                f'use_sim_time to false; {status.summary}'))
+                f'use_sim_time is true, but {fault}: play the recording with --clock, or set use_sim_time to '
+                f'false; {status.summary}'))
         return status
 
     def _unconfigured(self) -> Status:
