@@ -15,7 +15,7 @@ step() { # limit in seconds, then the command
   local limit=$1 rc
   shift
   printf '== %s (%s)\n' "$*" "$(date +%T)" | tee -a "$OUT/log.txt"
-  timeout "$limit" "$@" >>"$OUT/log.txt" 2>&1
+  timeout -k 1 "$limit" "$@" >>"$OUT/log.txt" 2>&1
   rc=$?
   [ $rc = 0 ] || failed=$((failed + 1))
   printf '   rc %s (%s)\n' $rc "$(date +%T)" | tee -a "$OUT/log.txt"
@@ -29,7 +29,7 @@ for network in laanet affnet lrnnet elanet fbsnet; do
   step 40 "$PYTHON" -m lightseg_ros.cli bench "$network" --device cuda --resolutions 1024x512 --rounds 3 \
     --contenders torch:float16 torch:float32 --out "$OUT/$network.json"
 done
-step 130 "$PYTHON" bench/first_gpu.py convolutions
+step 120 "$PYTHON" bench/first_gpu.py convolutions
 tail -c 9000 "$OUT/log.txt"
 echo "$failed steps failed; the log is $OUT/log.txt"
 [ $failed = 0 ]
