@@ -198,7 +198,7 @@ else:
         `sums`, and with `both` also `more`, whose channels are the next ones: what the programs of other
         kernels have left, see `_add_up`. `sigmoid`: at the end; before the second convolution is `slope`.
         """
-        n = tl.program_id(0)
+        n = tl.program_id(0).to(tl.int64)
         c = tl.arange(0, block)
         x = _add_up(sums, n, parts, channels, c, rows, block)
         if both:
@@ -306,6 +306,7 @@ def gate(x: Tensor, convs: Any, sums: list[Tensor]) -> Tensor:
     the second behind those of the first. If they do not cover x, torch adds it up in a launch of its own.
     """
     n, channels, height, width = x.shape
+    assert len(sums) <= 2, 'the kernel adds up what two others have left'
     if sum(s.shape[1] for s in sums) != channels:
         sums = [x.sum((2, 3), dtype=torch.float32)]
     first, last = convs[0], convs[-1]
