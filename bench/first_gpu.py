@@ -13,10 +13,11 @@ import torch.nn.functional as F
 
 from lightseg_ros import networks
 from lightseg_ros.inference import folding, fusing, kernels, segmenter
+from lightseg_ros.inference.fused import FusedBranches, FusedConv
 
 OUT = Path(os.environ.get('OUT', '.'))
 SIZE = (512, 1024)
-Fused = fusing.FusedConv | fusing.FusedBranches
+Fused = FusedConv | FusedBranches
 
 
 def versions() -> None:
@@ -152,7 +153,7 @@ def convolutions() -> None:
 
 def described(conv: Fused) -> dict[str, object]:
     """Return what the time of a convolution depends on; of branches, the steps of each."""
-    if isinstance(conv, fusing.FusedBranches):
+    if isinstance(conv, FusedBranches):
         return {'weight': (*conv.taps.shape,), 'dilation': str(conv.steps.tolist()), 'stride': 1,
                 'norm': False, 'branches': 'summed' if conv.together else 'side by side'}
     return {'weight': (*conv.weight.shape,), 'dilation': conv.dilation, 'stride': conv.stride,
@@ -173,7 +174,7 @@ def timed(conv: Fused, shape: tuple, added: tuple | None) -> dict[str, float]:
 
 def by_torch(conv: Fused, x: torch.Tensor, add: torch.Tensor | None) -> torch.Tensor:
     """What `conv` computes, by cuDNN and torch's own operations in half precision."""
-    if isinstance(conv, fusing.FusedBranches):
+    if isinstance(conv, FusedBranches):
         each = len(conv.convs[0].bias)
         parts = x.split(each, 1) if x.shape[1] > each else len(conv.convs) * [x]
         found = [by_torch(c, part, None) for c, part in zip(conv.convs, parts)]

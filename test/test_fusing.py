@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from lightseg_ros import networks
-from lightseg_ros.inference import folding, fusing, kernels, layer_kernels
-from lightseg_ros.inference.fusing import FusedConv
+from lightseg_ros.inference import folding, fused, fusing, kernels, layer_kernels
+from lightseg_ros.inference.fused import FusedConv
 from lightseg_ros.networks import affnet, elanet, fbsnet, laanet, layers, lrnnet
 
 # Kernel, dilation, stride, channels in and out, depthwise; channels that fill no block among them.
@@ -46,11 +46,11 @@ def random_norms(network):
 def test_a_fused_network_computes_the_same(name, widen):
     torch.manual_seed(0)
     network = folding.fold(random_norms(networks.build(name, 11)), widen=widen).double()
-    fused = fusing.fuse(network)
-    assert not any(isinstance(m, nn.Conv2d) and fusing.fusible(m) for m in fused.modules())
+    rewritten = fusing.fuse(network)
+    assert not any(isinstance(m, nn.Conv2d) and fused.fusible(m) for m in rewritten.modules())
     x = torch.randn(1, 3, 67, 90, dtype=torch.float64)
     with torch.inference_mode():
-        expected, found = network.forward_logits(x), fused.forward_logits(x)
+        expected, found = network.forward_logits(x), rewritten.forward_logits(x)
     assert found.shape[1] % 8 == 0 or name.startswith('fbsnet') and found.shape[1] == 12
     assert (found[:, 11:] == fusing.NEVER).all()
     found = found[:, :11]
@@ -70,15 +70,15 @@ def check(shape, dtype, device):
     if not depthwise:
         options += [(norm, before, nn.Sigmoid(), False), (norm, before, nn.ReLU(), True)]
     for i, (a, b, act, add_first) in enumerate(options):
-        fused = FusedConv(conv, a, b, act, add_first).to(device)
-        fused.weight, fused.taps = fused.weight.to(dtype), fused.taps.to(dtype)
-        expected = fused.plain(x)
+        module = FusedConv(conv, a, b, act, add_first).to(device)
+        module.weight, module.taps = module.weight.to(dtype), module.taps.to(dtype)
+        expected = module.plain(x)
         more = torch.randn(expected.shape, generator=generator).to(device, dtype)
         add = more if i else None
         gate = {} if depthwise or i % 2 else {'gate': torch.rand(
             (2, channels, 1, 1), generator=generator).to(device, dtype)}
-        expected = fused.plain(x, add, **gate).float()
-        found = fused.run(x, add, **gate).float()
+        expected = module.plain(x, add, **gate).float()
+        found = module.run(x, add, **gate).float()
         assert found.shape == expected.shape
         eps = torch.finfo(dtype).eps
         assert (found - expected).abs().max() < 8 * eps * expected.abs().max(), (shape, i)
@@ -93,7 +93,7 @@ def branches():
         if options.get('add_first'):
             convs[0].add_first = True
             convs[1].slope.fill_(1)
-        return fusing.FusedBranches(*convs, **options)
+        return fused.FusedBranches(*convs, **options)
 
     lines = ((3, 1), (1, 1)), ((1, 3), (1, 9))
     squares = ((3, 3), (1, 1)), ((3, 3), (4, 4))
@@ -188,9 +188,9 @@ def check_block(channels, block, device):
     for size in (2, 3, 11, 14), (2, 3, 8, 16), (1, 3, 11, 14):  # programs end with an image, or do not
         x = torch.randn(size).half().to(device, memory_format=torch.channels_last)
         with torch.inference_mode():
-            with mock.patch.object(fusing, 'by_kernel', lambda x: False):
+            with mock.patch.object(fused, 'by_kernel', lambda x: False):
                 expected = network(x).float()
-            with mock.patch.object(fusing, 'by_kernel', lambda x: True):
+            with mock.patch.object(fused, 'by_kernel', lambda x: True):
                 found = network(x).float()
         assert (found - expected).norm() / expected.norm() < 3e-3, (block, size)
 
@@ -200,7 +200,7 @@ def check_gate(channels, middle, device):
     torch.manual_seed(channels)
     first, last = nn.Conv2d(channels, middle, 1).half(), nn.Conv2d(middle, channels, 1, bias=False).half()
     conv = FusedConv(nn.Conv2d(3, channels - 8, 1).half()).to(device)
-    norm = fusing.FusedNorm(nn.BatchNorm2d(8).half().eval(), nn.ReLU()).to(device)
+    norm = fused.FusedNorm(nn.BatchNorm2d(8).half().eval(), nn.ReLU()).to(device)
     calls, plain = [], torch.Tensor.sum
 
     def counting(*args, **options):
@@ -208,7 +208,7 @@ def check_gate(channels, middle, device):
         return plain(*args, **options)
 
     for convs in ([first, last], [nn.Conv2d(channels, channels, 1).half()]):
-        gate = fusing.FusedGate(folding.Gate(*convs, gates=False).half()).to(device)
+        gate = fused.FusedGate(folding.Gate(*convs, gates=False).half()).to(device)
         # 64 pixels are a program's: it fits, has a rest in a single image, or would take pixels of two.
         for n, height, width in (2, 8, 24), (1, 9, 15), (2, 9, 15):
             x = torch.randn(n, 11, height, width).half().to(device)
@@ -217,12 +217,12 @@ def check_gate(channels, middle, device):
             conv.run(x[:, :3], into=y[:, :channels - 8], sums=sums)
             layer_kernels.norm(x[:, 3:], norm.pre, y[:, channels - 8:], sums)
             assert len(sums) == (0 if n == 2 and width == 15 else 2)
-            with mock.patch.object(fusing, 'by_kernel', lambda x: True), \
+            with mock.patch.object(fused, 'by_kernel', lambda x: True), \
                     mock.patch.object(torch.Tensor, 'sum', counting):
                 found = gate(y, sums=sums).float()
             assert len(calls) == (not sums), 'torch adds up only what no kernel has'
             calls.clear()
-            with mock.patch.object(fusing, 'by_kernel', lambda x: False):
+            with mock.patch.object(fused, 'by_kernel', lambda x: False):
                 expected = gate(y).float()
             assert found.shape == (n, channels, 1, 1) and (found - expected).abs().max() < 2e-3
 

@@ -14,7 +14,7 @@ from torch import nn
 import torch.nn.functional as F
 
 from lightseg_ros.inference import kernels, layer_kernels
-from lightseg_ros.inference.fusing import FusedBranches, FusedConv
+from lightseg_ros.inference.fused import FusedBranches, FusedConv
 from lightseg_ros.networks.layers import same_padding
 
 PALETTE = torch.randint(0, 256, (256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

@@ -335,13 +335,14 @@ def _match_files(bag: Bag | Footage, stamps: Sequence[int], files: Sequence[Path
         together = image_folders.folder_stamps([*bag.files, *files], truth.rate)
         return match(together[:len(bag.files)], together[len(bag.files):], truth.tolerance_ns)
     numbers = image_folders.frame_numbers(files)
-    if isinstance(bag, Video) and (one := _count_from_one(numbers, len(stamps))):
-        first, *_, last = sorted(numbers)
-        notes.append(f'{truth.folder}: its files are numbered {first} to {last}, the frames 0 to '
-                     f'{len(stamps) - 1}; {IN_ORDER}')
-    if isinstance(bag, Video) and (one or sorted(numbers) == [*range(len(stamps))]):
-        by_number = {n - one: i for i, n in enumerate(numbers)}
-        return [by_number.get(n) for n in range(len(stamps))]
+    if isinstance(bag, Video):
+        first = 1 if _count_from_one(numbers, len(stamps)) else 0
+        if first:
+            notes.append(f'{truth.folder}: its files are numbered 1 to {max(numbers)}, the frames 0 to '
+                         f'{len(stamps) - 1}; {IN_ORDER}')
+        if first or sorted(numbers) == [*range(len(stamps))]:
+            by_number = {n - first: i for i, n in enumerate(numbers)}
+            return [by_number.get(n) for n in range(len(stamps))]
     matches = match(stamps, image_folders.folder_stamps(files, truth.rate), truth.tolerance_ns)
     names = image_folders.recordings_of(files)
     if None in names and len(files) != len(stamps):

@@ -21,6 +21,7 @@ from torch import nn, Tensor
 from . import fusing, kernels, layer_kernels
 from .backends import BackendError, DeployModel
 from .engine import GraphKey, NOT_FINITE, Result
+from .fused import FusedConv
 from .kernels import blend, label, overlay_lookup, resize
 from .smoothing import Smoother
 
@@ -191,8 +192,8 @@ def _triton_works(device: torch.device) -> bool:
             sums: list[Tensor] = []
             for groups in 1, 16:
                 conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups).to(device, torch.float16)
-                fusing.FusedConv(conv).run(x, sums=sums)
-            point = fusing.FusedConv(nn.Conv2d(16, 16, 1).to(device, torch.float16))
+                FusedConv(conv).run(x, sums=sums)
+            point = FusedConv(nn.Conv2d(16, 16, 1).to(device, torch.float16))
             layer_kernels.gate(x, [point], sums[:1])
         torch.cuda.synchronize(device)
     except Exception as e:  # a compiler, a linker, a driver: each has errors of its own

@@ -1,9 +1,9 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Triton kernels for the layers of a network on CUDA: what `fusing` makes of convolutions, norms and gates.
+Triton kernels for the layers of a network on CUDA: convolutions, norms and gates.
 
-Each does in one launch what takes torch several. Its twin in torch stands in `fusing`, beside the module that
+Each does in one launch what takes torch several. Its twin in torch stands in `fused`, beside the module that
 launches it. All tensors are channels-last.
 """
 from typing import Any
@@ -17,6 +17,19 @@ try:
 except ImportError:
     pass
 else:
+    @triton.jit
+    def _places(rows: tl.constexpr, stride: tl.constexpr, height, out_height, out_width):
+        """Return the program's pixels, where in the input they lie (y, x), and their image's first row."""
+        p = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+        y = (p // out_width % out_height) * stride
+        return p, y, (p % out_width) * stride, p // (out_width * out_height) * height
+
+    @triton.jit
+    def _leave_sums(sums, value, mask, c, channels):
+        """Leave the sums of the channels `c` over the program's pixels in its row of `sums`."""
+        row = sums + tl.program_id(0).to(tl.int64) * channels
+        tl.store(row + c, tl.sum(tl.where(mask, value, 0.0), 0), mask=c < channels)
+
     @triton.jit
     def _depthwise(x, taps, bias, slope, steps, add, gate, out, sums, x_row, add_row, gate_row, out_row,
                    height, width, out_height, out_width, pixels, made: tl.constexpr, figures: tl.constexpr,
@@ -34,13 +47,10 @@ else:
         side by side. `gate`, (N, `gate_row`): what is read, or with `added` what is added, is multiplied.
         `summed`: each program also leaves the sums of its channels in its row of `sums`, (programs, `made`).
         """
-        p = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+        p, y, left, image = _places(rows, stride, height, out_height, out_width)
         o = tl.program_id(1) * block + tl.arange(0, block)
         known = o < made
         inside = p < pixels
-        y = (p // out_width % out_height) * stride
-        left = (p % out_width) * stride
-        image = p // (out_width * out_height) * height
         n = image // height
         total = tl.zeros((rows, block), tl.float32)
         for branch in tl.static_range(together):
@@ -78,8 +88,7 @@ else:
             total = tl.where(total > 0, total, total * tl.load(slope + o, mask=known, other=0.0)[None, :])
         tl.store(out + p[:, None] * out_row + o[None, :], total.to(out.dtype.element_ty), mask=mask)
         if summed:
-            row = sums + tl.program_id(0).to(tl.int64) * made
-            tl.store(row + o, tl.sum(tl.where(mask, total, 0.0), 0), mask=known)
+            _leave_sums(sums, total, mask, o, made)
 
     @triton.jit
     def _convolve(x, taps, pre, bias, slope, add, gate, out, sums, x_row, add_row, gate_row, out_row,
@@ -93,13 +102,10 @@ else:
 
         `gate`, (N, `gate_row`): what is read is multiplied by it. `summed`: as in `_depthwise`.
         """
-        p = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+        p, y, left, image = _places(rows, stride, height, out_height, out_width)
         o = tl.program_id(1) * block + tl.arange(0, block)
         wanted = o < made
         inside = p < pixels
-        y = (p // out_width % out_height) * stride
-        left = (p % out_width) * stride
-        image = p // (out_width * out_height) * height
         result = tl.zeros((rows, block), tl.float32)
         for tap in range(taps_y * taps_x):
             from_y = y + (tap // taps_x - taps_y // 2) * step_y
@@ -139,8 +145,7 @@ else:
             result += tl.load(add + p[:, None] * add_row + o[None, :], mask=mask, other=0.0).to(tl.float32)
         tl.store(out + p[:, None] * out_row + o[None, :], result.to(out.dtype.element_ty), mask=mask)
         if summed:
-            row = sums + tl.program_id(0).to(tl.int64) * made
-            tl.store(row + o, tl.sum(tl.where(mask, result, 0.0), 0), mask=wanted)
+            _leave_sums(sums, result, mask, o, made)
 
     @triton.jit
     def _norm(x, pre, out, sums, x_row, out_row, pixels, channels: tl.constexpr, summed: tl.constexpr,
@@ -157,8 +162,7 @@ else:
         value = tl.where(value > 0, value, value * negative)
         tl.store(out + p[:, None] * out_row + c[None, :], value.to(out.dtype.element_ty), mask=mask)
         if summed:
-            row = sums + tl.program_id(0).to(tl.int64) * channels
-            tl.store(row + c, tl.sum(tl.where(mask, value, 0.0), 0), mask=known)
+            _leave_sums(sums, value, mask, c, channels)
 
     @triton.jit
     def _add_up(sums, n, parts, channels, c, rows: tl.constexpr, block: tl.constexpr):
@@ -221,7 +225,7 @@ GATE_TILE = 8192
 def depthwise(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = None,
               gate: Tensor | None = None, sums: list[Tensor] | None = None) -> Tensor:
     """
-    Run a depthwise `fusing.FusedConv` or `FusedBranches` in one kernel: x (N, C, H, W) -> the same.
+    Run a depthwise `fused.FusedConv` or `FusedBranches` in one kernel: x (N, C, H, W) -> the same.
 
     All are channels-last. `add`: of the result's shape, or several of them side by side. `into`: where the
     result goes, such as some channels of a larger tensor. `gate`, (N, c, 1, 1): `add`, or x if there is none,
@@ -254,7 +258,7 @@ def depthwise(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = No
 def convolve(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = None,
              gate: Tensor | None = None, sums: list[Tensor] | None = None) -> Tensor:
     """
-    Run a dense `fusing.FusedConv` in one kernel: x (N, C, H, W), channels-last, half precision -> the same.
+    Run a dense `fused.FusedConv` in one kernel: x (N, C, H, W), channels-last, half precision -> the same.
 
     The arguments are those of `depthwise`. `gate`: (N, C, 1, 1), x is multiplied by it first.
     """
@@ -300,13 +304,13 @@ def norm(x: Tensor, pre: Tensor, into: Tensor | None = None, sums: list[Tensor] 
 
 def gate(x: Tensor, convs: Any, sums: list[Tensor]) -> Tensor:
     """
-    Run one or two pointwise `fusing.FusedConv`s on the global mean of x in one kernel: (N, c, 1, 1).
+    Run one or two pointwise `fused.FusedConv`s on the global mean of x in one kernel: (N, c, 1, 1).
 
     `sums`: what one or two kernels have left while they wrote x, (N * parts, C) float32 each, the channels of
     the second behind those of the first. If they do not cover x, torch adds it up in a launch of its own.
     """
     n, channels, height, width = x.shape
-    assert len(sums) <= 2, 'the kernel adds up what two others have left'
+    assert len(sums) <= 2 and len(convs) <= 2, 'the kernel takes no more'
     if sum(s.shape[1] for s in sums) != channels:
         sums = [x.sum((2, 3), dtype=torch.float32)]
     first, last = convs[0], convs[-1]

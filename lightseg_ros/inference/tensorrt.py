@@ -12,7 +12,7 @@ import torch
 from torch import nn, Tensor
 
 from .. import files
-from . import cache, fusing
+from . import cache, fused
 from .backends import BackendError, DeployModel
 from .export import ExportError, to_onnx
 
@@ -48,7 +48,7 @@ class Affine(nn.Module):
 
     def __init__(self, norm: nn.BatchNorm2d):
         super().__init__()
-        scale, shift, _ = fusing.norm_figures(norm, None)
+        scale, shift, _ = fused.norm_figures(norm, None)
         self.register_buffer('scale', scale.view(1, -1, 1, 1))
         self.register_buffer('shift', shift.view(1, -1, 1, 1))
 
