@@ -21,7 +21,8 @@ from rosbags.typesys import get_types_from_msg, get_typestore, Stores
 import yaml
 
 from . import bag_files, foxglove, images, video
-from .bag_files import BagFile, NS
+from .bag_files import BagFile, chunked, packed, sqlite
+from .bag_files.chunked import NS
 from .files import read_small
 from .images import ImageError
 from .texts import one_line
@@ -51,7 +52,7 @@ SUFFIXES = ('.mcap', '.db3', '.zstd')
 MAX_STAMP = (1 << 31) * NS - 1  # ns, in a message: its seconds are int32
 MAX_METADATA = 1 << 24  # bytes of a metadata.yaml
 NO_METADATA = 'no metadata.yaml, its files are read by name'
-HARMLESS = (NO_METADATA, bag_files.JOURNAL)  # ends of notes that cost no message
+HARMLESS = (NO_METADATA, sqlite.JOURNAL)  # ends of notes that cost no message
 
 
 class BagError(ValueError):
@@ -271,10 +272,10 @@ class Bag:
                           and (t.type, t.encoding) == (_topic(c).type, c.encoding)}
                 for number, time_ns, data in file.messages(wanted, start_ns) if wanted else ():
                     topic, raw = wanted[number], bytes(data)
-                    if raw.startswith(bag_files.ZSTD) and topic.encoding == 'cdr':
+                    if raw.startswith(packed.ZSTD) and topic.encoding == 'cdr':
                         # Compressed one by one; CDR begins with a zero. What does not decompress is broken.
-                        with suppress(bag_files.DamagedError):
-                            raw = bag_files.decompressed(raw)
+                        with suppress(packed.DamagedError):
+                            raw = packed.decompressed(raw)
                     yield Recorded(topic.name, topic.type, time_ns, raw, topic.encoding)
                     found[topic.name] += 1
         except Exception as e:  # every storage format has its own errors
@@ -302,18 +303,18 @@ class Bag:
             found = path.stat()
             self._fingerprint += (found.st_size, found.st_mtime_ns)
             if not found.st_size:
-                raise bag_files.DamagedError('it is empty')
+                raise packed.DamagedError('it is empty')
             with open(path, 'rb') as f:
                 start = f.read(16)
-            if start.startswith(bag_files.ZSTD):
-                folder, note = bag_files.decompressed_copy(path, found.st_size, found.st_mtime_ns)
+            if start.startswith(packed.ZSTD):
+                folder, note = packed.decompressed_copy(path, found.st_size, found.st_mtime_ns)
                 self._stack.callback(lambda: folder)  # keeps the folder as long as this bag is open
                 if note:
                     self._note(f'{path.name}: {note}')
                 path = Path(folder.name) / path.stem
             kind = bag_files.kind(path)
             if not kind:
-                raise bag_files.DamagedError(f'it starts with {start!r}; expected an mcap, sqlite3 (.db3) or '
+                raise packed.DamagedError(f'it starts with {start!r}; expected an mcap, sqlite3 (.db3) or '
                                              'ROS 1 (.bag, version 2.0) file')
             file = kind(path)
         except Exception as e:  # broken files raise all sorts of errors
@@ -445,7 +446,7 @@ def _image(head: Any, msg: Any) -> Any:
     return TYPES[IMAGE](head, msg.height, msg.width, msg.encoding, 0, msg.step, msg.data)
 
 
-def _topic(channel: bag_files.Channel) -> Topic:
+def _topic(channel: chunked.Channel) -> Topic:
     kind = channel.type
     if channel.encoding in ('cdr', 'ros1') and kind.count('/') == 1:
         kind = kind.replace('/', '/msg/')  # as ROS 1 and some recorders write it

@@ -22,7 +22,8 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin  # noqa: E402
 from rosbags.rosbag2 import Writer as Writer2  # noqa: E402
 from rosbags.rosbag2.enums import CompressionFormat  # noqa: E402
 
-from lightseg_ros import bag_files, bag_writer, bags, image_folders, images, labels  # noqa: E402
+from lightseg_ros import bag_writer, bags, image_folders, images, labels  # noqa: E402
+from lightseg_ros.bag_files import mcap, packed, ros1, sqlite  # noqa: E402
 from lightseg_ros.bags import Bag, BagError, NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 
@@ -245,7 +246,7 @@ def test_stated_counts_are_compared(tmp_path):
     pixels = frames(4)
     write_mcap(tmp_path / 'a.mcap', pixels)
     data = (tmp_path / 'a.mcap').read_bytes()
-    at = data.rindex(struct.pack('<BQQ', bag_files.STATISTICS, 56, 4))
+    at = data.rindex(struct.pack('<BQQ', mcap.STATISTICS, 56, 4))
     wrong = data[at:].replace(struct.pack('<Q', 4), struct.pack('<Q', 40))
     (tmp_path / 'a.mcap').write_bytes(data[:at] + wrong)
     with Bag(tmp_path / 'a.mcap') as bag:
@@ -328,14 +329,14 @@ def test_compressed_mcap_alone(tmp_path):
     """What `ros2 bag record --compression-mode file` leaves, whole, and cut short."""
     pixels = frames(40, 60, 80)
     write_mcap(tmp_path / 'whole.mcap', pixels, chunk_size=50_000)
-    packed = bag_files.zstd.compress((tmp_path / 'whole.mcap').read_bytes())
-    (tmp_path / 'x.mcap.zstd').write_bytes(packed)
+    data = packed.zstd.compress((tmp_path / 'whole.mcap').read_bytes())
+    (tmp_path / 'x.mcap.zstd').write_bytes(data)
     (tmp_path / 'whole.mcap').rename(tmp_path / 'of_another_name')
     for name in ('x.mcap.zstd', 'of_another_name'):
         with Bag(tmp_path / name) as bag:
             same(decoded(bag), pixels)
             assert not bag.notes
-    (tmp_path / 'x.mcap.zstd').write_bytes(packed[:len(packed) * 2 // 3])
+    (tmp_path / 'x.mcap.zstd').write_bytes(data[:len(data) * 2 // 3])
     with Bag(tmp_path / 'x.mcap.zstd') as bag:
         found = decoded(bag)
         assert 'then it is cut short' in bag.notes[0] and 'cut short' in bag.notes[1] and 15 < len(found) < 40
@@ -465,8 +466,8 @@ def test_ros1_last_chunk_open(tmp_path):
     ('empty.mcap', b'', 'it is empty'), ('foreign.mcap', b'hello world' * 9, "it starts with b'hello"),
     ('foreign.bag', b'hello world' * 9, 'expected an mcap, sqlite3'),
     ('old.bag', b'#ROSBAG V1.2\n' * 9, 'expected .* ROS 1 .*version 2.0'),
-    ('cut.bag', bag_files.ROS1 + b'\x80', 'its first record is broken'),
-    ('foreign.db3', bag_files.SQLITE + bytes(200), 'sqlite can not read it')])
+    ('cut.bag', ros1.ROS1 + b'\x80', 'its first record is broken'),
+    ('foreign.db3', sqlite.SQLITE + bytes(200), 'sqlite can not read it')])
 def test_no_bags(tmp_path, name, data, text):
     if data is not None:
         (tmp_path / name).write_bytes(data)
@@ -476,7 +477,7 @@ def test_no_bags(tmp_path, name, data, text):
 
 def bomb(size):
     """Some KB of zstd that become `size` zeros."""
-    packer = bag_files.zstd.ZstdCompressor()
+    packer = packed.zstd.ZstdCompressor()
     block = bytes(1 << 20)
     return b''.join(packer.compress(block) for _ in range(size >> 20)) + packer.flush()
 
@@ -491,9 +492,9 @@ def test_a_chunk_does_not_become_gigabytes(tmp_path, stated):
     pixels, packed = frames(4), bomb(1 << 30)
     write_mcap(tmp_path / 'a.mcap', pixels, **NO_INDEX)
     data = (tmp_path / 'a.mcap').read_bytes()
-    chunk = record(bag_files.CHUNK, struct.pack('<QQQII', 1, 2, stated, 0, 4) + b'zstd'
+    chunk = record(mcap.CHUNK, struct.pack('<QQQII', 1, 2, stated, 0, 4) + b'zstd'
                    + struct.pack('<Q', len(packed)) + packed)
-    at = len(bag_files.MCAP) + 9
+    at = len(mcap.MCAP) + 9
     at += struct.unpack_from('<Q', data, at - 8)[0]  # after the first record
     (tmp_path / 'a.mcap').write_bytes(data[:at] + chunk + data[at:])
     tracemalloc.start()
@@ -508,7 +509,7 @@ def test_a_chunk_does_not_become_gigabytes(tmp_path, stated):
 
 
 def test_a_file_does_not_become_gigabytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(bag_files, 'MAX_UNPACKED', 1 << 22)
+    monkeypatch.setattr(packed, 'MAX_UNPACKED', 1 << 22)
     monkeypatch.setenv('TMPDIR', str(tmp_path / 'tmp'))
     (tmp_path / 'tmp').mkdir()
     monkeypatch.setattr('tempfile.tempdir', None)
@@ -566,7 +567,7 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path):
 
 
 def test_an_mcap_file_of_nothing(tmp_path):
-    (tmp_path / 'cut.mcap').write_bytes(bag_files.MCAP)
+    (tmp_path / 'cut.mcap').write_bytes(mcap.MCAP)
     with Bag(tmp_path / 'cut.mcap') as bag, pytest.raises(BagError, match='it has no topic'):
         assert 'cut short, 8 of its 8 bytes' in bag.notes[0]
         bag.image_topic()
@@ -717,8 +718,8 @@ def test_a_cut_file_is_indexed_once_a_process(tmp_path, monkeypatch):
     cut = tmp_path / 'cut.mcap'
     cut.write_bytes((tmp_path / 'whole.mcap').read_bytes()[:-5000])
     made = count()
-    real = bag_files._scanned
-    monkeypatch.setattr(bag_files, '_scanned', lambda *a: next(made) >= 0 and real(*a))
+    real = mcap._scanned
+    monkeypatch.setattr(mcap, '_scanned', lambda *a: next(made) >= 0 and real(*a))
     for _ in range(3):
         with Bag(cut) as bag:
             assert 'cut short' in bag.notes[0] and decoded(bag)

@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 
-from lightseg_ros import bag_files, bag_writer, bags, labels  # noqa: E402
+from lightseg_ros import bag_writer, bags, labels  # noqa: E402
+from lightseg_ros.bag_files import sqlite  # noqa: E402
 from lightseg_ros.bags import NS  # noqa: E402
 from lightseg_ros.evaluation import recordings  # noqa: E402
 from lightseg_ros.evaluation.recordings import GroundTruthSource, RecordedFrame, Selection, Skip  # noqa: E402
@@ -292,7 +293,7 @@ def test_recorded_out_of_order(tmp_path):
     assert 'no metadata.yaml' in recording.notes[0]
     assert [recordings.kind_of(note) for note in recording.notes] == ['bags_noted']  # nothing was lost
     assert recordings.kind_of('bag_0.mcap: cut short') == 'bags_damaged'
-    assert recordings.kind_of(f'bag_0.db3: {bag_files.JOURNAL}') == 'bags_noted'  # all of it was read
+    assert recordings.kind_of(f'bag_0.db3: {sqlite.JOURNAL}') == 'bags_noted'  # all of it was read
     order = [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
     assert found(read(recording)) == [(k, i, i) for k, i in enumerate(order)]
     assert found(read(recording, 3)) == found(read(recording))
