@@ -22,10 +22,13 @@ from lightseg_ros import bag_writer, bags, datasets, images, weights  # noqa: E4
 from lightseg_ros.bags import Bag, NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 from lightseg_ros.evaluation import evaluate as replays  # noqa: E402
-from lightseg_ros.evaluation import recordings  # noqa: E402
-from lightseg_ros.evaluation.evaluate import EvaluationError, ModelSpec, Run  # noqa: E402
+from lightseg_ros.evaluation import progress, recordings, workers  # noqa: E402
 from lightseg_ros.evaluation.parts import Parts, PartsError  # noqa: E402
+from lightseg_ros.evaluation.progress import Progress  # noqa: E402
 from lightseg_ros.evaluation.recordings import GroundTruthSource  # noqa: E402
+from lightseg_ros.evaluation.scorer import score  # noqa: E402
+from lightseg_ros.evaluation.scores import Scores  # noqa: E402
+from lightseg_ros.evaluation.settings import EvaluationError, ModelSpec, Run  # noqa: E402
 from lightseg_ros.inference.segmenter import Smoother  # noqa: E402
 
 IMAGE, LABEL = '/camera/image_raw', '/camera/label'
@@ -182,7 +185,7 @@ def _die_at_the_next_task():
 
 
 def test_no_dask_scheduler(two_bags, model, monkeypatch):
-    monkeypatch.setattr(replays, 'DASK_TIMEOUT_S', 0.5)
+    monkeypatch.setattr(workers, 'DASK_TIMEOUT_S', 0.5)
     pytest.importorskip('distributed', reason='dask.distributed is not installed')
     with pytest.raises(EvaluationError, match='no Dask scheduler at tcp://127.0.0.1:9'):
         replays.evaluate_bags(two_bags, model, image_topic=IMAGE, run=Run(dask='tcp://127.0.0.1:9'))
@@ -355,14 +358,14 @@ def test_a_run_that_can_not_be(field, value):
 STOPPED = """
 import os, signal, sys
 from lightseg_ros import cli
-from lightseg_ros.evaluation import evaluate
+from lightseg_ros.evaluation import progress
 def interrupt(self, count):
     update(self, count)
     if self._done == 4:
         SEND
 if __name__ == '__main__':
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    update, evaluate.Progress.update = evaluate.Progress.update, interrupt
+    update, progress.Progress.update = progress.Progress.update, interrupt
     sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -498,9 +501,9 @@ def test_a_video(tmp_path, model):
 
 
 def test_lines_without_a_terminal(caplog, monkeypatch):
-    monkeypatch.setattr(replays, 'LINE_S', 0.0)
-    with caplog.at_level('INFO'), replays.Progress(100, done=20) as progress:
-        progress.update(40)
+    monkeypatch.setattr(progress, 'LINE_S', 0.0)
+    with caplog.at_level('INFO'), Progress(100, done=20) as shown:
+        shown.update(40)
     assert re.match(r'60 of 100 frames, [\d.]+ a second, 0 minutes left', caplog.messages[0])
 
 
@@ -555,8 +558,8 @@ def test_memory_does_not_grow_with_the_bag(tmp_path, model):
     peaks = []
     for task in (recording.tasks(30)[0], recording.tasks(150)[0]):
         tracemalloc.start()
-        scores = replays.Scores(segment.labels, False)
-        replays.score(recordings.read(task, segment.labels), segment, scores)
+        scores = Scores(segment.labels, False)
+        score(recordings.read(task, segment.labels), segment, scores)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 3e6, f'{peaks[0] / 1e6:.1f} MB for 30 frames, {peaks[1] / 1e6:.1f} for 150'

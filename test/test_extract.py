@@ -10,8 +10,8 @@ from lightseg_ros import bag_writer, bags, labels, pictures  # noqa: E402
 from lightseg_ros.bags import NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 from lightseg_ros.evaluation import evaluate, extract, recordings  # noqa: E402
-from lightseg_ros.evaluation.evaluate import EvaluationError, ModelSpec  # noqa: E402
 from lightseg_ros.evaluation.recordings import GroundTruthSource  # noqa: E402
+from lightseg_ros.evaluation.settings import EvaluationError, ModelSpec, Run  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +56,7 @@ def test_least_sure(bag, model, tmp_path):
     count, failed, notes = extract.to_folder(bag, tmp_path / 'out', model=model, lowest=3, apart_ns=NS,
                                       prelabel=True, quiet=True)
     assert count == 3 and len(failed) == 1 and not notes
-    found = evaluate.evaluate_bags([bag], model, run=evaluate.Run(quiet=True)).scores.result()['frames']
+    found = evaluate.evaluate_bags([bag], model, run=Run(quiet=True)).scores.result()['frames']
     expected = []
     for row in sorted(found, key=lambda r: r['confidence']):
         if len(expected) < 3 and all(abs(row['stamp_ns'] - s) >= NS for s in expected):
@@ -64,7 +64,7 @@ def test_least_sure(bag, model, tmp_path):
     assert sorted(expected) == [int(p.stem) for p in sorted((tmp_path / 'out' / 'images').iterdir())]
     # Against its own labels a network is right everywhere.
     truth = GroundTruthSource(folder=tmp_path / 'out' / 'labels', source_ids=True)
-    again = evaluate.evaluate_bags([bag], model, truth=truth, run=evaluate.Run(quiet=True)).scores.result()
+    again = evaluate.evaluate_bags([bag], model, truth=truth, run=Run(quiet=True)).scores.result()
     assert again['counts']['scored'] == 3 and again['accuracy'] == 100
 
 

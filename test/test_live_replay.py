@@ -18,8 +18,8 @@ from lightseg_ros import bag_writer, bags, weights  # noqa: E402
 from lightseg_ros.bags import NS  # noqa: E402
 from lightseg_ros.cli import main  # noqa: E402
 from lightseg_ros.evaluation import evaluate as offline  # noqa: E402
-from lightseg_ros.evaluation.evaluate import EvaluationError, ModelSpec  # noqa: E402
 from lightseg_ros.evaluation.recordings import GroundTruthSource, Selection  # noqa: E402
+from lightseg_ros.evaluation.settings import EvaluationError, ModelSpec, Run  # noqa: E402
 from lightseg_ros.live import replay as live  # noqa: E402
 from lightseg_ros.live.probe import NodeProcess, nodes, ProbeError  # noqa: E402
 from lightseg_ros.weights import WeightsError  # noqa: E402
@@ -108,7 +108,7 @@ def check(result, account, path, model):
     assert account['returned'] == result['counts']['segmented'] >= 1  # how many is the machine's business
     assert account['end_to_end']['count'] == account['returned'] and 0 < account['end_to_end']['p50'] < 5000
     alone = offline.evaluate_bags([path], model, truth=GroundTruthSource(topic=LABEL),
-                                  run=offline.Run(quiet=True))
+                                  run=Run(quiet=True))
     expected = {f['index']: f for f in alone.scores.result()['frames']}
     for frame in result['frames']:
         for key in ('stamp_ns', 'miou', 'accuracy', 'shares', 'confidence'):

@@ -56,20 +56,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from .. import datasets, images, weights
     from ..evaluation import corruptions, evaluate
+    from ..evaluation.settings import EvaluationError, Run
     if bool(args.bags) == bool(args.data):
-        raise evaluate.EvaluationError('name bags, or a data set with --data; one of the two')
+        raise EvaluationError('name bags, or a data set with --data; one of the two')
     if args.record and not args.data:
-        raise evaluate.EvaluationError('--record writes the scores of a data set: name one with --data')
+        raise EvaluationError('--record writes the scores of a data set: name one with --data')
     if args.corrupt and not args.data:
-        raise evaluate.EvaluationError('--corrupt scores a data set: name one with --data')
+        raise EvaluationError('--corrupt scores a data set: name one with --data')
     if args.smoothing and (args.corrupt or args.record or args.data and args.batch > 1):
-        raise evaluate.EvaluationError('--smoothing averages over frames in their order, so it works '
-                                       'without --batch, --corrupt and --record')
+        raise EvaluationError('--smoothing averages over frames in their order, so it works '
+                              'without --batch, --corrupt and --record')
     if args.resume and args.data:
-        raise evaluate.EvaluationError('--resume is for bags; a data set is scored from the start')
+        raise EvaluationError('--resume is for bags; a data set is scored from the start')
     # All that can be wrong with the arguments is said before anything is read.
-    run = evaluate.Run(args.batch, args.workers, args.dask, args.frames_per_task, args.out, args.jpeg_quality,
-                       scoring.parts_folder(args), args.resume, round(args.apart * 1e9))
+    run = Run(args.batch, args.workers, args.dask, args.frames_per_task, args.out, args.jpeg_quality,
+              scoring.parts_folder(args), args.resume, round(args.apart * 1e9))
     truth, selection = scoring.truth_from(args), scoring.selection_from(args)
     value_range, model = images.parse_range(args.value_range), scoring.model_from(args)
     required = scoring.requirements_from(args, bool(truth or args.data))

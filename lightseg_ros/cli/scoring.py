@@ -11,9 +11,10 @@ from ..files import is_stream, keep_inputs, try_to_write
 from .numbers import real, whole
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import Evaluation, ModelSpec
+    from ..evaluation.evaluate import Evaluation
     from ..evaluation.recordings import GroundTruthSource, Selection
     from ..evaluation.requirements import Requirement
+    from ..evaluation.settings import ModelSpec
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,14 +71,14 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def model_from(args: argparse.Namespace) -> 'ModelSpec':
-    from ..evaluation.evaluate import ModelSpec
+    from ..evaluation.settings import ModelSpec
     return ModelSpec(args.model, args.device, args.resolution or None, args.resize_mode, args.backend,
                      args.precision, args.threads, smoothing=getattr(args, 'smoothing', 0.0))
 
 
 def truth_from(args: argparse.Namespace) -> 'GroundTruthSource':
-    from ..evaluation.evaluate import EvaluationError
     from ..evaluation.recordings import GroundTruthSource
+    from ..evaluation.settings import EvaluationError
     if args.label_topic and args.label_dir:
         raise EvaluationError('ground truth comes from --label-topic or from --label-dir, not from both')
     ids = args.label_ids or ('source' if args.label_dir else 'class')
@@ -87,8 +88,8 @@ def truth_from(args: argparse.Namespace) -> 'GroundTruthSource':
 
 def selection_from(args: argparse.Namespace, every: str = '1f') -> 'Selection':
     """Parse --start, --duration and --every; `every`: what is meant where --every is not given."""
-    from ..evaluation.evaluate import EvaluationError
     from ..evaluation.recordings import Selection
+    from ..evaluation.settings import EvaluationError
     every = args.every or every
     number, frames = (every[:-1], True) if every.endswith('f') else (every, False)
     try:

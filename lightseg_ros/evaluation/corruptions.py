@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from ..datasets import DataSet
 from ..inference.segmenter import Segmenter
-from .evaluate import check_classes, Evaluation, read_dataset, score
+from .evaluate import check_classes, Evaluation, read_dataset
 from .recordings import RecordedFrame
+from .scorer import score
 from .scores import Scores
 
 

@@ -2,116 +2,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of bags and data sets: every frame, in order, without ROS, on one machine or on many."""
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 import logging
-import multiprocessing
 import os
 from pathlib import Path
-import platform
-import signal
-import sys
 import tempfile
 import threading
 from time import monotonic, perf_counter
-from types import FrameType
 from typing import Any
-
-import cv2
-from tqdm import tqdm
 
 from .. import __version__, bags, files, image_folders, machine, weights
 from ..bags import BagError
 from ..datasets import DataSet
 from ..images import Range
-from ..inference import segmenter
-from ..inference.segmenter import Segmenter, Smoother
-from . import recordings, text_report
+from ..inference.segmenter import Segmenter
+from . import recordings, text_report, workers
 from .parts import Part, Parts, Recorder
-from .recordings import GroundTruthSource, RecordedFrame, Recording, Selection, Skip, Task
-from .scores import APART_NS, Consistency, SAMPLES, Scores
+from .progress import Progress, until_stopped
+from .recordings import GroundTruthSource, RecordedFrame, Recording, Selection, Task
+from .scorer import Scorer
+from .scores import APART_NS, SAMPLES, Scores
+from .settings import EvaluationError, ModelSpec, Run
 
 log = logging.getLogger(__name__)
-FRAMES_PER_TASK = 200
-DASK_TIMEOUT_S = 10.0
 # In one process a part ends after so long. The first one is shorter: it tells whether the disk has room.
 PART_S, FIRST_PART_S = 60.0, 10.0
-# Without a terminal, how often a line says how far the evaluation is.
-LINE_S = 60.0
-
-
-class EvaluationError(ValueError):
-    """An evaluation that can't start or has nothing to score; the text says what is missing."""
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """
-    Which network runs how: the arguments of `Segmenter.load`.
-
-    `digest` is checked where it is set. `smoothing`: share of the earlier frames in the labels, 0 to below 1.
-    """
-
-    name: str
-    device: str = 'auto'
-    resolution: str | None = None
-    resize_mode: str = 'fit'
-    backend: str = 'auto'
-    precision: str = 'auto'
-    threads: int = 0
-    digest: str = ''
-    smoothing: float = 0.0
-
-    @property
-    def path(self) -> Path:
-        """Path of the weights file; `WeightsError` if a packaged one is not there."""
-        return weights.resolve(self.name)
-
-    def load(self) -> Segmenter:
-        """Build the segmenter; `EvaluationError` if the file is not the one whose digest was given."""
-        if self.digest and weights.digest(self.path) != self.digest:
-            raise EvaluationError(f'{self.path} on {platform.node()} is another file than the one of the '
-                                  'same name here (SHA-256 differs): copy it there')
-        return segmenter.load(self.path, self.device, self.resolution, resize_mode=self.resize_mode,
-                              backend=self.backend, precision=self.precision, threads=self.threads)
-
-
-@dataclass(frozen=True)
-class Run:
-    """
-    How an evaluation of recordings runs, and what it leaves behind.
-
-    `batch`: frames that go through the network at once. `workers`: processes on this machine; `dask`: the
-    address of a scheduler instead; `frames_per_task`: what a worker gets at once. `out`: a bag for the
-    results, whose overlays are JPEGs of `jpeg_quality`. `parts`: a folder for what is done, from which an
-    evaluation that was stopped goes on with `resume`; None: it can't. `apart_ns`: how far pictures in the
-    report lie apart.
-    """
-
-    batch: int = 1
-    workers: int = 1
-    dask: str | None = None
-    frames_per_task: int = FRAMES_PER_TASK
-    out: Path | None = None
-    jpeg_quality: int = 90
-    parts: Path | None = None
-    resume: bool = False
-    apart_ns: int = APART_NS
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ('batch', 'workers', 'frames_per_task', 'jpeg_quality'):
-            if getattr(self, name) < 1:
-                raise EvaluationError(f'{name} is {getattr(self, name)}; expected 1 or more')
-        if self.jpeg_quality > 100:
-            raise EvaluationError(f'jpeg_quality is {self.jpeg_quality}; expected 1 to 100')
-        if self.apart_ns < 0:
-            raise EvaluationError(f'apart is {self.apart_ns / bags.NS:g} s; expected 0 or more')
-        if self.resume and not self.parts:
-            raise EvaluationError('--resume goes on with what --report, --json or --out left: name one')
 
 
 @dataclass(frozen=True)
@@ -154,89 +71,6 @@ def read_dataset(dataset: DataSet, apart_ns: int = APART_NS) -> Iterator[Recorde
                             1e3 * (perf_counter() - began), sample=i in samples)
 
 
-class Scorer:
-    """
-    Segments frames in order and adds them to `scores`.
-
-    `batch`: how many go through the network at once. `recorder` gets every result. `smoothing`: share of the
-    earlier frames in the labels; only with a batch of 1.
-    """
-
-    def __init__(self, segment: Segmenter, scores: Scores, batch: int = 1, recorder: Recorder | None = None,
-                 smoothing: float = 0.0):
-        self.segment, self.scores, self.batch, self.recorder = segment, scores, batch, recorder
-        self._smoothers = [Smoother(smoothing)] if smoothing else []
-        self._consistency = Consistency()
-        self._waiting: list[RecordedFrame] = []
-        self._sizes: set[tuple[int, ...]] = set()
-
-    def add(self, item: RecordedFrame | Skip) -> None:
-        """Take the next frame, or what came in place of one."""
-        if isinstance(item, RecordedFrame):
-            self._waiting.append(item)
-            if len(self._waiting) == self.batch:
-                self.flush()
-        elif item.what == 'truth_failed':
-            self.scores.skip(item.what, item.reason)
-        else:
-            self.flush()
-            self._consistency.reset()
-            for smoother in self._smoothers:
-                smoother.forget()
-            if item.what == 'failed':
-                self.scores.skip(item.what, item.reason)
-
-    @property
-    def idle(self) -> bool:
-        """Whether no frame waits for its batch to be full."""
-        return not self._waiting
-
-    def flush(self) -> None:
-        """Segment the frames that wait for their batch to be full."""
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return
-        overlay = self.recorder is not None
-        frames = [f.rgb for f in waiting]
-        # Compiling and allocating for a new size does not count as a frame's latency.
-        if new := {f.shape for f in frames} - self._sizes:
-            self.segment(frames, overlay=overlay, confidence=True)
-            self._sizes.update(new)
-        for smoother in self._smoothers:
-            smoother.next(waiting[0].stamp_ns)
-        began = perf_counter()
-        started = self.segment.start(frames, overlay=overlay, confidence=True, smoothers=self._smoothers)
-        started.labels()
-        labels_ms = 1e3 * (perf_counter() - began) / len(waiting)
-        predictions = started.finish()
-        all_ms = 1e3 * (perf_counter() - began) / len(waiting)
-        for frame, p in zip(waiting, predictions):
-            stability = self._consistency.update(frame.rgb, p.labels, frame.stamp_ns)
-            if not frame.counted:
-                continue
-            if frame.note:
-                self.scores.skip(frame.note.what, frame.note.reason)
-            p = replace(p, stage_ms={'decode': frame.decode_ms}
-                        | {k: v / len(waiting) for k, v in p.stage_ms.items()}
-                        | {'total': frame.decode_ms + labels_ms,
-                           'with confidence': frame.decode_ms + all_ms})
-            self.scores.add(frame.source, frame.index, frame.stamp_ns, frame.rgb, p.labels, frame.truth,
-                            p.confidence, p.stage_ms, stability, frame.sample)
-            if self.recorder:
-                self.recorder.write(frame, p)
-
-
-def score(frames: Iterable[RecordedFrame | Skip], segment: Segmenter, scores: Scores, *, batch: int = 1,
-          recorder: Recorder | None = None, progress: Callable[[int], Any] = lambda n: None) -> Scores:
-    """Segment frames in order and add them to the scores, which are returned; see `Scorer`."""
-    scorer = Scorer(segment, scores, batch, recorder)
-    for frame in frames:
-        scorer.add(frame)
-        progress(frame.counted)
-    scorer.flush()
-    return scores
-
-
 def check_classes(dataset: DataSet, segment: Segmenter) -> None:
     """Raise `EvaluationError` if the weights know other classes than the data set has."""
     if segment.labels.names != dataset.labels.names:
@@ -256,7 +90,7 @@ def evaluate_dataset(dataset: DataSet, segment: Segmenter, *, batch: int = 1, ap
     scores.counts['read'] = len(dataset)
     title = f'{dataset.name} {dataset.split}'
     scorer = Scorer(segment, scores, batch, smoothing=smoothing)
-    with Progress(len(dataset), title, quiet) as progress, _until_stopped() as stopped:
+    with Progress(len(dataset), title, quiet) as progress, until_stopped() as stopped:
         for done, frame in enumerate(read_dataset(dataset, apart_ns), 1):
             scorer.add(frame)
             progress.update(1)
@@ -315,7 +149,7 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
                 'jpeg_quality': run.jpeg_quality}
     with nullcontext(run.parts) if run.parts else _temporary(run.out) as folder, \
             Parts(Path(folder), identity, total, out=run.out, resume=run.resume) as parts:
-        with Progress(total, '', run.quiet, parts.frames()) as progress, _until_stopped() as stopped:
+        with Progress(total, '', run.quiet, parts.frames()) as progress, until_stopped() as stopped:
             if run.dask or run.workers > 1:
                 tasks = {}
                 for i, r in enumerate(found):
@@ -323,7 +157,7 @@ def evaluate_bags(paths: Sequence[str | Path], model: ModelSpec, *, image_topic:
                         for task in r.tasks(run.frames_per_task, value_range, first, last):
                             tasks[Part(i, first, first + len(task.numbers))] = task
                             first += len(task.numbers)
-                share = _on_dask if run.dask else _on_processes
+                share = workers.on_dask if run.dask else workers.on_processes
                 for part, scores, results in share(tasks, model, run, stopped):
                     parts.add(part, scores, results)
                     progress.update(part.last - part.first)
@@ -360,25 +194,6 @@ def choose_samples(found: Sequence[Recording], apart_ns: int) -> None:
         recording.samples.add(number)
 
 
-def score_task(task: Task, model: ModelSpec, run: Run) -> tuple[Scores, bytes | None]:
-    """Score a task in a worker; returns the results too, as a bag, if they are wanted."""
-    if model.threads:
-        cv2.setNumThreads(model.threads)
-    if _WORKER.model != model:
-        _WORKER.segmenter, _WORKER.model = model.load(), model
-    segment = _WORKER.segmenter
-    assert segment is not None
-    scores = Scores(segment.labels, bool(task.truth), run.apart_ns)
-    frames = recordings.read(task, segment.labels)
-    if not run.out:
-        return score(frames, segment, scores, batch=run.batch), None
-    with tempfile.TemporaryDirectory(prefix='lightseg_') as folder:
-        bag = Path(folder) / 'results.mcap'
-        with Recorder(bag, segment.labels, model.name, run.jpeg_quality) as recorder:
-            score(frames, segment, scores, batch=run.batch, recorder=recorder)
-        return scores, bag.read_bytes()
-
-
 def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
     """Write what was measured on a split into the card of the weights file; return a line about it."""
     network, card = weights.load(model.path)
@@ -389,71 +204,6 @@ def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
                 'iou': {name: round(v, 2) for name, v in result['iou'].items() if v is not None}}
     weights.save(model.path, network, replace(card, metrics={**card.metrics, split: measured}))
     return f'{model.path}: metrics.{split}.miou = {measured["miou"]}'
-
-
-class _Worker(threading.local):
-    """What a worker thread keeps between tasks: a segmenter serves one thread, Dask's workers have many."""
-
-    model: ModelSpec | None = None
-    segmenter: Segmenter | None = None
-
-
-_WORKER = _Worker()
-
-
-class Progress:
-    """
-    How far an evaluation is: a bar on a terminal, a line in the log each minute elsewhere.
-
-    Use it in a `with` statement. `done`: of the `total` frames, how many an earlier run has scored.
-    """
-
-    def __init__(self, total: int, title: str = '', quiet: bool = False, done: int = 0):
-        self._total, self._done, self._before, self._quiet = total, done, done, quiet
-        self._bar = tqdm(total=total, desc=title, unit='frame', initial=done, disable=quiet or None)
-        self._began = self._said = monotonic()
-
-    def __enter__(self) -> 'Progress':
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def update(self, count: int) -> None:
-        """Count frames."""
-        self._done += count
-        self._bar.update(count)
-        now = monotonic()
-        if self._bar.disable and not self._quiet and now - self._said >= LINE_S:
-            self._said = now
-            rate = max(1e-9, (self._done - self._before) / (now - self._began))
-            minutes = (self._total - self._done) / rate / 60
-            log.info('%d of %d frames, %.1f a second, %s left', self._done, self._total, rate,
-                     f'{minutes / 60:.1f} hours' if minutes > 90 else f'{minutes:.0f} minutes')
-
-
-@contextmanager
-def _until_stopped() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; the second one ends the program as usual."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped  # only the main thread may catch signals
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-        print('\nstopping after the frames in progress; once more: at once', file=sys.stderr, flush=True)
-
-    # A background job of a script ignores SIGINT, and does so here too.
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)
-              if signal.getsignal(number) != signal.SIG_IGN}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _here(run_of: Part, task: Task, segment: Segmenter, model: ModelSpec, run: Run, parts: Parts,
@@ -482,72 +232,6 @@ def _here(run_of: Part, task: Task, segment: Segmenter, model: ModelSpec, run: R
                 at = run_of.last
             scorer.flush()
         parts.add(replace(run_of, first=first, last=at), scores, bag)
-
-
-def _on_processes(tasks: dict[Part, Task], model: ModelSpec, run: Run,
-                  stopped: threading.Event) -> Iterator[tuple[Part, Scores, bytes | None]]:
-    model = replace(model, threads=model.threads or max(1, (os.cpu_count() or 1) // run.workers))
-    # A forked child can't use CUDA, and torch's threads don't survive a fork. A Ctrl-C reaches the workers
-    # too: they finish their tasks.
-    pool = ProcessPoolExecutor(run.workers, multiprocessing.get_context('spawn'), signal.signal,
-                               (signal.SIGINT, signal.SIG_IGN))
-    waiting, running = iter(tasks.items()), dict[Future, Part]()
-
-    def submit() -> None:
-        # Not all at once: a task in the pool's queue can't be taken back when the evaluation is stopped.
-        while len(running) < run.workers and not stopped.is_set() and (item := next(waiting, None)):
-            running[pool.submit(score_task, item[1], model, run)] = item[0]
-
-    with pool:
-        try:
-            submit()
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    part = running.pop(future)
-                    submit()
-                    yield part, *future.result()
-        except BrokenProcessPool as e:
-            if stopped.is_set():
-                return  # `timeout`, systemd and others send SIGTERM to the workers too: they die
-            raise EvaluationError('a worker process died, probably for want of memory: give fewer '
-                                  '--workers') from e
-        except KeyboardInterrupt:
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _on_dask(tasks: dict[Part, Task], model: ModelSpec, run: Run,
-             stopped: threading.Event) -> Iterator[tuple[Part, Scores, bytes | None]]:
-    address = run.dask
-    try:
-        import distributed
-    except ImportError as e:
-        raise EvaluationError(f'--dask needs distributed ({e}): pip install "dask[distributed]"') from e
-    try:
-        client = distributed.Client(address, timeout=DASK_TIMEOUT_S)
-    except (OSError, ValueError) as e:
-        raise EvaluationError(f'no Dask scheduler at {address} ({e}): start one with "dask scheduler", and '
-                          'workers with "dask worker ADDRESS"') from e
-    with client:
-        if not client.scheduler_info()['workers']:
-            raise EvaluationError(f'the Dask scheduler at {address} has no workers: "dask worker {address}"')
-        # The scheduler gives the tasks of a lost worker, and its results not yet fetched, to another one.
-        futures = {client.submit(score_task, t, model, run, pure=False): p for p, t in tasks.items()}
-        try:
-            while futures and not stopped.is_set():
-                try:
-                    done = distributed.wait(list(futures), 0.5, return_when='FIRST_COMPLETED').done
-                except distributed.TimeoutError:
-                    continue
-                for future in done:
-                    yield futures.pop(future), *future.result()
-        except distributed.KilledWorker as e:
-            raise EvaluationError(f'a task brought down its Dask workers one after the other: {e}') from e
-        finally:
-            client.cancel(list(futures))
 
 
 def _identity(segment: Segmenter, smoothing: float) -> dict[str, str]:

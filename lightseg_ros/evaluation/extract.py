@@ -13,8 +13,9 @@ from ..images import Range
 from ..inference.segmenter import Segmenter
 from ..labels import LabelSet
 from . import recordings
-from .evaluate import EvaluationError, ModelSpec, Progress
+from .progress import Progress
 from .recordings import RecordedFrame, Recording, Selection
+from .settings import EvaluationError, ModelSpec
 
 
 def to_folder(path: Path, out: Path, *, image_topic: str | None = None, selection: Selection | None = None,

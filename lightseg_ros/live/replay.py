@@ -25,9 +25,10 @@ from tqdm import tqdm
 from .. import bag_writer, bags, images, weights
 from ..bags import Bag, NS
 from ..evaluation import recordings
-from ..evaluation.evaluate import choose_samples, Evaluation, EvaluationError, ModelSpec
+from ..evaluation.evaluate import choose_samples, Evaluation
 from ..evaluation.recordings import GroundTruthSource, RecordedFrame, Recording, Selection
 from ..evaluation.scores import APART_NS, Consistency, Scores
+from ..evaluation.settings import EvaluationError, ModelSpec
 from ..footage import Footage, open_recording
 from ..labels import LabelSet
 from ..metrics import LatencyStats

@@ -132,6 +132,7 @@ def score(plan: Plan, names: Sequence[str], root: str | None) -> tuple[str, list
     Returns a Markdown table of all scores, and the networks that could not be scored.
     """
     from ..evaluation import evaluate  # needs rosbags, which training alone does not
+    from ..evaluation.settings import ModelSpec
     rows: list[str] = []
     failed: list[str] = []
     for network in names:
@@ -141,7 +142,7 @@ def score(plan: Plan, names: Sequence[str], root: str | None) -> tuple[str, list
         if plan.test not in weights.read_card(path).metrics:
             try:
                 dataset = datasets.load(plan.data, plan.test, root)
-                model = evaluate.ModelSpec(str(path), plan.device)
+                model = ModelSpec(str(path), plan.device)
                 result = evaluate.evaluate_dataset(dataset, model.load()).scores.result()
                 log.info('%s', evaluate.record(model, dataset, result))
             except ValueError as e:
