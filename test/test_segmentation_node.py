@@ -26,7 +26,7 @@ from std_msgs.msg import Header, String  # noqa: E402
 from lightseg_ros import images, labels  # noqa: E402
 from lightseg_ros.inference import segmenter  # noqa: E402
 from lightseg_ros.live.probe import NodeProcess, nodes  # noqa: E402
-from lightseg_ros.nodes import segmentation  # noqa: E402
+from lightseg_ros.nodes import announcements  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 RELIABLE = QoSProfile(depth=20, reliability=QoSReliabilityPolicy.RELIABLE)
@@ -375,12 +375,12 @@ def test_another_network_while_it_runs(tester, reference, random_weights, tmp_pa
     weights.save(tmp_path / 'two.safetensors', networks.build('affnet', 2), weights.Card(
         'affnet', two, (100.0,) * 3, (60.0,) * 3, (128, 96)))
     frame, classes = picture(), []
-    if segmentation.LabelInfo is None:
+    if announcements.LabelInfo is None:
         tester.node.create_subscription(String, '/segmentation/label_info_json', lambda m: classes.append(
             labels.LabelSet.from_dict(json.loads(m.data)).names), LATCHED)
     else:
         tester.node.create_subscription(
-            segmentation.LabelInfo, '/segmentation/label_info',
+            announcements.LabelInfo, '/segmentation/label_info',
             lambda m: classes.append(tuple(c.class_name for c in m.class_map)), LATCHED)
     tester.spin(lambda: classes)
 

@@ -4,55 +4,40 @@
 if __name__ == '__main__':  # before the imports, so that Ctrl-C while they run ends the node quietly
     from . import segmentation_node
     raise SystemExit(segmentation_node())
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 import ctypes
 from dataclasses import replace
-import difflib
 from functools import partial
 import gc
-import json
-from threading import Thread
 from time import monotonic, sleep
 from typing import Any, cast
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from lifecycle_msgs.msg import State, Transition
-from rcl_interfaces.msg import SetParametersResult
-from rcl_interfaces.srv import SetParameters
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.publisher import Publisher
-from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
-from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from ..health import ERROR, OK, Status, WARN, without_stale
 from ..texts import error_line, one_line
+from .announcements import Announcements
 from .frames import FrameWorker
 from .lifetime import run
 from .live_segmenter import LiveSegmenter
 from .outputs import CameraOutputs, MATCHED_EVENTS
 from .parameters import declare, usage, warn_of_unused_qos_overrides, watch
 from .plan import Plan
+from .responsive import ResponsiveNode
 from .segmentation_parameters import SegmentationParameters
-from .turns import Turns
 
-try:
-    from vision_msgs.msg import LabelInfo, VisionClass
-except ImportError:  # vision_msgs is not on PyPI; without it the classes are published as JSON
-    LabelInfo = None
-
-LATCHED_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
-                         durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 INPUTS = {'raw': (Image, 'image'), 'compressed': (CompressedImage, 'image/compressed')}
 
 
-class SegmentationNode(LifecycleNode):
+class SegmentationNode(ResponsiveNode):
     """
     Subscribes to `image` (or `image/compressed`), publishes `~/label`, `~/overlay` and `~/confidence`.
 
@@ -76,12 +61,10 @@ class SegmentationNode(LifecycleNode):
         self._live: LiveSegmenter | None = None
         self._worker: FrameWorker | None = None
         self._cameras: list[CameraOutputs] = []
-        self._label_info: dict[str, Publisher] = {}
+        self._announcements: Announcements | None = None
         self._active = False
         self._error: Exception | None = None
-        self._loading = ''  # the network that a thread is loading
-        self._configuring = False  # whether that is the first one
-        self._turns = Turns()  # of the requests that load or wait in a thread
+        self._configuring = False  # whether a thread is loading the first network
         # What a thread has loaded for on_configure, or why it could not, and the parameters of then.
         self._loaded: tuple[SegmentationParameters, LiveSegmenter | Exception] | None = None
         self._start_failed = False
@@ -130,10 +113,8 @@ class SegmentationNode(LifecycleNode):
             self._worker = FrameWorker(self, self._live, plan)
             self._cameras = [CameraOutputs(self, name, p, self._update_subscriptions)
                              for name in p.camera_names()]
-            kind, suffix = (String, '_json') if LabelInfo is None else (LabelInfo, '')
-            self._label_info = {of: self.create_publisher(kind, f'~/{of}_info{suffix}', LATCHED_QOS)
-                                for of in ('label', 'groups')}
-            self._announce(plan)
+            self._announcements = Announcements(self)
+            self._announcements.publish(plan)
             self._worker.start()
         except Exception as e:  # rclpy would discard it
             self._error = e
@@ -214,30 +195,6 @@ class SegmentationNode(LifecycleNode):
             raise loaded[1]
         return loaded[1]
 
-    async def _in_thread(self, work: Callable[[], None], model: str) -> None:
-        """
-        Wait until a thread has done some work, while the executor goes on; `work` must not raise.
-
-        `model`: what it loads, for the diagnostics; '' for other work.
-        """
-        assert self.executor
-        executor = self.executor
-        done: Future = Future(executor=executor)
-
-        def run_work() -> None:
-            try:
-                work()
-            finally:
-                with suppress(Exception):  # the executor was shut down meanwhile
-                    done.set_result(None)
-                    executor.wake()
-
-        self._loading = model or self._loading
-        Thread(target=run_work, name='loading', daemon=True).start()
-        await done
-        if model:
-            self._loading = ''
-
     async def _change_state(self, answer: Callable, request: Any, response: Any) -> Any:
         """Load the network, or wait for frames, before the transition, during which nothing is answered."""
         wanted = request.transition
@@ -275,9 +232,9 @@ class SegmentationNode(LifecycleNode):
                 camera.unsubscribe()
         for camera in self._cameras:
             camera.destroy()
-        for publisher in self._label_info.values():
-            self.destroy_publisher(publisher)
-        self._worker, self._cameras, self._label_info = None, [], {}
+        if self._announcements:
+            self._announcements.destroy()
+        self._worker, self._cameras, self._announcements = None, [], None
         if self._live:
             self._live.free()
             self._live = None
@@ -349,63 +306,10 @@ class SegmentationNode(LifecycleNode):
 
     def _follow(self, plan: Plan) -> None:
         """Process the next frames by a plan, and announce its classes where they are others."""
-        assert self._worker
+        assert self._worker and self._announcements
         if not plan.announces_the_same(self._worker.plan):
-            self._announce(plan)
+            self._announcements.publish(plan)
         self._worker.plan = plan
-
-    def _answer_while_loading(self) -> None:
-        """Let the services that load a network do so in a thread, so that all others go on."""
-        # In a group of its own: while such a service waits, the default group would be blocked.
-        group = ReentrantCallbackGroup()
-        for service in self.services:
-            if service.srv_name.endswith('/set_parameters'):
-                service.callback = partial_coroutine(self._set_one_by_one, service.callback)
-            elif service.srv_name.endswith('/set_parameters_atomically'):
-                service.callback = partial_coroutine(self._set_together, service.callback)
-            elif service.srv_name.endswith('/change_state'):
-                service.callback = partial_coroutine(self._change_state, service.callback)
-            else:
-                continue
-            service.callback_group = group
-            group.add_entity(service)
-
-    async def _set_one_by_one(self, answer: Callable, request: Any, response: Any) -> Any:
-        def set_one(parameter: Any) -> SetParametersResult:
-            return answer(SetParameters.Request(parameters=[parameter]), SetParameters.Response()).results[0]
-
-        for parameter in request.parameters:
-            response.results.append(await self._set([parameter], partial(set_one, parameter)))
-        return response
-
-    async def _set_together(self, answer: Callable, request: Any, response: Any) -> Any:
-        response.result = await self._set(request.parameters, lambda: answer(request, response).result)
-        return response
-
-    async def _set(self, parameters: list[Any], set_now: Callable[[], SetParametersResult],
-                   ) -> SetParametersResult:
-        """Call `set_now`, once all that takes long has been done beside what is in force."""
-        try:
-            self._check(parameters)
-            if not self._takes_long(parameters):
-                return set_now()
-            # One after the other: each begins with what the one before has put in force.
-            async with self._turns.next(self.executor):
-                await self._load_beside(parameters)
-                return set_now()
-        except Exception as e:  # such as an unknown type; without an answer the client would wait
-            return SetParametersResult(successful=False, reason=error_line(e))
-
-    def _check(self, parameters: list[Any]) -> None:
-        """Raise a ValueError where rclpy would name neither a parameter that it does not know nor a type."""
-        known = set(self._parameters)
-        for name in [p.name for p in parameters if p.name not in known]:
-            near = difflib.get_close_matches(name, known, 1)
-            raise ValueError(f'unknown parameter {name!r}; ' + (
-                f'did you mean {near[0]!r}?' if near else '"ros2 param list" names those of this node'))
-        given = [Parameter.from_parameter_msg(p) for p in parameters]
-        # rclpy's own words for `ros2 param delete` are clear.
-        self._preview([p for p in given if p.type_ != Parameter.Type.NOT_SET])
 
     def _takes_long(self, parameters: list[Any]) -> bool:
         """
@@ -541,32 +445,10 @@ class SegmentationNode(LifecycleNode):
             name=f'{self.get_fully_qualified_name()[1:]}: {camera} frames'.replace('  ', ' '),
             values=[KeyValue(key=k, value=one_line(v)) for k, v in status.values.items()])
 
-    def _announce(self, plan: Plan) -> None:
-        """Latch the classes and groups: as vision_msgs/LabelInfo, or as JSON where that is missing."""
-        threshold = plan.parameters.confidence_threshold
-        for of, classes in (('label', plan.labels), ('groups', plan.groups)):
-            if classes is None:
-                continue
-            if LabelInfo is None:
-                msg = String(data=json.dumps(classes.to_dict() | {'threshold': threshold}))
-            else:
-                msg = LabelInfo(threshold=threshold, class_map=[
-                    VisionClass(class_id=i, class_name=name) for i, name in enumerate(classes.names)])
-                msg.header.stamp = self.get_clock().now().to_msg()
-            self._label_info[of].publish(msg)
-
-
 def _load(p: SegmentationParameters) -> LiveSegmenter:
     """Load and warm up the network that the parameters ask for."""
     return LiveSegmenter(p.network(), cameras=len(p.camera_names()), overlay_alpha=p.overlay_alpha,
                          smoothing=bool(p.smoothing), sizes=p.seen_sizes())
-
-
-def partial_coroutine(function: Callable[..., Coroutine], answer: Callable) -> Callable:
-    """Return a service callback that rclpy recognises as a coroutine, unlike functools.partial."""
-    async def callback(request: Any, response: Any) -> Any:
-        return await function(answer, request, response)
-    return callback
 
 
 def _return_memory() -> None:
