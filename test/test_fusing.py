@@ -1,7 +1,9 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Fused convolutions: a rewritten network computes the same, and so do the Triton kernels it runs on CUDA."""
+import contextlib
 import os
+import random
 import subprocess
 import sys
 from unittest import mock
@@ -23,6 +25,7 @@ SHAPES = [
     ((3, 1), (1, 1), 1, 16, 24, False)]
 # Channels of the map, and between the two convolutions of its gate.
 GATES = [(24, 40), (192, 16)]
+RANDOM = 60  # layers that are drawn
 
 
 def conv_of(kernel, dilation, stride, channels, made, depthwise, bias=True):
@@ -132,7 +135,34 @@ def test_fused_convolutions_equal_their_twins_in_the_interpreter():
                           check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ['equal'] * (len(SHAPES) + len(list(blocks())) + len(list(branches()))
-                                                 + len(GATES))
+                                                 + len(GATES) + RANDOM)
+
+
+def test_what_no_kernel_computes_is_not_fused():
+    """Even kernels, padding that is not zeros, several channels made of one; a depthwise one's sigmoid."""
+    assert fused.fusible(nn.Conv2d(8, 8, 3, padding=1)) and fused.fusible(nn.Conv2d(8, 8, 1))
+    for conv in (nn.Conv2d(8, 8, 2), nn.Conv2d(8, 8, 2, padding=1, dilation=2),
+                 nn.Conv2d(8, 8, (3, 2), padding=(1, 0)), nn.Conv2d(8, 8, 3),
+                 nn.Conv2d(8, 8, 3, padding=1, padding_mode='reflect'),
+                 nn.Conv2d(8, 16, 3, padding=1, groups=8), nn.Conv2d(8, 8, 3, padding=1, groups=4),
+                 nn.Conv2d(8, 8, 3, (1, 2), 1)):
+        assert not fused.fusible(conv), conv
+    first, last = fused.fuse_steps(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Sigmoid())
+    assert isinstance(first, FusedConv) and isinstance(last, nn.Sigmoid)
+    only, = fused.fuse_steps(nn.Conv2d(8, 8, 3, padding=1), nn.Sigmoid())
+    assert only.sigmoid
+
+
+def test_a_result_is_never_written_to_a_copy():
+    """Slices of channels, of maps of one row, column or pixel too; anything else is refused."""
+    for n, height, width in (2, 3, 4), (2, 3, 1), (2, 1, 4), (2, 1, 1), (1, 3, 1), (1, 1, 1):
+        y = torch.empty(n, height, width, 24).permute(0, 3, 1, 2)
+        for part, row in (y, 24), (y[:, 3:11], 24), (y[:, :1], 24):
+            out, found = layer_kernels._result(y, part.shape[1], 1, part)
+            assert out is part and (found == row or n == height == width == 1)
+    for wrong in torch.empty(2, 8, 3, 4), torch.empty(2, 3, 7, 8).permute(0, 3, 1, 2)[..., ::2], y:
+        with pytest.raises(AssertionError, match='copy'):
+            layer_kernels._result(torch.empty(2, 8, 3, 4), 8, 1, wrong)
 
 
 @pytest.mark.gpu
@@ -185,14 +215,102 @@ def check_block(channels, block, device):
     torch.manual_seed(0)
     network = random_norms(nn.Sequential(nn.Conv2d(3, channels, 1), block))
     network = fusing.fuse(folding.fold(network).half().to(device))
-    for size in (2, 3, 11, 14), (2, 3, 8, 16), (1, 3, 11, 14):  # programs end with an image, or do not
+    # Programs end with an image, or do not; maps of one column and of one pixel.
+    for size in (2, 3, 11, 14), (2, 3, 8, 16), (1, 3, 11, 14), (2, 3, 9, 1), (1, 3, 2, 1), (2, 3, 1, 1):
         x = torch.randn(size).half().to(device, memory_format=torch.channels_last)
         with torch.inference_mode():
             with mock.patch.object(fused, 'by_kernel', lambda x: False):
                 expected = network(x).float()
-            with mock.patch.object(fused, 'by_kernel', lambda x: True):
+            with mock.patch.object(fused, 'by_kernel', lambda x: True), poisoned():
                 found = network(x).float()
         assert (found - expected).norm() / expected.norm() < 3e-3, (block, size)
+
+
+@contextlib.contextmanager
+def poisoned():
+    """Let new memory hold NaN: what no program writes is seen."""
+    empty = torch.empty
+    with mock.patch.object(torch, 'empty', lambda *size, **options: empty(*size, **options).fill_(torch.nan)):
+        yield
+
+
+def laid(draw, n, channels, height, width, dtype):
+    """Draw a map: channels-last, some channels of a larger one, or one plane after the other."""
+    layout = draw.choice(['last', 'slice', 'planes'])
+    if layout == 'planes':
+        return torch.randn(n, channels, height, width).to(dtype)
+    before, after = (draw.randrange(9), draw.randrange(9)) if layout == 'slice' else (0, 0)
+    x = torch.randn(n, height, width, before + channels + after).to(dtype).permute(0, 3, 1, 2)
+    return x[:, before:before + channels]
+
+
+def drawn_conv(draw, dtype, channels, dilation):
+    """Return any `FusedConv`, the channels that it reads, and how many parts it may add."""
+    depthwise = channels > 1 and draw.random() < 0.5
+    made = channels if depthwise else draw.choice([1, 3, 11, 19, draw.randint(1, 90)])
+    shape = (draw.choice([1, 3, 5, 7]), draw.choice([1, 3, 5])), dilation, draw.choice([1, 1, 2, 3])
+    acts = [None, nn.PReLU(made), nn.PReLU(1), nn.ReLU()]
+    norm = before = None
+    if not depthwise:
+        acts.append(nn.Sigmoid())
+        if draw.random() < 0.5:
+            norm, before = random_norms(nn.BatchNorm2d(channels)), nn.PReLU(channels)
+    conv = conv_of(*shape, channels, made, depthwise, bias=draw.random() < 0.5).to(dtype)
+    return FusedConv(conv, norm, before, draw.choice(acts), draw.random() < 0.5), channels, 1
+
+
+def drawn_branches(draw, dtype, channels, dilation):
+    """Return any `FusedBranches`, the channels that they read, and how many parts they may add."""
+    channels = max(2, channels)
+    shapes = draw.choice([[(3, 1), (1, 3)], [(3, 3)]])
+    together, count = draw.random() < 0.5, draw.choice([2, 3])
+    first = together and draw.random() < 0.5
+    convs = []
+    for i in range(count):
+        conv = conv_of(draw.choice(shapes), draw.choice([(1, 1), dilation]), 1, channels, channels, True)
+        act = None if first and i else nn.PReLU(channels, draw.random())
+        convs.append(FusedConv(conv.to(dtype), act=act, add_first=first and i == 0))
+    module = fused.FusedBranches(*convs, together=together, add_first=first)
+    return module, draw.choice([1, count]) * channels, draw.choice([1, 2, 3]) if together else 1
+
+
+def check_random(seed):
+    """Compare a drawn layer with its twin in torch, in float32 or float16, on maps of any size and layout."""
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    dtype, n = draw.choice([torch.float16, torch.float32]), draw.choice([1, 1, 2, 3])
+    channels = draw.choice([1, 2, 3, 11, 19, draw.randint(1, 90)])
+    size = draw.randint(1, 13), draw.randint(1, 13)
+    dilation = draw.choice([1, 1, 2, 5]), draw.choice([1, 1, 3, 17])
+    if draw.random() < 0.2:
+        norm = random_norms(nn.BatchNorm2d(channels))
+        module, read, parts = fused.FusedNorm(norm, draw.choice([None, nn.PReLU(channels)])), channels, 0
+    else:
+        drawn = draw.choice([drawn_conv, drawn_conv, drawn_branches])
+        module, read, parts = drawn(draw, dtype, channels, dilation)
+    x, options = laid(draw, n, read, *size, dtype), {}
+    with mock.patch.object(fused, 'by_kernel', lambda x: False):
+        made, *out = module(x).shape[1:]
+        if parts and draw.random() < 0.6:
+            options['add'] = laid(draw, n, parts * made, *out, dtype)
+        # A depthwise convolution multiplies what it adds, if it adds something.
+        if parts and draw.random() < 0.5 and not (isinstance(module, FusedConv) and options):
+            options['gate'] = torch.rand(n, options.get('add', x).shape[1], 1, 1).to(dtype)
+        expected = module(x, **options)
+    larger, sums = torch.full((n, *out, made + 11), 7.0, dtype=dtype).permute(0, 3, 1, 2), []
+    into = draw.choice([None, larger[:, 4:4 + made]])
+    with mock.patch.object(fused, 'by_kernel', lambda x: True), poisoned():
+        found = module(x, into=into, sums=sums, **options)
+    what = seed, module, x.shape, x.stride(), dtype, {k: v.shape for k, v in options.items()}
+    if into is not None:
+        assert torch.equal(found, into), what
+        assert (larger[:, :4] == 7).all() and (larger[:, 4 + made:] == 7).all(), what
+    assert found.shape == expected.shape and found.dtype == dtype
+    close = 8 * torch.finfo(dtype).eps * max(float(expected.abs().max()), 0.1)
+    assert (found.double() - expected.double()).abs().max() < close, what
+    for each in sums:  # a row for each program, of one image
+        total = each.unflatten(0, (n, -1)).double().sum(1)
+        assert (total - found.double().sum((2, 3))).abs().max() < close * out[0] * out[1], what
 
 
 def check_gate(channels, middle, device):
@@ -227,7 +345,22 @@ def check_gate(channels, middle, device):
             assert found.shape == (n, channels, 1, 1) and (found - expected).abs().max() < 2e-3
 
 
+def read_numbers():
+    """Let the interpreter of Triton before 3.7 read numbers: numpy from 2.4 on makes none of an array."""
+    from triton.runtime import interpreter
+    plain = interpreter._patch_lang_tensor
+
+    def patched(tensor, *scope):
+        plain(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+    interpreter._patch_lang_tensor = patched
+
+
 if __name__ == '__main__':
+    read_numbers()
+    for each in range(RANDOM):
+        check_random(each)
+        print('equal')
     for each in branches():
         check_branches(*each)
         print('equal')

@@ -71,7 +71,7 @@ class FusedConv(_Fused):
         self.groups = conv.groups
         self.sigmoid = isinstance(act, nn.Sigmoid)
         self.add_first = add_first
-        assert not (self.depthwise and norm), 'no kernel exists for it'
+        assert not (self.depthwise and (norm or self.sigmoid)), 'no kernel exists for it'
         self.register_buffer('weight', conv.weight.detach())
         # (taps, C) where it is depthwise, else (taps, C, out): as the kernels read them.
         taps = conv.weight.detach().permute(2, 3, 1, 0).flatten(0, 1)
@@ -228,7 +228,9 @@ def fusible(module: nn.Module) -> bool:
     depthwise = module.groups == module.in_channels == module.out_channels
     kernel, dilation = module.kernel_size, module.dilation
     same = module.padding == same_padding((kernel[0], kernel[1]), (dilation[0], dilation[1]))
-    return same and (module.groups == 1 or depthwise)
+    # An even kernel has no middle.
+    odd = kernel[0] % 2 == kernel[1] % 2 == 1
+    return same and odd and module.padding_mode == 'zeros' and (module.groups == 1 or depthwise)
 
 
 def fuse_sequence(sequence: nn.Sequential) -> None:
@@ -242,7 +244,9 @@ def fuse_sequence(sequence: nn.Sequential) -> None:
                 and isinstance(found[at - 1][2], nn.PReLU):
             (a, j, norm), (b, k, before) = found[at - 2:at]
             a[j], b[k] = nn.Identity(), nn.Identity()
-        if at + 1 < len(found) and isinstance(found[at + 1][2], (nn.PReLU, nn.ReLU, nn.Sigmoid)):
+        # The depthwise kernel has no sigmoid.
+        acts = (nn.PReLU, nn.ReLU, nn.Sigmoid) if conv.groups == 1 else (nn.PReLU, nn.ReLU)
+        if at + 1 < len(found) and isinstance(found[at + 1][2], acts):
             a, j, act = found[at + 1]
             a[j] = nn.Identity()
         owner[i] = FusedConv(conv, norm, before, act)  # type: ignore[arg-type]

@@ -345,19 +345,20 @@ def _sums(sums: list[Tensor] | None, out: Tensor, rows: int) -> Tensor | None:
 def _rows(x: Tensor) -> tuple[Tensor, int]:
     """Return x, channels-last, and the values from a pixel to the next: slices of channels are not copied."""
     n, channels, height, width = x.shape
-    row = x.stride(3)
-    if not x.is_contiguous(memory_format=torch.channels_last):
-        if width > 1 and x.stride(1) == 1 and (height == 1 or x.stride(2) == width * row) \
-                and (n == 1 or x.stride(0) == height * width * row):
-            return x, row
-        x = x.contiguous(memory_format=torch.channels_last)
-    return x, channels
+    # Where a size is 1, its stride says nothing.
+    row = x.stride(3) if width > 1 else x.stride(2) if height > 1 else x.stride(0) if n > 1 else channels
+    if (channels == 1 or x.stride(1) == 1) and (height == 1 or x.stride(2) == width * row) \
+            and (n == 1 or x.stride(0) == height * width * row):
+        return x, row
+    return x.contiguous(memory_format=torch.channels_last), channels
 
 
 def _result(x: Tensor, channels: int, stride: int, into: Tensor | None) -> tuple[Tensor, int]:
     """Return where the result of a convolution goes, channels-last, and its values from pixel to pixel."""
-    if into is not None:
-        return _rows(into)
     n, _, height, width = x.shape
     shape = n, -(-height // stride), -(-width // stride), channels
-    return torch.empty(shape, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2), channels
+    if into is None:
+        return torch.empty(shape, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2), channels
+    out, row = _rows(into)
+    assert out is into and (n, *into.shape[2:], into.shape[1]) == shape, 'a copy would be written'
+    return out, row
