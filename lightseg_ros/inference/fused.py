@@ -88,6 +88,7 @@ class FusedConv(_Fused):
     def run(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None,
             gate: Tensor | None = None, sums: list[Tensor] | None = None) -> Tensor:
         """Compute it in one Triton kernel."""
+        assert not self.depthwise or add is None or gate is None, 'the kernel multiplies `add`, not x'
         kernel = layer_kernels.depthwise if self.depthwise else layer_kernels.convolve
         return kernel(x, self, add, into, gate, sums)
 
