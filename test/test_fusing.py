@@ -61,6 +61,46 @@ def test_a_fused_network_computes_the_same(name, widen):
     assert (found - expected).norm() / expected.norm() < 1e-5
 
 
+@pytest.mark.skipif(not kernels.available, reason='Triton is not installed')
+@pytest.mark.parametrize('name', networks.NETWORKS)
+def test_kernels_that_can_t_be_compiled_are_replaced(name, caplog, monkeypatch):
+    """Here all of them: each layer says so once, and computes by torch's operations from then on."""
+    torch.manual_seed(0)
+    network = fusing.fuse(folding.fold(random_norms(networks.build(name, 11))))
+    x = torch.randn(1, 3, 64, 72)
+    calls = []
+
+    def fails(x, *arguments):
+        sums = arguments[-1]
+        if sums is not None and len(sums) < 3:
+            sums.append(torch.full((1, x.shape[1]), torch.nan))
+        calls.append(x)
+        raise kernels.triton.runtime.errors.OutOfResources(200_000, 101_376, 'shared memory')
+
+    with torch.inference_mode():
+        expected = network.forward_logits(x)
+        monkeypatch.setattr(fused, 'by_kernel', lambda x: True)
+        for kernel in 'depthwise', 'convolve', 'norm', 'gate':
+            monkeypatch.setattr(layer_kernels, kernel, fails)
+        for _ in range(2):
+            assert torch.equal(network.forward_logits(x), expected)
+    modules = [m for m in network.modules() if isinstance(m, fused._Launches) and not m.compiles]
+    assert len(calls) == len(caplog.messages) == len(modules) > 20
+    assert 'compile a kernel for FusedConv of (1, 3, 64, 72) (out of resource' in caplog.messages[0]
+
+
+def test_other_errors_of_a_kernel_are_not_hidden(monkeypatch):
+    def fails(*_):
+        raise RuntimeError('CUDA error: an illegal memory access was encountered')
+
+    monkeypatch.setattr(fused, 'by_kernel', lambda x: True)
+    monkeypatch.setattr(layer_kernels, 'convolve', fails)
+    conv = FusedConv(nn.Conv2d(3, 8, 1))
+    with pytest.raises(RuntimeError, match='illegal memory access'):
+        conv(torch.zeros(1, 3, 4, 4))
+    assert conv.compiles
+
+
 def check(shape, dtype, device):
     """Compare the kernel with its twin in torch: with a norm, a gate, an addition after or before the end."""
     kernel, dilation, stride, channels, made, depthwise = shape

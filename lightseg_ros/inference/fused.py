@@ -8,6 +8,7 @@ compute the same by torch's own operations.
 """
 from collections.abc import Callable
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from torch import nn, Tensor
 import torch.nn.functional as F
 
 from ..networks.layers import global_mean, same_padding
+from ..texts import error_line
 from . import layer_kernels
 from .folding import steps
+
+log = logging.getLogger(__name__)
 
 
 def by_kernel(x: Tensor) -> bool:
@@ -24,22 +28,51 @@ def by_kernel(x: Tensor) -> bool:
     return x.is_cuda
 
 
-class _Fused(nn.Module):
+class _Launches(nn.Module):
+    """A module that launches a Triton kernel, unless Triton can't compile it for this GPU."""
+
+    compiles = True
+
+    def launched(self, x: Tensor, launch: Callable[..., Tensor], *arguments: Any,
+                 sums: list[Tensor] | None = None) -> Tensor | None:
+        """
+        Return what a kernel makes of x; None where torch's own operations have to.
+
+        The first call with a shape, which compiles, is never within a capture.
+        """
+        if not by_kernel(x) or not self.compiles:
+            return None
+        count = len(sums or ())
+        try:
+            return launch(x, *arguments, sums)
+        except Exception as e:  # such as more shared memory than the GPU has
+            if not layer_kernels.failed_to_compile(e):
+                raise
+            self.compiles = False
+            log.warning("Triton can't compile a kernel for %s of %s (%s): torch's own operations take its "
+                        'place, which is slower', type(self).__name__, tuple(x.shape), error_line(e))
+            if sums is not None:
+                del sums[count:]  # nothing was written there
+            return None
+
+
+class _Fused(_Launches):
     """What runs in one Triton kernel on CUDA (`run`), and by torch's own operations elsewhere (`plain`)."""
 
     run: Callable[..., Tensor]
     plain: Callable[..., Tensor]
 
     def forward(self, x: Tensor, add: Tensor | None = None, into: Tensor | None = None,
-                sums: list[Tensor] | None = None, **options: Tensor) -> Tensor:
+                gate: Tensor | None = None, sums: list[Tensor] | None = None) -> Tensor:
         """
         `into`: where the result goes, such as some of the channels of a larger tensor.
 
         `sums`: a kernel that knows how adds what a `FusedGate` needs for the mean of the result.
         """
-        if by_kernel(x):
-            return self.run(x, add, into, sums=sums, **options)
-        y = self.plain(x, add, **options)
+        y = self.launched(x, self.run, add, into, gate, sums=sums)
+        if y is not None:
+            return y
+        y = self.plain(x, add, gate)
         return y if into is None else into.copy_(y)
 
 
@@ -152,7 +185,7 @@ class FusedBranches(_Fused):
         return self.convs[0].plain(parts[0], total) if self.add_first else total
 
 
-class FusedNorm(nn.Module):
+class FusedNorm(_Launches):
     """A batch norm and a PReLU or ReLU in one kernel, (N, C, H, W)."""
 
     pre: Tensor
@@ -162,8 +195,9 @@ class FusedNorm(nn.Module):
         self.register_buffer('pre', norm_figures(norm, act))
 
     def forward(self, x: Tensor, into: Tensor | None = None, sums: list[Tensor] | None = None) -> Tensor:
-        if by_kernel(x):
-            return layer_kernels.norm(x, self.pre, into, sums)
+        y = self.launched(x, layer_kernels.norm, self.pre, into, sums=sums)
+        if y is not None:
+            return y
         y = _normed(x, self.pre)
         return y if into is None else into.copy_(y)
 
@@ -189,7 +223,7 @@ def _slopes(act: nn.Module | None, like: Tensor) -> Tensor:
     return torch.full_like(like, 0.0 if isinstance(act, nn.ReLU) else 1.0, dtype=torch.float32)
 
 
-class FusedGate(nn.Module):
+class FusedGate(_Launches):
     """
     `Gate`: the mean, its convolutions, ReLU and sigmoid are one kernel. `add` is added to what is gated.
 
@@ -204,7 +238,9 @@ class FusedGate(nn.Module):
         self.gates = gate.gates
 
     def forward(self, x: Tensor, add: Tensor | None = None, sums: list[Tensor] | None = None) -> Tensor:
-        y = layer_kernels.gate(x, self.convs, sums or []) if by_kernel(x) else self.convs(global_mean(x))
+        y = self.launched(x, layer_kernels.gate, self.convs, sums=sums or [])
+        if y is None:
+            y = self.convs(global_mean(x))
         if add is not None:
             return torch.addcmul(add, x, y)
         return x * y if self.gates else y

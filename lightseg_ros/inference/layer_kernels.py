@@ -222,6 +222,11 @@ else:
 GATE_TILE = 8192
 
 
+def failed_to_compile(error: Exception) -> bool:
+    """Whether a kernel has failed before it ran: Triton, its LLVM or its assembler could not make it."""
+    return isinstance(error, triton.runtime.errors.TritonError) or 'PassManager' in str(error)
+
+
 def depthwise(x: Tensor, conv: Any, add: Tensor | None, into: Tensor | None = None,
               gate: Tensor | None = None, sums: list[Tensor] | None = None) -> Tensor:
     """
