@@ -357,7 +357,7 @@ def test_cuda_stream_keeps_order(model, graph):
 
 
 @pytest.mark.parametrize('graph', [pytest.param(g, marks=CUDA) for g in (True, False)])
-def test_cuda_alpha_is_live_and_graphs_are_let_go(model, graph, caplog):
+def test_cuda_alpha_is_live_and_graphs_are_evicted(model, graph, caplog):
     caplog.set_level(logging.INFO)
     segment = Segmenter(*model, 'cuda', 'native', graph=graph)
     frame = picture(96, 128)
@@ -366,17 +366,17 @@ def test_cuda_alpha_is_live_and_graphs_are_let_go(model, graph, caplog):
         result, = segment([frame], overlay=True)
         expected = segment.labels.palette()[result.labels] if alpha else frame
         assert np.array_equal(result.overlay, expected)
-    for i in range(cuda.MAX_GRAPHS + 1):
+    for i in range(cuda.MAX_SIZES + 1):
         segment([picture(64, 64 + 8 * i)])
-    assert 'is let go' in caplog.text
+    assert '1 graphs for 128x96 are evicted' in caplog.text
     again, = segment([frame], overlay=True)
     assert np.array_equal(again.overlay, result.overlay)
 
 
 @pytest.mark.parametrize('fused', [pytest.param(f, marks=CUDA) for f in (True, False)])
-def test_cuda_memory_does_not_grow(model, fused):
+def test_cuda_memory_does_not_grow(model, fused, monkeypatch):
+    monkeypatch.setattr(kernels, 'available', fused and kernels.available)
     segment = Segmenter(*model, 'cuda')
-    segment._engine.pipeline.fused = fused and kernels.available
     frame = picture(120, 160)
     for _ in range(20):
         segment([frame], overlay=True, confidence=True)
