@@ -8,28 +8,31 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 OUT=${OUT:-$PWD/out/first_gpu}
 PYTHON=${PYTHON:-python3}
-export OUT PYTHONPATH="$PWD" PYTHONDONTWRITEBYTECODE=1
+# What a step has printed is in the log also if it is killed, and a crash says where it was.
+export OUT PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+  PYTHONFAULTHANDLER=1
 mkdir -p "$OUT"
 failed=0
 step() { # limit in seconds, then the command
   local limit=$1 rc
   shift
   printf '== %s (%s)\n' "$*" "$(date +%T)" | tee -a "$OUT/log.txt"
-  timeout -k 1 "$limit" "$@" >>"$OUT/log.txt" 2>&1
+  timeout -s INT -k 2 "$limit" "$@" >>"$OUT/log.txt" 2>&1
   rc=$?
   [ $rc = 0 ] || failed=$((failed + 1))
   printf '   rc %s (%s)\n' $rc "$(date +%T)" | tee -a "$OUT/log.txt"
 }
-step 20 sh -c 'nvidia-smi; command -v gcc g++; df -h /dev/shm'
+step 15 sh -c 'nvidia-smi; command -v gcc g++; df -h /dev/shm'
 step 20 "$PYTHON" bench/first_gpu.py versions
-step 70 "$PYTHON" -m pytest -q -m gpu test/test_kernels.py test/test_fusing.py
-step 70 "$PYTHON" -m pytest -q -m gpu test/test_networks.py test/test_segmenter.py -k 'graph or stream'
-step 60 "$PYTHON" bench/first_gpu.py faults
+step 100 "$PYTHON" bench/first_gpu.py tests test/test_kernels.py test/test_fusing.py
+step 60 "$PYTHON" bench/first_gpu.py tests test/test_networks.py test/test_segmenter.py -k 'not compiled'
+step 55 "$PYTHON" bench/first_gpu.py faults
 for network in laanet affnet lrnnet elanet fbsnet; do
   step 40 "$PYTHON" -m lightseg_ros.cli bench "$network" --device cuda --resolutions 1024x512 --rounds 3 \
     --contenders torch:float16 torch:float32 --out "$OUT/$network.json"
 done
-step 120 "$PYTHON" bench/first_gpu.py convolutions
+# All the time that is left.
+step $((575 - SECONDS)) "$PYTHON" bench/first_gpu.py convolutions $((565 - SECONDS))
 tail -c 9000 "$OUT/log.txt"
 echo "$failed steps failed; the log is $OUT/log.txt"
 [ $failed = 0 ]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused convolutions: a rewritten network computes the same, and so do the Triton kernels it runs on CUDA."""
 import contextlib
+import itertools
 import os
 import random
 import subprocess
@@ -25,6 +26,7 @@ SHAPES = [
     ((3, 1), (1, 1), 1, 16, 24, False)]
 # Channels of the map, and between the two convolutions of its gate.
 GATES = [(24, 40), (192, 16)]
+BLOCKS = 12  # see `blocks`
 RANDOM = 60  # layers that are drawn
 
 
@@ -174,7 +176,7 @@ def test_fused_convolutions_equal_their_twins_in_the_interpreter():
     done = subprocess.run([sys.executable, __file__], env=env, text=True, capture_output=True, timeout=500,
                           check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ['equal'] * (len(SHAPES) + len(list(blocks())) + len(list(branches()))
+    assert done.stdout.split() == ['equal'] * (len(SHAPES) + BLOCKS + len(list(branches()))
                                                  + len(GATES) + RANDOM)
 
 
@@ -215,11 +217,17 @@ def test_fused_convolutions_equal_their_twins_on_cuda(shape, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
-def test_fused_blocks_equal_their_twins_on_cuda():
-    for channels, block in blocks():
-        check_block(channels, block, 'cuda')
-    for sizes in GATES:
-        check_gate(*sizes, 'cuda')
+@pytest.mark.parametrize('place', range(BLOCKS))
+def test_fused_blocks_equal_their_twins_on_cuda(place):
+    (channels, block), = itertools.islice(blocks(), place, place + 1)
+    check_block(channels, block, 'cuda')
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('sizes', GATES)
+def test_gates_equal_their_twins_on_cuda(sizes):
+    check_gate(*sizes, 'cuda')
 
 
 class Fusion(nn.Module):
