@@ -243,16 +243,19 @@ def by_torch(conv: Fused, x: torch.Tensor, add: torch.Tensor | None) -> torch.Te
     if isinstance(conv, FusedBranches):
         each = len(conv.convs[0].bias)
         parts = x.split(each, 1) if x.shape[1] > each else len(conv.convs) * [x]
-        found = [by_torch(c, part, None) for c, part in zip(conv.convs, parts)]
-        y = found[0] + found[1] if conv.together else torch.cat(found, 1)
-        return y if add is None else y + add
+        found = [by_torch(c, part, None) for c, part in zip(conv.convs, parts)][conv.add_first:]
+        y = sum(found[1:], found[0]) if conv.together else torch.cat(found, 1)
+        y = y if add is None else y + add
+        return by_torch(conv.convs[0], parts[0], y) if conv.add_first else y
     if conv.pre is not None:
         scale, shift, slope = (t.half() for t in conv.pre)
         x = F.prelu(torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1)), slope)
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         y = F.conv2d(x, conv.weight, conv.bias.half(), conv.stride, conv.padding, conv.dilation, conv.groups)
+    if add is not None and conv.add_first:
+        y = y + add
     y = torch.sigmoid(y) if conv.sigmoid else F.prelu(y, conv.slope.half())
-    return y if add is None else y + add
+    return y if add is None or conv.add_first else y + add
 
 
 def microseconds(run: object, count: int = 20) -> float:

@@ -8,6 +8,12 @@ import subprocess
 import sys
 import time
 
+import torch
+
+from lightseg_ros import networks
+from lightseg_ros.inference import folding, fusing
+from lightseg_ros.inference.fused import FusedBranches
+
 BENCH = Path(__file__).parents[1] / 'bench'
 SCRIPT = (BENCH / 'first_gpu.sh').read_text()
 
@@ -91,3 +97,25 @@ def test_without_pytest_kernels_are_compared_all_the_same(tmp_path):
     assert status == 1 and 'pytest is not installed' in said
     for kind in 'before and after a network', 'convolution', 'block: EAB', 'gate':
         assert any(t.startswith(kind) for t in tried), said
+
+
+def test_what_ours_is_timed_against_computes_the_same(monkeypatch):
+    """Every kind of convolution of the networks, without and with an addition."""
+    monkeypatch.syspath_prepend(BENCH)
+    import first_gpu
+    torch.manual_seed(0)
+    kinds = {}
+    for name in networks.PAPER_NETWORKS:
+        network = fusing.fuse(folding.fold(networks.build(name, 11).eval(), widen=True).half())
+        for module in network.modules():
+            if isinstance(module, first_gpu.Fused):
+                kinds[tuple(first_gpu.described(module).values()), module.add_first] = module
+    assert any(first for _, first in kinds)
+    for conv in kinds.values():
+        branches = isinstance(conv, FusedBranches)
+        x = torch.randn(1, len(conv.convs[0].bias) if branches else conv.weight.shape[1] * conv.groups, 6, 7)
+        x = x.half()
+        for add in None, torch.randn_like(conv.plain(x)):
+            expected = conv.plain(x, add).float()
+            found = first_gpu.by_torch(conv, x, add).float()
+            assert (found - expected).norm() / expected.norm() < 3e-3, (conv, add is None)
