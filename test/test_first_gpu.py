@@ -88,6 +88,18 @@ def test_last():
         assert said.count(f'::test_{name} {outcome}') == 1, said
 
 
+def test_kernels_are_compared_without_packages_that_they_do_not_need(tmp_path):
+    for package in 'cv2', 'safetensors', 'yaml', 'numba':
+        (tmp_path / f'{package}.py').write_text("raise ImportError('not here')")
+    status, said = run('tests', 'test/test_kernels.py', 'test/test_fusing.py', '--collect-only',
+                       PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    assert status == 0, said
+    assert 'test_fused_kernels_equal_their_twins_on_cuda' in said
+    assert 'test_fused_convolutions_equal_their_twins_on_cuda' in said
+    status, said = run('versions', PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    assert 'safetensors can not be imported: not here' in said
+
+
 def test_without_pytest_kernels_are_compared_all_the_same(tmp_path):
     """Here every comparison fails, for there is no GPU, and the next one is tried."""
     (tmp_path / 'pytest.py').write_text("raise ImportError('not here')")
