@@ -1,7 +1,6 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """What `first_gpu.sh` runs on a GPU: versions, tests, faults made on purpose, every convolution timed."""
-import contextlib
 import importlib
 import itertools
 import json
@@ -348,8 +347,9 @@ def tests(*arguments: str) -> None:
     if share is None:
         sys.exit(in_processes(arguments))
     plugin = AtOnce(*map(int, share.split('/')))
-    code = pytest.main(['-m', 'gpu', '-vv', '-p', 'no:cacheprovider', '--tb=short', '-o',
-                        'faulthandler_timeout=40', *arguments], [plugin])
+    code = pytest.main(['-m', 'gpu', '-vv', '-p', 'no:cacheprovider', '--tb=short',
+                        '--continue-on-collection-errors', '-o', 'faulthandler_timeout=40', *arguments],
+                       [plugin])
     if not plugin.lost:
         none = code == pytest.ExitCode.NO_TESTS_COLLECTED
         sys.exit(1 if 'FAILED' in os.environ else 0 if none else code)
@@ -362,9 +362,10 @@ def tests(*arguments: str) -> None:
 def in_processes(arguments: tuple[str, ...]) -> int:
     """Let processes share the tests, which is mostly Triton's compiler; return how many failed."""
     count = max(1, min(6, len(os.sched_getaffinity(0)) // 2))
+    # What a hanging process says of itself goes straight to the log: nobody may be left to relay it.
     processes = [subprocess.Popen(
         [sys.executable, __file__, 'tests', *arguments], env=os.environ | {'SHARE': f'{i}/{count}'},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace') for i in range(count)]
+        stdout=subprocess.PIPE, text=True, errors='replace') for i in range(count)]
 
     def relay(stream: Any) -> None:
         for line in stream:
@@ -373,9 +374,8 @@ def in_processes(arguments: tuple[str, ...]) -> int:
     threads = [threading.Thread(target=relay, args=(p.stdout,)) for p in processes]
     for thread in threads:
         thread.start()
-    with contextlib.suppress(KeyboardInterrupt):  # what the processes say of it is relayed too
-        for thread in threads:
-            thread.join()
+    for thread in threads:
+        thread.join()
     return sum(p.wait() != 0 for p in processes)
 
 

@@ -8,7 +8,8 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 OUT=${OUT:-$PWD/out/first_gpu}
 PYTHON=${PYTHON:-python3}
-# What a step has printed is in the log also if it is killed, and a crash says where it was.
+# What a step has printed is in the log also if it is killed. SIGABRT, at its limit, lets Python say where it was.
+ulimit -c 0
 export OUT PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
   PYTHONFAULTHANDLER=1
 mkdir -p "$OUT"
@@ -17,7 +18,7 @@ step() { # limit in seconds, then the command
   local limit=$1 rc
   shift
   printf '== %s (%s)\n' "$*" "$(date +%T)" | tee -a "$OUT/log.txt"
-  timeout -s INT -k 2 "$limit" "$@" >>"$OUT/log.txt" 2>&1
+  timeout -s ABRT -k 2 "$limit" "$@" >>"$OUT/log.txt" 2>&1
   rc=$?
   [ $rc = 0 ] || failed=$((failed + 1))
   printf '   rc %s (%s)\n' $rc "$(date +%T)" | tee -a "$OUT/log.txt"

@@ -30,7 +30,7 @@ def run(*arguments, **env):
 def step(command, out, **env):
     """Let the function `step` of the script run a command."""
     function = re.search(r'^step\(\) \{.*?^\}', SCRIPT, re.M | re.S)[0]
-    export = re.search(r'^export (?:.*\\\n)*.*', SCRIPT, re.M)[0]
+    export = re.search(r'^ulimit.*\nexport (?:.*\\\n)*.*', SCRIPT, re.M)[0]
     subprocess.run(['bash', '-uc', f'OUT={out}; failed=0; {export}\n{function}\n{command}'], check=True,
                    env=os.environ | env)
     return (out / 'log.txt').read_text()
@@ -38,7 +38,7 @@ def step(command, out, **env):
 
 def test_a_step_that_ignores_signals_ends(tmp_path):
     began = time.monotonic()
-    step("""step 1 sh -c 'trap "" INT TERM; for i in 1 2 3 4 5 6 7; do sleep 1; done'""", tmp_path)
+    step("""step 1 sh -c 'trap "" ABRT INT TERM; for i in 1 2 3 4 5 6 7; do sleep 1; done'""", tmp_path)
     assert time.monotonic() - began < 5.5
 
 
@@ -55,6 +55,26 @@ def test_what_a_killed_step_has_printed_is_kept(tmp_path):
     code = "import os; print('so far'); os.kill(os.getpid(), 9)"
     log = step(f'step 20 "{sys.executable}" -c "{code}"', tmp_path)
     assert 'so far' in log and 'rc 137' in log
+
+
+def test_a_step_that_hangs_says_where(tmp_path):
+    (tmp_path / 'hangs.py').write_text('import time\n\n\ndef wait():\n    time.sleep(60)\n\n\nwait()\n')
+    log = step(f'step 2 "{sys.executable}" "{tmp_path}/hangs.py"', tmp_path)
+    assert re.search(r'hangs.py", line 5 in wait', log) and not list(tmp_path.glob('core*'))
+
+
+def test_a_test_that_hangs_says_where(tmp_path):
+    (tmp_path / 'test_hangs.py').write_text("""
+import time
+import pytest
+
+@pytest.mark.gpu
+def test_hangs():
+    time.sleep(60)
+""")
+    command = f'"{sys.executable}" "{BENCH}/first_gpu.py" tests "{tmp_path}/test_hangs.py"'
+    log = step(f'step 15 {command}', tmp_path)
+    assert re.search(r'test_hangs.py", line 7 in test_hangs', log), log
 
 
 def test_packages_beside_the_checkout_are_found(tmp_path):
@@ -98,6 +118,14 @@ def test_kernels_are_compared_without_packages_that_they_do_not_need(tmp_path):
     assert 'test_fused_convolutions_equal_their_twins_on_cuda' in said
     status, said = run('versions', PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
     assert 'safetensors can not be imported: not here' in said
+
+
+def test_a_file_that_can_not_be_imported_costs_only_its_own_tests(tmp_path):
+    (tmp_path / 'test_broken.py').write_text('import no_such_package')
+    (tmp_path / 'test_whole.py').write_text(
+        'import pytest\n\n@pytest.mark.gpu\ndef test_whole():\n    pass\n')
+    status, said = run('tests', tmp_path / 'test_broken.py', tmp_path / 'test_whole.py')
+    assert status == 1 and 'no_such_package' in said and '::test_whole PASSED' in said, said
 
 
 def test_without_pytest_kernels_are_compared_all_the_same(tmp_path):
