@@ -24,7 +24,8 @@ step() { # limit in seconds, then the command
   printf '   rc %s (%s)\n' $rc "$(date +%T)" | tee -a "$OUT/log.txt"
 }
 step 15 sh -c 'nvidia-smi; command -v gcc g++; df -h /dev/shm'
-step 20 "$PYTHON" bench/first_gpu.py versions
+# The first import of torch may read gigabytes from a cold disk.
+step 35 "$PYTHON" bench/first_gpu.py versions
 step 100 "$PYTHON" bench/first_gpu.py tests test/test_kernels.py test/test_fusing.py
 step 60 "$PYTHON" bench/first_gpu.py tests test/test_networks.py test/test_segmenter.py -k 'not compiled'
 step 55 "$PYTHON" bench/first_gpu.py faults
