@@ -58,19 +58,38 @@ class Gpu:
     def __init__(self):
         self.captured = 0
         self.pools = 0
+        self.underway = []  # pools of captures that torch's allocator takes for unfinished ones
         self.fail_capture = ''
         self.fail_replay = ''
         self.current = None
-        self.current_device = None
+        self.own = threading.local()  # each thread has a current GPU and a current stream
         self.largest_batch = 99
         self.integrated = False
         self.pinned = self.blocking = 0
         self.lost = False
         self.on_capture = lambda: None
 
+    @property
+    def device(self):
+        return getattr(self.own, 'device', None)
+
+    @property
+    def stream(self):
+        return getattr(self.own, 'stream', None)
+
     def pool(self):
         self.pools += 1
         return self.pools
+
+    def needs_all(self, *_):
+        """What waits for a whole GPU, or gives memory back: an error in any thread while one captures."""
+        if self.underway:
+            raise RuntimeError('captures_underway.empty() INTERNAL ASSERT FAILED, please report a bug')
+
+    def end(self, _, pool):
+        if pool not in self.underway:
+            raise RuntimeError('endAllocatePool: not currently recording to mempool_id')
+        self.underway.remove(pool)
 
 
 @pytest.fixture
@@ -89,25 +108,41 @@ def gpu(monkeypatch):
 
     @contextlib.contextmanager
     def graph(made, pool=None, stream=None, capture_error_mode='global'):
-        assert gpu.current_device, 'a capture synchronises the current GPU, and opens a context there'
+        assert gpu.device, 'a capture synchronises the current GPU, and opens a context there'
         assert pool == gpu.pools, 'the pool of a failed capture is used again'
+        torch.cuda.empty_cache()
+        gpu.underway.append(pool)
         gpu.current, made.calls = made, []
         gpu.on_capture()
+        before, gpu.own.stream = gpu.stream, stream
         try:
             yield
             if gpu.fail_capture:
                 raise RuntimeError(gpu.fail_capture)
+        except RuntimeError as e:
+            # As torch 2.11: the end of the capture fails too, and what would come after it is left out.
+            raise RuntimeError('CUDA error: failed due to a previous error during capture\nmore lines') from e
         finally:
             gpu.current = None
+        gpu.own.stream = before
+        gpu.end(0, pool)
         gpu.captured += 1
 
     @contextlib.contextmanager
     def device(chosen):
-        before, gpu.current_device = gpu.current_device, chosen
+        before, gpu.own.device = gpu.device, chosen
         try:
             yield
         finally:
-            gpu.current_device = before
+            gpu.own.device = before
+
+    @contextlib.contextmanager
+    def stream(chosen):
+        before, gpu.own.stream = gpu.stream, chosen
+        try:
+            yield
+        finally:
+            gpu.own.stream = before
 
     plain = cuda.FramePipeline.__call__
 
@@ -120,7 +155,7 @@ def gpu(monkeypatch):
 
     def on_host(shape, *, pin_memory=False, **k):
         gpu.pinned += pin_memory
-        assert gpu.current_device or not pin_memory, 'pinned memory opens a context on the current GPU'
+        assert gpu.device or not pin_memory, 'pinned memory opens a context on the current GPU'
         if len(shape) > 2 and shape[0] > gpu.largest_batch:
             raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.\nmore lines')
         return empty(shape, **k)
@@ -135,12 +170,13 @@ def gpu(monkeypatch):
     for name, stand_in in {
             'Stream': lambda *_, **__: Stream(), 'Event': event, 'CUDAGraph': Graph,
             'graph': graph, 'device': device,
-            'stream': lambda _: contextlib.nullcontext(), 'synchronize': lambda *_: None,
+            'stream': stream, 'synchronize': gpu.needs_all, 'current_device': lambda: 0,
             'graph_pool_handle': gpu.pool, 'get_device_name': lambda *_: 'stand-in',
             'memory_allocated': lambda *_: 5e6, 'memory_reserved': lambda *_: 7e6,
             'get_device_properties': lambda _: SimpleNamespace(is_integrated=gpu.integrated),
-            'empty_cache': lambda: None}.items():
+            'empty_cache': gpu.needs_all}.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, '_cuda_endAllocateToPool', gpu.end)
     monkeypatch.setattr(kernels, 'available', False)
     return gpu
 
@@ -289,6 +325,42 @@ def test_a_size_that_can_t_be_captured_runs_eagerly(segment, gpu, caplog):
     segment(picture(88, 96))
     assert gpu.captured == made + 1, 'the next size is captured again, on a new pool'
     assert np.array_equal(segment(picture(64, 96)).labels, expected)
+    assert gpu.stream is None, 'the stream of the failed capture stays the current one'
+    cuda.free_cache()  # as a change of the network does
+    assert '\n' not in caplog.records[0].getMessage()
+
+
+def test_threads_take_turns_to_capture(model, segment, gpu, caplog):
+    """Two nodes of one process: while a stream is captured, no thread may wait for the whole GPU."""
+    other = Segmenter(*model, 'cpu', backend='torch')
+    frame = picture(64, 96)
+    expected = other(frame).labels
+    lowered = other._engine.spec.model.lowered(torch.float32)
+    began, go_on = threading.Event(), threading.Event()
+
+    def capture():
+        began.set()
+        assert go_on.wait(10)
+
+    def second():
+        other._engine = cuda.CudaEngine(lowered, other.palette, torch.device('cpu'))
+        other.device = torch.device('cuda')
+        cuda.free_cache()
+        found.append(other(frame).labels)
+
+    gpu.on_capture = capture
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(segment(frame).labels)),
+               threading.Thread(target=second)]
+    threads[0].start()
+    assert began.wait(10)
+    threads[1].start()
+    threads[1].join(0.3)
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert len(found) == 2 and not caplog.records, caplog.text
+    assert all(np.array_equal(labels, expected) for labels in found)
 
 
 def test_failures_leave_no_buffers_busy(segment, gpu):
@@ -352,6 +424,28 @@ def test_triton_that_can_t_compile_is_replaced(model, gpu, monkeypatch, caplog):
     assert not engine.pipeline.fused
     assert caplog.text.count('Failed to find C compiler') == 1
     assert 'install gcc and python3-dev' in caplog.text
+
+
+def test_no_memory_for_triton_says_nothing_about_compilers(model, gpu, monkeypatch, caplog):
+    def full(*_):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB.')
+
+    monkeypatch.setattr(kernels, 'available', True)
+    monkeypatch.setattr(kernels, 'fused_normalise', full)
+    on_cpu = Segmenter(*model, 'cpu', backend='torch')
+    with pytest.raises(torch.OutOfMemoryError):
+        cuda.CudaEngine(on_cpu._engine.spec.model.lowered(torch.float32), on_cpu.palette, torch.device('cpu'))
+    assert 'gcc' not in caplog.text
+
+
+@pytest.mark.parametrize('said', [
+    'CUDA out of memory. Tried to allocate 20.00 MiB', 'CUDA error: out of memory',
+    'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`',
+    'cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED',
+    'Triton Error [CUDA]: out of memory'])
+def test_errors_that_mean_no_memory(said):
+    assert segmenter.out_of_memory(RuntimeError(said))
+    assert not segmenter.out_of_memory(RuntimeError('CUDA error: an illegal memory access was encountered'))
 
 
 def test_a_gpu_that_torch_can_t_use(model, monkeypatch, caplog):
@@ -478,6 +572,21 @@ def test_a_lost_gpu_ends_the_process(live, worker, gpu, monkeypatch):
     assert worker.said[-1] == 'the node ends, so that it can be started again'
 
 
+def test_a_gpu_that_is_lost_while_it_computes(segment, gpu, monkeypatch):
+    """The error comes up where the labels are waited for, and is told as what it is there."""
+    pending = segment.start([picture(64, 96)])
+
+    def fail(_):
+        raise RuntimeError('CUDA error: an illegal memory access was encountered\nmore lines')
+
+    monkeypatch.setattr(Event, 'synchronize', fail)
+    gpu.lost = True
+    with pytest.raises(segmenter.DeviceLost, match='is lost to this process: an illegal memory access'):
+        pending.labels()
+    with pytest.raises(segmenter.DeviceLost):
+        pending.finish()
+
+
 def test_a_network_that_does_not_fit_beside_the_other_is_loaded_after_it(live, segment, monkeypatch, caplog):
     node = live()
     module = sys.modules[type(node).__module__]
@@ -534,13 +643,11 @@ def test_a_shutdown_waits_for_the_capture_in_progress_and_begins_no_other(live, 
 
 
 def test_the_first_commands_on_a_gpu():
-    """bench/first_gpu.sh: its steps end within 580 s, and the tests that it names are there."""
+    """bench/first_gpu.sh names tests that are there."""
     text = (ROOT / 'bench' / 'first_gpu.sh').read_text()
-    assert subprocess.run(['bash', '-n', str(ROOT / 'bench' / 'first_gpu.sh')]).returncode == 0
-    once = [int(limit) for limit in re.findall(r'^step (\d+) ', text, re.MULTILINE)]
-    in_loop = [int(limit) for limit in re.findall(r'^  step (\d+) ', text, re.MULTILINE)]
-    assert len(once) == 6 and len(in_loop) == 1 and sum(once) + 5 * in_loop[0] <= 580
-    for tests in re.findall(r'-m gpu (.*)', text):
+    named = re.findall(r'first_gpu.py tests (.*)', text)
+    assert named
+    for tests in named:
         arguments = shlex.split(tests)
         collect = [sys.executable, '-m', 'pytest', '--collect-only', '-m', 'gpu', *arguments]
         found = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=False).stdout

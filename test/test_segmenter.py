@@ -1,6 +1,7 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """The segmenter: frames of any size and layout to labels of that size, the same on every device."""
+from concurrent.futures import ThreadPoolExecutor
 import copy
 import logging
 
@@ -371,6 +372,24 @@ def test_cuda_alpha_is_live_and_graphs_are_evicted(model, graph, caplog):
     assert '1 graphs for 128x96 are evicted' in caplog.text
     again, = segment([frame], overlay=True)
     assert np.array_equal(again.overlay, result.overlay)
+
+
+@pytest.mark.parametrize('threads', [pytest.param(2, marks=CUDA)])
+def test_cuda_threads_capture_side_by_side(model, threads, caplog):
+    """As the nodes of one process do: no capture fails because of another thread's."""
+    frames = [picture(64 + 8 * i, 96, i) for i in range(6)]
+    expected = [prediction.labels for prediction in Segmenter(*model, 'cuda')(frames)]
+
+    def work(_):
+        segment = Segmenter(*model, 'cuda')
+        found = [segment(frame).labels for frame in frames]
+        cuda.free_cache()
+        return found
+
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(work, range(threads)):
+            assert all(np.mean(a == b) > 0.999 for a, b in zip(found, expected, strict=True))
+    assert not caplog.records, caplog.text
 
 
 @pytest.mark.parametrize('fused', [pytest.param(f, marks=CUDA) for f in (True, False)])

@@ -8,9 +8,11 @@ replays and downloads on three streams, so one frame can be uploaded while the p
 """
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 import functools
 import logging
+import threading
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -29,6 +31,11 @@ log = logging.getLogger(__name__)
 
 # Frame sizes whose graphs are kept, however many of each; the size that was unused for longest is evicted.
 MAX_SIZES = 8
+# Held by the one thread of the process that captures, and by whoever waits for a whole GPU or gives cached
+# memory back: while a stream is captured, CUDA and torch allow neither, in no thread, and both sides fail.
+_alone = threading.RLock()
+# Captures that failed and that torch can't take back: its allocator still asks them.
+_failed: list[torch.cuda.CUDAGraph] = []
 # A network and the shape of its input, (N, 3, h, w) -> what computes its logits there.
 Compiler = Callable[[DeployModel, tuple[int, ...]], Callable[[Tensor], Tensor]]
 
@@ -164,6 +171,37 @@ class Started:
         self.result: Result | None = None
 
 
+def free_cache() -> None:
+    """Give memory that no tensor uses back to the GPU, once no thread captures any more."""
+    with _alone:
+        torch.cuda.empty_cache()
+
+
+def _synchronize(device: torch.device) -> None:
+    """Wait for all work on a GPU, once no thread captures any more."""
+    with _alone:
+        torch.cuda.synchronize(device)
+
+
+def _end_failed(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """
+    Let torch's allocator forget a capture that failed.
+
+    torch up to 2.11 takes it for one in progress: it gives no memory back any more, and since each capture
+    begins with that, none succeeds.
+    """
+    with suppress(AttributeError, RuntimeError):  # newer ones have ended it, and say that nothing is captured
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        _failed.append(graph)
+
+
+def _first_cause(error: BaseException) -> str:
+    """Return the first line of what has made a capture fail; its end raises an error that says less."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _finite(labels: np.ndarray) -> np.ndarray:
     """Return labels, unless some are 255: those of logits that are not finite. 16 µs a megapixel."""
     if labels.max() == 255:
@@ -195,7 +233,9 @@ def _triton_works(device: torch.device) -> bool:
                 FusedConv(conv).run(x, sums=sums)
             point = FusedConv(nn.Conv2d(16, 16, 1).to(device, torch.float16))
             layer_kernels.gate(x, [point], sums[:1])
-        torch.cuda.synchronize(device)
+        _synchronize(device)
+    except torch.OutOfMemoryError:
+        raise  # it says nothing about the compiler
     except Exception as e:  # a compiler, a linker, a driver: each has errors of its own
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         log.warning("Triton can't compile its kernels (%s): install gcc and python3-dev. Until then torch's "
@@ -246,7 +286,7 @@ class CudaEngine:
         self._pool = torch.cuda.graph_pool_handle()
         self._buffers: OrderedDict[GraphKey, list[FrameBuffers]] = OrderedDict()
         # Wait for what was made on the default stream before another stream uses it.
-        torch.cuda.synchronize(device)
+        _synchronize(device)
 
     @_on_device
     def set_alpha(self, palette: Tensor, alpha: float) -> None:
@@ -385,7 +425,7 @@ class CudaEngine:
             if any(b.serves for k in keys for b in self._buffers[k]):
                 continue
             # Their memory may only be reused when nothing on the GPU can touch it any more.
-            torch.cuda.synchronize(self.device)
+            _synchronize(self.device)
             for key in keys:
                 del self._buffers[key]
             log.info('%d graphs for %dx%d are evicted', len(keys), width, height)
@@ -402,23 +442,29 @@ class CudaEngine:
                     enabled=True, benchmark=True, allow_tf32=False):
                 run()
 
-        torch.cuda.synchronize(self.device)
-        with torch.cuda.stream(self._compute):
-            for _ in range(3):
-                eager()
-        torch.cuda.synchronize(self.device)
-        if not self.graph:
-            return eager
+        # The warm-up too: cuDNN, which times its algorithms there, waits for the whole GPU.
+        with _alone:
+            torch.cuda.synchronize(self.device)
+            with torch.cuda.stream(self._compute):
+                for _ in range(3):
+                    eager()
+            torch.cuda.synchronize(self.device)
+            return self._replay(eager) if self.graph else eager
+
+    def _replay(self, eager: Callable[[], None]) -> Callable[[], None]:
+        """Capture a call and return its replay, or the call itself, with a warning, where that fails."""
         graph = torch.cuda.CUDAGraph()
         try:
             # One pool for all: graphs run one at a time, on one stream, and their results lie outside of it.
             # thread_local: what other threads do with CUDA meanwhile does not break the capture.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._compute,
-                                  capture_error_mode='thread_local'):
+            # The outer one: where a capture ends with an error, torch leaves its stream the current one.
+            with torch.cuda.stream(self._compute), torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._compute, capture_error_mode='thread_local'):
                 eager()
         except RuntimeError as e:
-            # torch up to 2.11 leaves the pool of a failed capture unusable for the next one.
+            _end_failed(graph, self._pool)
+            # What the failed one has taken of the old pool is not given back.
             self._pool = torch.cuda.graph_pool_handle()
-            log.warning('no CUDA graph: %s; this frame size runs eagerly, which is slower', str(e).strip())
+            log.warning('no CUDA graph: %s; this frame size runs eagerly, which is slower', _first_cause(e))
             return eager
         return graph.replay

@@ -9,7 +9,7 @@ from pathlib import Path
 import re
 import sys
 from time import perf_counter
-from typing import Any, overload
+from typing import Any, overload, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ __all__ = [
     'preprocess', 'Segmenter', 'SegmenterError', 'Smoother']
 
 log = logging.getLogger(__name__)
+T = TypeVar('T')
 
 ON_CUDA = ('torch', 'torch-compile', 'tensorrt')
 RESIZE_MODES = ('fit', 'stretch')
@@ -345,14 +346,16 @@ class Segmenter:
         raise failure
 
     def _finish(self, started: Any) -> list[Prediction]:
+        return self._predictions(*self._waited(self._engine.collect, started))
+
+    def _waited(self, wait: Callable[[Any], T], started: Any) -> T:
+        """Return what the engine gives for a batch; errors of its work on the GPU come up here."""
         try:
-            labels, overlay, confidence, stage_ms = self._engine.collect(started)
+            return wait(started)
         except backends.BackendError as e:
             raise SegmenterError(str(e)) from e
         except RuntimeError as e:
             failure = self._explained(e, 'a batch')
-        else:
-            return self._predictions(labels, overlay, confidence, stage_ms)
         raise failure
 
     def _explained(self, error: RuntimeError, what: str) -> Exception:
@@ -384,10 +387,8 @@ class Pending:
         """Wait for the labels alone, (H, W) uint8 class ids for each frame."""
         labels: dict[int, np.ndarray] = {}
         for members, started in self._batches:
-            try:
-                labels.update(zip(members, self._segmenter._engine.labels(started)))
-            except backends.BackendError as e:
-                raise SegmenterError(str(e)) from e
+            segment = self._segmenter
+            labels.update(zip(members, segment._waited(segment._engine.labels, started)))
         return [labels[i] for i in range(len(labels))]
 
     def finish(self) -> list[Prediction]:
@@ -450,7 +451,7 @@ def _unusable(device: torch.device) -> str:
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error of torch means that the GPU's memory is used up; each library words it anew."""
     text = str(error).lower()
-    return 'out of memory' in text or 'alloc_failed' in text
+    return any(name in text for name in ('out of memory', 'alloc_failed', 'device_allocation_failed'))
 
 
 def _first_line(e: Exception) -> str:

@@ -14,9 +14,9 @@ import sys
 import threading
 
 import numpy as np
-import torch
 
 from .. import machine
+from ..inference.cuda import free_cache
 from ..inference.segmenter import OutOfMemory, Segmenter
 from ..sizes import parse_size
 from ..texts import error_line
@@ -211,7 +211,7 @@ class LiveSegmenter:
             self._segmenter, self._loaded = new, identity
             self._ready = set(self._sizes)
             if new.device.type == 'cuda':
-                torch.cuda.empty_cache()  # frees the graphs of the old network
+                free_cache()  # frees the graphs of the old network
 
     def free(self) -> None:
         """
@@ -241,7 +241,7 @@ class LiveSegmenter:
         del self._segmenter
         gc.collect()
         if cuda:
-            torch.cuda.empty_cache()
+            free_cache()
 
     def _load_after(self, choice: NetworkChoice, identity: tuple, before_first: Callable[[Segmenter], None],
                     reason: Exception) -> None:
@@ -372,7 +372,7 @@ def _lower_batch(loaded: Segmenter, failed: int) -> None:
     loaded.largest_batch = min(loaded.largest_batch, failed - 1)
     log.warning('the GPU has no memory for a batch of %d images; from now on %d run together', failed,
                 loaded.largest_batch)
-    torch.cuda.empty_cache()  # what the failed batch has left
+    free_cache()  # what the failed batch has left
 
 
 def _identity(choice: NetworkChoice) -> tuple[NetworkChoice, int]:
