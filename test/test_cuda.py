@@ -359,7 +359,8 @@ def test_threads_take_turns_to_capture(model, segment, gpu, caplog):
     go_on.set()
     for thread in threads:
         thread.join(20)
-    assert len(found) == 2 and not caplog.records, caplog.text
+    assert len(found) == 2
+    assert all(record.levelno < logging.WARNING for record in caplog.records), caplog.text
     assert all(np.array_equal(labels, expected) for labels in found)
 
 
