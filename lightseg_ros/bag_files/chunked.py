@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a bag file holds, and reading one that consists of chunks."""
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 import heapq
 from pathlib import Path
@@ -60,7 +60,9 @@ class Index:
 class ChunkedFile(ABC):
     """An mcap or ROS 1 file, open for reading. A damaged chunk is left out, and a note says so."""
 
-    def __init__(self, path: Path, index: Index):
+    def __init__(self, path: Path, read_index: Callable[[Path, int, int], Index]):
+        found = path.stat()
+        index = read_index(path, found.st_size, found.st_mtime_ns)
         self.channels, self.notes = index.channels, list(index.notes)
         self._chunks = sorted(index.chunks, key=lambda c: c.first_ns)
         self._file = open(path, 'rb')  # noqa: SIM115  `close` closes it

@@ -23,8 +23,7 @@ class McapFile(ChunkedFile):
     """An mcap file of any recorder and profile, with or without index, statistics and chunks."""
 
     def __init__(self, path: Path):
-        found = path.stat()
-        super().__init__(path, _index(path, found.st_size, found.st_mtime_ns))
+        super().__init__(path, _index)
 
     @staticmethod
     def unpack(data: bytes) -> bytes:

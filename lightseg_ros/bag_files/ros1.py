@@ -19,8 +19,7 @@ class Ros1File(ChunkedFile):
     """A ROS 1 bag, also one that was not finished (`.bag.active`, or cut short)."""
 
     def __init__(self, path: Path):
-        found = path.stat()
-        super().__init__(path, _index(path, found.st_size, found.st_mtime_ns))
+        super().__init__(path, _index)
 
     @staticmethod
     def unpack(data: bytes) -> bytes:
