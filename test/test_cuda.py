@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightseg_ros import cuda_graphs
 from lightseg_ros.inference import cuda, kernels, segmenter
 from lightseg_ros.inference.segmenter import Segmenter, SegmenterError, Smoother
 from lightseg_ros.labels import load as load_labels
@@ -63,10 +64,11 @@ class Gpu:
         self.fail_replay = ''
         self.current = None
         self.own = threading.local()  # each thread has a current GPU and a current stream
-        self.largest_batch = 99
+        self.largest_batch = self.largest_graph = 99
         self.integrated = False
         self.pinned = self.blocking = 0
         self.lost = False
+        self.capturing_randomness = False
         self.on_capture = lambda: None
 
     @property
@@ -91,6 +93,12 @@ class Gpu:
             raise RuntimeError('endAllocatePool: not currently recording to mempool_id')
         self.underway.remove(pool)
 
+    def clone_state(self):
+        return 'copied'
+
+    def graphsafe_set_state(self, state):
+        self.capturing_randomness = state != 'copied'
+
 
 @pytest.fixture
 def gpu(monkeypatch):
@@ -112,6 +120,7 @@ def gpu(monkeypatch):
         assert pool == gpu.pools, 'the pool of a failed capture is used again'
         torch.cuda.empty_cache()
         gpu.underway.append(pool)
+        gpu.capturing_randomness = True
         gpu.current, made.calls = made, []
         gpu.on_capture()
         before, gpu.own.stream = gpu.stream, stream
@@ -126,6 +135,7 @@ def gpu(monkeypatch):
             gpu.current = None
         gpu.own.stream = before
         gpu.end(0, pool)
+        gpu.capturing_randomness = False
         gpu.captured += 1
 
     @contextlib.contextmanager
@@ -148,6 +158,8 @@ def gpu(monkeypatch):
 
     def recorded(self, *arguments):
         if gpu.current is not None:
+            if len(arguments[0]) > gpu.largest_graph:
+                raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.\nmore lines')
             gpu.current.calls.append((self, arguments))
         plain(self, *arguments)
 
@@ -174,7 +186,7 @@ def gpu(monkeypatch):
             'graph_pool_handle': gpu.pool, 'get_device_name': lambda *_: 'stand-in',
             'memory_allocated': lambda *_: 5e6, 'memory_reserved': lambda *_: 7e6,
             'get_device_properties': lambda _: SimpleNamespace(is_integrated=gpu.integrated),
-            'empty_cache': gpu.needs_all}.items():
+            'default_generators': [gpu], 'empty_cache': gpu.needs_all}.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch._C, '_cuda_endAllocateToPool', gpu.end)
     monkeypatch.setattr(kernels, 'available', False)
@@ -319,6 +331,7 @@ def test_a_size_that_can_t_be_captured_runs_eagerly(segment, gpu, caplog):
     frame = picture(80, 96)
     found = [segment(frame).labels for _ in range(3)]
     assert caplog.text.count('no CUDA graph: operation not permitted') == 1
+    assert not gpu.capturing_randomness, 'no other call can draw random numbers'
     gpu.fail_capture = ''
     assert np.array_equal(found[0], found[2]) and len(np.unique(found[0])) > 1
     made = gpu.captured
@@ -326,7 +339,7 @@ def test_a_size_that_can_t_be_captured_runs_eagerly(segment, gpu, caplog):
     assert gpu.captured == made + 1, 'the next size is captured again, on a new pool'
     assert np.array_equal(segment(picture(64, 96)).labels, expected)
     assert gpu.stream is None, 'the stream of the failed capture stays the current one'
-    cuda.free_cache()  # as a change of the network does
+    cuda_graphs.free_cache()  # as a change of the network does
     assert '\n' not in caplog.records[0].getMessage()
 
 
@@ -345,7 +358,7 @@ def test_threads_take_turns_to_capture(model, segment, gpu, caplog):
     def second():
         other._engine = cuda.CudaEngine(lowered, other.palette, torch.device('cpu'))
         other.device = torch.device('cuda')
-        cuda.free_cache()
+        cuda_graphs.free_cache()
         found.append(other(frame).labels)
 
     gpu.on_capture = capture
@@ -512,6 +525,20 @@ def test_a_batch_that_never_fits_is_lowered(live, segment, gpu, caplog):
     assert '\n' not in str(e.value) and e.value.__context__ is None, 'the failed buffers stay alive'
 
 
+def test_a_batch_that_only_its_capture_has_no_memory_for(live, segment, gpu, caplog):
+    """It is lowered too, since a smaller one runs as a graph; a single frame runs eagerly."""
+    gpu.largest_graph = 2
+    node = live(sizes=[(64, 96)])
+    assert node.batch_limit == 2
+    assert 'no CUDA graph' not in caplog.text
+    with pytest.raises(segmenter.OutOfMemory, match='no memory on the GPU for 3 x 96x64') as e:
+        segment([picture(64, 96)] * 3)
+    assert '\n' not in str(e.value) and e.value.__context__ is None, 'the failed buffers stay alive'
+    gpu.largest_graph = 0
+    assert segment(picture(80, 96)).labels.shape == (80, 96)
+    assert 'no CUDA graph: CUDA out of memory' in caplog.text
+
+
 def test_no_memory_at_all_is_one_line(live, gpu):
     gpu.largest_batch = 0
     with pytest.raises(SegmenterError, match='no memory on the GPU for 1 x 96x64: CUDA out of memory'):
@@ -586,6 +613,52 @@ def test_a_gpu_that_is_lost_while_it_computes(segment, gpu, monkeypatch):
         pending.labels()
     with pytest.raises(segmenter.DeviceLost):
         pending.finish()
+
+
+def test_a_gpu_that_is_lost_before_the_alpha_changes(segment, gpu, monkeypatch):
+    """The new blend is the first call that meets the error; it is uploaded by the next call that can."""
+    def fail(*_):
+        raise RuntimeError('CUDA error: an illegal memory access was encountered\nmore lines')
+
+    frame = picture(64, 96)
+    before = segment(frame, overlay=True).overlay
+    segment.overlay_alpha = 1.0
+    with monkeypatch.context() as m:
+        m.setattr(cuda, 'overlay_lookup', fail)
+        gpu.lost = True
+        with pytest.raises(segmenter.DeviceLost, match='is lost to this process: an illegal memory access'):
+            segment(frame)
+    gpu.lost = False
+    assert not np.array_equal(segment(frame, overlay=True).overlay, before)
+
+
+def test_engines_that_run_side_by_side_share_the_flags_of_cudnn(model, gpu):
+    """They are the process's: float32 means float32 until the last engine ends, and then all is as before."""
+    cudnn = torch.backends.cudnn
+    warm, both = threading.Event(), threading.Event()
+    seen = []
+
+    def begins():
+        assert not warm.is_set() or both.wait(10)
+
+    def ends():
+        if warm.is_set():
+            both.set()
+            threads[0].join(10)
+            seen.append((cudnn.allow_tf32, cudnn.benchmark))
+
+    lowered = Segmenter(*model, 'cpu', backend='torch')._engine.spec.model.lowered(torch.float32)
+    palette = torch.from_numpy(model[1].labels.palette())
+    threads = [threading.Thread(target=cuda.CudaEngine(lowered, palette, torch.device('cpu'), graph=False
+                                                       )._captured(run)) for run in (begins, ends)]
+    before = cudnn.allow_tf32, cudnn.benchmark
+    warm.set()
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join(20)
+    assert seen == [(False, True)] and before == (cudnn.allow_tf32, cudnn.benchmark) != seen[0]
 
 
 def test_a_network_that_does_not_fit_beside_the_other_is_loaded_after_it(live, segment, monkeypatch, caplog):

@@ -73,7 +73,7 @@ def test_hangs():
     time.sleep(60)
 """)
     command = f'"{sys.executable}" "{BENCH}/first_gpu.py" tests "{tmp_path}/test_hangs.py"'
-    log = step(f'step 15 {command}', tmp_path)
+    log = step(f'step 25 {command}', tmp_path)
     assert re.search(r'test_hangs.py", line 7 in test_hangs', log), log
 
 

@@ -50,6 +50,7 @@ def test_a_row_has_times_ratios_and_the_roofline(result):
         assert row['fps'] == pytest.approx(1e3 / row['frame_ms']['p50'])
         assert row['network_speedup'] > 0 and row['eager_frame_ms'] > 0
         assert row['roofline_ms'] > 0 and row['bound'] in ('operations', 'bytes')
+    assert exact['rounds'] == near['rounds'] == 3
     assert exact['eager_network_ms'] == near['eager_network_ms'], 'they share one reference'
 
 
@@ -65,6 +66,40 @@ def test_nothing_is_timed_before_labels_agree(model, monkeypatch):
     monkeypatch.setitem(measure.AGREEMENT, 'float32', 100.001)
     with pytest.raises(BenchError, match='of the labels of plain torch; expected 100.001'):
         measure.bench([model], [(128, 96)], [TORCH], device='cpu', rounds=1, each=1)
+
+
+def test_a_run_that_is_cut_short_keeps_what_it_measured(model, tmp_path, monkeypatch):
+    """Here before the second contender is compiled, and in the second round of both."""
+    out = tmp_path / 'result.json'
+
+    def bench(rounds):
+        with pytest.raises(KeyboardInterrupt):
+            measure.bench([model], [(128, 96)], [TORCH, TORCH], device='cpu', rounds=rounds, each=2, out=out)
+        return report.read(out)['rows']
+
+    make, made = measure.Segmenter, []
+
+    def once(*args, **kwargs):
+        if made:
+            raise KeyboardInterrupt
+        made.append(make(*args, **kwargs))
+        return made[0]
+
+    with monkeypatch.context() as m:
+        m.setattr(measure, 'Segmenter', once)
+        row, = bench(3)
+    assert row['rounds'] == 1 and row['network_ms']['count'] == 1 and row['network_speedup'] > 0
+    write, written = report.write, []
+
+    def thrice(*args):
+        write(*args)
+        written.append(args)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, 'write', thrice)
+    rows = bench(3)
+    assert [(row['rounds'], row['frame_ms']['count']) for row in rows] == [(1, 2), (1, 2)]
 
 
 def test_cost_counts_what_can_be_counted_by_hand(model):

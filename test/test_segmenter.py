@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightseg_ros import machine, networks, weights
+from lightseg_ros import cuda_graphs, machine, networks, weights
 from lightseg_ros.inference import backends, cpu, cuda, export, folding, kernels
 from lightseg_ros.inference.segmenter import Segmenter, SegmenterError, Smoother
 
@@ -383,7 +383,7 @@ def test_cuda_threads_capture_side_by_side(model, threads, caplog):
     def work(_):
         segment = Segmenter(*model, 'cuda')
         found = [segment(frame).labels for frame in frames]
-        cuda.free_cache()
+        cuda_graphs.free_cache()
         return found
 
     with ThreadPoolExecutor(threads) as pool:

@@ -1,8 +1,10 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """One training step: learning rate, averages, teachers, second classifier, CUDA graphs."""
+import contextlib
 from dataclasses import replace
 import operator
+from types import SimpleNamespace
 import weakref
 
 import pytest
@@ -160,6 +162,61 @@ def test_the_graph_does_what_the_eager_step_does(scenes, network, monkeypatch):
         print(network, loss, loss2, float((gradient - gradient2).norm() / gradient.norm()))
         assert loss2 == pytest.approx(loss, rel=1e-3)
         assert (gradient - gradient2).norm() < 0.25 * gradient.norm()
+
+
+@pytest.fixture
+def no_capture(monkeypatch):
+    """A stand-in for a GPU on which a capture fails, as torch 2.11 tells it: the end hides the reason."""
+    @contextlib.contextmanager
+    def graph(*_, **__):
+        try:
+            yield
+            raise RuntimeError('operation not permitted when stream is capturing')
+        except RuntimeError as e:
+            raise RuntimeError('CUDA error: failed due to a previous error during capture\nmore lines') from e
+
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    for name, stand_in in {'Stream': lambda: stream, 'current_stream': lambda: stream, 'graph': graph,
+                           'stream': lambda _: contextlib.nullcontext(), 'CUDAGraph': object,
+                           'graph_pool_handle': object, 'current_device': lambda: 0,
+                           'default_generators': [torch.Generator()]}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    def on_gpu(trainer):
+        trainer.device, trainer.mode = torch.device('cuda'), 'graph'
+        return trainer
+    return on_gpu
+
+
+@pytest.mark.filterwarnings('ignore:.*CUDA')
+def test_a_step_that_can_t_be_captured_runs_eagerly(scenes, no_capture, caplog):
+    """It trains the same, and says so once."""
+    dataset = datasets.load('folder', 'train', scenes)
+    results = []
+    for change in (lambda trainer: trainer), no_capture:
+        trainer = Trainer(TINY, dataset, device='cpu')
+        drawn = trainer.draw(0, (64, 64)).map(lambda t: t[:4])
+        change(trainer)
+        losses = [float(trainer.train_step(drawn, (64, 64), step)) for step in range(3)]
+        results.append((losses, trainer.network.state_dict()))
+    (eager_losses, eager), (losses, captured) = results
+    assert losses == eager_losses
+    assert all(torch.equal(eager[name], captured[name]) for name in eager)
+    assert caplog.text.count('no CUDA graph: operation not permitted when stream is capturing;') == 1
+
+
+def test_no_memory_for_a_step_is_one_line(scenes):
+    """It says what to make smaller."""
+    def full(*_):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.\nmore lines')
+
+    trainer = Trainer(TINY, datasets.load('folder', 'train', scenes), device='cpu')
+    trainer.forward_backward = full
+    drawn = trainer.draw(0, (64, 64)).map(lambda t: t[:4])
+    with pytest.raises(TrainError, match='no memory on .* for 4 crops of 64x64 pixels: CUDA out of memory.*'
+                                         '--batch') as e:
+        trainer.train_step(drawn, (64, 64), 0)
+    assert '\n' not in str(e.value) and trainer.step == 0
 
 
 def test_weights_of_the_last_part_are_averaged_equally(scenes):

@@ -7,7 +7,7 @@ Two things are timed: the network alone, and a whole frame from uint8 image to u
 reference take turns in short blocks, so that other load on the machine hits all of them alike. Speedups are
 medians over these rounds. Nothing is timed before its labels agree with the reference's.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import copy
 from dataclasses import asdict, dataclass
 import functools
@@ -77,7 +77,8 @@ def bench(names: Sequence[str] = networks.PAPER_NETWORKS,
     ones, and its row says so. `resolutions`: (width, height), both of the frames and of the network's input.
     `rounds`: how often the contenders take turns, with `each` calls in a block. With `strict`, `BenchError`
     is raised where fewer labels agree with the reference's than `AGREEMENT` asks for. `out`: a file that is
-    written after every network, so that an aborted run keeps what it measured.
+    written whenever a contender has been tried and after each of its rounds, so that an aborted run keeps
+    what it measured.
     """
     rows: list[BenchRow] = []
     rates: dict[str, dict[str, float]] = {}
@@ -85,13 +86,15 @@ def bench(names: Sequence[str] = networks.PAPER_NETWORKS,
     for name in names:
         network, card, kind = _load(name)
         for resolution in resolutions:
-            rows += _bench_network(network, card, kind, _frames(resolution), contenders, device=device,
-                                   threads=threads, rounds=rounds, each=each, rates=rates, strict=strict)
-            for row in rows[-len(contenders):]:
+            new: list[BenchRow] = []
+            for new in _bench_network(network, card, kind, _frames(resolution), contenders, device=device,
+                                      threads=threads, rounds=rounds, each=each, rates=rates, strict=strict):
+                result['rows'] = [asdict(r) for r in (*rows, *new)]
+                if out:
+                    report.write(result, out)
+            rows += new
+            for row in new:
                 print(report.line(row), flush=True)
-        result['rows'] = [asdict(r) for r in rows]
-        if out:
-            report.write(result, out)
     return result
 
 
@@ -213,7 +216,8 @@ class Reference:
 
 def _bench_network(network: nn.Module, card: Card, kind: str, frames: list[np.ndarray],
                    contenders: Sequence[Contender], *, device: str, threads: int, rounds: int,
-                   each: int, rates: dict[str, dict[str, float]], strict: bool) -> list[BenchRow]:
+                   each: int, rates: dict[str, dict[str, float]], strict: bool) -> Iterator[list[BenchRow]]:
+    """Measure a network at one resolution; yields the rows as they are so far, at last all of them whole."""
     where, _ = segmenter.parse_device(device)
     height, width = frames[0].shape[:2]
     resolution = f'{width}x{height}'
@@ -249,8 +253,19 @@ def _bench_network(network: nn.Module, card: Card, kind: str, frames: list[np.nd
             rooflines[bound], bound, memory))
         if where.type == 'cuda':
             rows[-1].stream_fps = _stream_fps(segment, frames, rounds * each)
-    times = _take_turns(runs, frames, where, rounds, each)
-    for row, own in zip(rows, times[1:]):
+        # One call, to be kept in case the next contender takes too long to be compiled.
+        for times in _take_turns([runs[0], runs[-1]], frames[:1], where, 1, 1):
+            _fill(rows[-1:], times)
+            yield rows
+    for times in _take_turns(runs, frames, where, rounds, each):
+        _fill(rows, times)
+        yield rows
+
+
+def _fill(rows: list[BenchRow], times: list[tuple[np.ndarray, ...]]) -> None:
+    """Fill in the times that `_take_turns` has taken of the reference and the rows' contenders."""
+    for row, own in zip(rows, times[1:], strict=True):
+        row.rounds = len(own[0])
         row.network_ms, row.frame_ms = _summary(own[0]), _summary(own[1])
         row.fps = 1e3 / row.frame_ms['p50']
         row.engine_percent = 100 * (1 - row.network_ms['p50'] / row.frame_ms['p50'])
@@ -260,7 +275,6 @@ def _bench_network(network: nn.Module, card: Card, kind: str, frames: list[np.nd
         row.network_speedup, row.frame_speedup, row.cpu_speedup = (
             float(np.median(np.median(theirs, 1) / np.median(ours, 1)))
             for theirs, ours in zip(times[0], own))
-    return rows
 
 
 def _network_alone(run: Callable[[Tensor], Any], x: Tensor, device: torch.device) -> Callable[[], None]:
@@ -283,12 +297,12 @@ def _segment(segment: Segmenter, frame: np.ndarray) -> None:
 
 
 def _take_turns(runs: list[tuple[Callable[[], None], Callable[[np.ndarray], Any]]], frames: list[np.ndarray],
-                device: torch.device, rounds: int, each: int) -> list[tuple[np.ndarray, ...]]:
+                device: torch.device, rounds: int, each: int) -> Iterator[list[tuple[np.ndarray, ...]]]:
     """
     Time blocks of calls in turns.
 
-    Returns, for each contender, three arrays (rounds, each) of ms: the network alone, the frame, and the CPU
-    time of the frame over all threads.
+    Yields after each round, for each contender, three arrays (rounds so far, each) of ms: the network alone,
+    the frame, and the CPU time of the frame over all threads.
     """
     times = [tuple(np.zeros((rounds, each)) for _ in range(3)) for _ in runs]
     for alone, whole in runs:
@@ -309,8 +323,8 @@ def _take_turns(runs: list[tuple[Callable[[], None], Callable[[np.ndarray], Any]
                 whole(frames[j % len(frames)])
                 frame_ms[i, j] = 1e3 * (perf_counter() - began)
                 cpu_ms[i, j] = 1e3 * (process_time() - busy)
-    _finish(device)
-    return times
+        _finish(device)
+        yield [tuple(ms[:i + 1] for ms in own) for own in times]
 
 
 def _summary(ms: np.ndarray) -> dict[str, float]:

@@ -31,6 +31,7 @@ class BenchRow:
     uploaded while another is computed (CUDA). `engine_percent`: share of a frame that is not the network.
     `cpu_ms`: CPU time of a frame, summed over all threads.
 
+    `rounds`: how many rounds the times come from; fewer than were asked for where the run was cut short.
     `eager_...`: median of the reference, plain torch. `..._speedup`: its ratio to ours, median over the
     rounds. The speedup in CPU time is the one to trust on a busy machine.
     """
@@ -49,6 +50,7 @@ class BenchRow:
     memory_mb: float
     network_ms: dict[str, float] = field(default_factory=dict)
     frame_ms: dict[str, float] = field(default_factory=dict)
+    rounds: int = 0
     fps: float = 0.0
     stream_fps: float | None = None
     engine_percent: float = 0.0

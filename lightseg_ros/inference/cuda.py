@@ -8,7 +8,7 @@ replays and downloads on three streams, so one frame can be uploaded while the p
 """
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 import functools
 import logging
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 
+from .. import cuda_graphs
 from . import fusing, kernels, layer_kernels
 from .backends import BackendError, DeployModel
 from .engine import GraphKey, NOT_FINITE, Result
@@ -31,11 +32,6 @@ log = logging.getLogger(__name__)
 
 # Frame sizes whose graphs are kept, however many of each; the size that was unused for longest is evicted.
 MAX_SIZES = 8
-# Held by the one thread of the process that captures, and by whoever waits for a whole GPU or gives cached
-# memory back: while a stream is captured, CUDA and torch allow neither, in no thread, and both sides fail.
-_alone = threading.RLock()
-# Captures that failed and that torch can't take back: its allocator still asks them.
-_failed: list[torch.cuda.CUDAGraph] = []
 # A network and the shape of its input, (N, 3, h, w) -> what computes its logits there.
 Compiler = Callable[[DeployModel, tuple[int, ...]], Callable[[Tensor], Tensor]]
 
@@ -171,42 +167,44 @@ class Started:
         self.result: Result | None = None
 
 
-def free_cache() -> None:
-    """Give memory that no tensor uses back to the GPU, once no thread captures any more."""
-    with _alone:
-        torch.cuda.empty_cache()
-
-
-def _synchronize(device: torch.device) -> None:
-    """Wait for all work on a GPU, once no thread captures any more."""
-    with _alone:
-        torch.cuda.synchronize(device)
-
-
-def _end_failed(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
-    """
-    Let torch's allocator forget a capture that failed.
-
-    torch up to 2.11 takes it for one in progress: it gives no memory back any more, and since each capture
-    begins with that, none succeeds.
-    """
-    with suppress(AttributeError, RuntimeError):  # newer ones have ended it, and say that nothing is captured
-        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-        _failed.append(graph)
-
-
-def _first_cause(error: BaseException) -> str:
-    """Return the first line of what has made a capture fail; its end raises an error that says less."""
-    while isinstance(error.__context__, RuntimeError):
-        error = error.__context__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _finite(labels: np.ndarray) -> np.ndarray:
     """Return labels, unless some are 255: those of logits that are not finite. 16 µs a megapixel."""
     if labels.max() == 255:
         raise BackendError(NOT_FINITE)
     return labels
+
+
+class _CudnnFlags:
+    """
+    Lets cuDNN time its algorithms for each convolution once, and float32 mean float32.
+
+    These flags are those of the process. Engines may run eagerly in several threads, so the first one sets
+    them and the last one puts back what was there.
+    """
+
+    def __init__(self) -> None:
+        self._change = threading.Lock()
+        self._users = 0
+
+    @staticmethod
+    def _new() -> AbstractContextManager[None]:
+        return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+
+    def __enter__(self) -> None:
+        with self._change:
+            if not self._users:
+                self._flags = self._new()
+                self._flags.__enter__()
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._change:
+            self._users -= 1
+            if not self._users:
+                self._flags.__exit__(None, None, None)
+
+
+_cudnn_flags = _CudnnFlags()
 
 
 def _tensor_cores(device: torch.device) -> bool:
@@ -233,7 +231,7 @@ def _triton_works(device: torch.device) -> bool:
                 FusedConv(conv).run(x, sums=sums)
             point = FusedConv(nn.Conv2d(16, 16, 1).to(device, torch.float16))
             layer_kernels.gate(x, [point], sums[:1])
-        _synchronize(device)
+        cuda_graphs.synchronize(device)
     except torch.OutOfMemoryError:
         raise  # it says nothing about the compiler
     except Exception as e:  # a compiler, a linker, a driver: each has errors of its own
@@ -286,7 +284,7 @@ class CudaEngine:
         self._pool = torch.cuda.graph_pool_handle()
         self._buffers: OrderedDict[GraphKey, list[FrameBuffers]] = OrderedDict()
         # Wait for what was made on the default stream before another stream uses it.
-        _synchronize(device)
+        cuda_graphs.synchronize(device)
 
     @_on_device
     def set_alpha(self, palette: Tensor, alpha: float) -> None:
@@ -408,7 +406,7 @@ class CudaEngine:
         buffers.device_in.zero_()
         buffers.run = self._captured(
             functools.partial(self.pipeline, buffers.device_in, buffers.order, key, buffers.device_out,
-                              buffers.past))
+                              buffers.past), key.batch)
         log.info('%s for %s made in %.1f s', 'graph' if self.graph else 'buffers', key,
                  perf_counter() - began)
         made.append(buffers)
@@ -425,46 +423,38 @@ class CudaEngine:
             if any(b.serves for k in keys for b in self._buffers[k]):
                 continue
             # Their memory may only be reused when nothing on the GPU can touch it any more.
-            _synchronize(self.device)
+            cuda_graphs.synchronize(self.device)
             for key in keys:
                 del self._buffers[key]
             log.info('%d graphs for %dx%d are evicted', len(keys), width, height)
 
-    def _captured(self, run: Callable[[], Any]) -> Callable[[], None]:
+    def _captured(self, run: Callable[[], Any], batch: int = 1) -> Callable[[], None]:
         """
         Warm up a call, and capture it as a graph unless the engine is eager; returns its replay.
 
-        A call that can't be captured runs eagerly from then on, which is slower but computes the same.
+        A call that can't be captured runs eagerly from then on, which is slower but computes the same. For
+        want of memory only a single frame does so: a smaller batch fits as a graph, which is faster.
         """
         def eager() -> None:
-            # float32 means float32; benchmark: cuDNN times its algorithms for each convolution once.
-            with torch.inference_mode(), torch.backends.cudnn.flags(
-                    enabled=True, benchmark=True, allow_tf32=False):
+            with torch.inference_mode(), _cudnn_flags:
                 run()
 
         # The warm-up too: cuDNN, which times its algorithms there, waits for the whole GPU.
-        with _alone:
+        with cuda_graphs.alone:
             torch.cuda.synchronize(self.device)
             with torch.cuda.stream(self._compute):
                 for _ in range(3):
                     eager()
             torch.cuda.synchronize(self.device)
-            return self._replay(eager) if self.graph else eager
-
-    def _replay(self, eager: Callable[[], None]) -> Callable[[], None]:
-        """Capture a call and return its replay, or the call itself, with a warning, where that fails."""
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # One pool for all: graphs run one at a time, on one stream, and their results lie outside of it.
-            # thread_local: what other threads do with CUDA meanwhile does not break the capture.
-            # The outer one: where a capture ends with an error, torch leaves its stream the current one.
-            with torch.cuda.stream(self._compute), torch.cuda.graph(
-                    graph, pool=self._pool, stream=self._compute, capture_error_mode='thread_local'):
-                eager()
-        except RuntimeError as e:
-            _end_failed(graph, self._pool)
-            # What the failed one has taken of the old pool is not given back.
+            if not self.graph:
+                return eager
+            try:
+                # One pool for all: graphs run one at a time, on one stream, and their results lie outside it.
+                return cuda_graphs.capture(eager, self._compute, self._pool).replay
+            except cuda_graphs.CaptureError as e:
+                failure = e
             self._pool = torch.cuda.graph_pool_handle()
-            log.warning('no CUDA graph: %s; this frame size runs eagerly, which is slower', _first_cause(e))
-            return eager
-        return graph.replay
+        if batch > 1 and cuda_graphs.out_of_memory(failure):
+            raise failure
+        log.warning('no CUDA graph: %s; this frame size runs eagerly, which is slower', failure)
+        return eager

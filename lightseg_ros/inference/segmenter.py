@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .. import machine, weights
+from ..cuda_graphs import out_of_memory
 from ..sizes import parse_size, SizeError
 from ..weights import Card
 from . import backends, folding
@@ -329,14 +330,14 @@ class Segmenter:
         if reversed_channels:
             frames = [frame[..., ::-1] for frame in frames]
         height, width = frames[0].shape[:2]
-        if self._alpha != self.overlay_alpha:
-            self._alpha = self.overlay_alpha
-            self._engine.set_alpha(self.palette, self._alpha)
         key = GraphKey(len(frames), height, width, self.network_size(height, width), reversed_channels,
                        overlay, confidence, bool(smoothers))
         for smoother in smoothers:
             smoother.comes_from((self._network_id, height, width, key.size))
         try:
+            if self._alpha != self.overlay_alpha:
+                self._engine.set_alpha(self.palette, self.overlay_alpha)
+                self._alpha = self.overlay_alpha
             return self._engine.submit(frames, key, smoothers)
         except backends.BackendError as e:
             raise SegmenterError(str(e)) from e
@@ -446,12 +447,6 @@ def _unusable(device: torch.device) -> str:
         return '' if float((torch.ones(8, device=device) * 2).sum()) == 16 else 'it computes wrong results'
     except RuntimeError as e:
         return _first_line(e)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of torch means that the GPU's memory is used up; each library words it anew."""
-    text = str(error).lower()
-    return any(name in text for name in ('out of memory', 'alloc_failed', 'device_allocation_failed'))
 
 
 def _first_line(e: Exception) -> str:

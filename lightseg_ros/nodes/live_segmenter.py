@@ -16,7 +16,7 @@ import threading
 import numpy as np
 
 from .. import machine
-from ..inference.cuda import free_cache
+from ..cuda_graphs import free_cache
 from ..inference.segmenter import OutOfMemory, Segmenter
 from ..sizes import parse_size
 from ..texts import error_line

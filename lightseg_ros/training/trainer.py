@@ -17,11 +17,12 @@ import torch
 from torch import distributed, nn, Tensor
 from tqdm import tqdm
 
-from .. import files, labels, machine, networks, weights
+from .. import cuda_graphs, files, labels, machine, networks, weights
 from ..datasets import DataSet
 from ..labels import LabelSet
 from ..networks.layers import upsample
 from ..synthetic.street import Street
+from ..texts import one_line
 from . import gradients, losses, samples
 from .recipes import check_batch, Recipe
 from .samples import AugmentParams, Statistics
@@ -235,6 +236,21 @@ class Trainer:
 
     def train_step(self, drawn: AugmentParams, crop: tuple[int, int], position: float) -> Tensor:
         """Train on a batch and return its loss, on the device. `position`: as in `learning_rate`."""
+        try:
+            loss = self._updated(drawn, crop, position)
+        except RuntimeError as e:
+            if not cuda_graphs.out_of_memory(e):
+                raise
+            raise TrainError(f'no memory on {_device_name(self.device)} for {len(drawn.chosen)} crops of '
+                             f'{crop[1]}x{crop[0]} pixels: {one_line(e)}. Give a smaller --batch or --crop, '
+                             'or free memory there') from e
+        self.step += 1
+        if self.averaged is not self.network:
+            self._average(position)
+        return loss
+
+    def _updated(self, drawn: AugmentParams, crop: tuple[int, int], position: float) -> Tensor:
+        """Update the weights with a batch and return its loss."""
         if crop not in self._steps:
             # Crops grow once in a run and never shrink again: what the first graph holds is not needed.
             self._steps.clear()
@@ -248,9 +264,6 @@ class Trainer:
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.learner.parameters(), self.recipe.clip)
         self.optimizer.step()
-        self.step += 1
-        if self.averaged is not self.network:
-            self._average(position)
         return loss
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -319,10 +332,15 @@ class Trainer:
         torch.cuda.current_stream().wait_stream(side)
         # Where a gradient is None during the capture, each replay overwrites it instead of adding to it.
         self.learner.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            loss = self.forward_backward(static, crop)
-        self.network.load_state_dict(before)  # the warm-up changed the running statistics
+        kept: list[Tensor] = []
+        try:
+            graph = cuda_graphs.capture(lambda: kept.append(self.forward_backward(static, crop)), side,
+                                        torch.cuda.graph_pool_handle())
+        except cuda_graphs.CaptureError as e:
+            log.warning('no CUDA graph: %s; the training steps run eagerly, which is slower', e)
+            return eager
+        finally:
+            self.network.load_state_dict(before)  # the warm-up changed the running statistics
         # Each graph writes into gradient tensors of its own, and there is one graph per crop size.
         gradients_of = [(p, p.grad) for p in self.learner.parameters()]
 
@@ -333,7 +351,7 @@ class Trainer:
                 if to is not None and source is not None:
                     to.copy_(source)
             graph.replay()
-            return loss
+            return kept[0]
 
         return replay
 
