@@ -19,7 +19,7 @@ help:
 	@echo 'make check    ruff and mypy'
 	@echo 'make fuzz     [CASES=3000] [SEED=0] mutated input for everything that reads what others wrote'
 	@echo 'make soak     [MINUTES=10] [SEED=0] real nodes under random faults; plots memory and more to out/soak.png'
-	@echo 'make docs     rewrite the generated blocks of the documentation'
+	@echo 'make docs     rewrite the generated blocks and pictures of the documentation'
 	@echo 'make bench    speed tables for this machine'
 	@echo 'make lock     pin every package in requirements.lock, with hashes; make sbom lists them as CycloneDX'
 	@echo 'make clean    remove what the others made, .venv too'
@@ -37,6 +37,7 @@ check: .venv/dev
 
 docs: .venv/run
 	$(BIN)/python docs/update.py
+	$(BIN)/python docs/pictures.py
 
 fuzz: .venv/dev
 	OPENCV_LOG_LEVEL=SILENT $(BIN)/python test/fuzz.py --cases $(CASES) --seed $(SEED)

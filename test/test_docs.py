@@ -8,18 +8,24 @@ import re
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')])
 
 
-@pytest.fixture(scope='module')
-def update():
-    spec = importlib.util.spec_from_file_location('update', ROOT / 'docs' / 'update.py')
-    module = importlib.util.module_from_spec(spec)
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'docs' / f'{name}.py')
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope='module')
+def update():
+    return script('update')
 
 
 @pytest.mark.parametrize('page, block', [
@@ -30,6 +36,17 @@ def test_generated_blocks_are_up_to_date(update, page, block):
         pytest.importorskip('rclpy', reason='rclpy is not installed')
     before, after = update.updated(page, block)
     assert before == after, f'{page}: run "make docs"'
+
+
+def test_pictures_can_be_redrawn(update, tmp_path, monkeypatch):
+    pictures = script('pictures')
+    monkeypatch.setattr(pictures.networks, 'PAPER_NETWORKS', ('affnet',))
+    monkeypatch.setattr(pictures, 'SHOTS', ((0, 1.0),))
+    pictures.draw_networks(tmp_path / 'networks.png')
+    found = cv2.imread(str(tmp_path / 'networks.png'))
+    assert found.shape[1] == 320 and len(np.unique(found.reshape(-1, 3), axis=0)) > 1000
+    pictures.draw_speed(tmp_path / 'speed.png')
+    assert cv2.imread(str(tmp_path / 'speed.png')).std() > 10
 
 
 def test_every_block_is_checked(update):
@@ -66,8 +83,6 @@ def blocks():
 
 def run_example(block, folder, environment):
     """Run a block of docs/library.md, as it stands there, in a process of its own; returns its output."""
-    import cv2
-    import numpy as np
     (folder / 'example.py').write_text(block)
     cv2.imwrite(str(folder / 'street.jpg'), np.full((240, 320, 3), 128, np.uint8))
     done = subprocess.run([sys.executable, 'example.py'], cwd=folder, capture_output=True, text=True,
@@ -79,7 +94,6 @@ def run_example(block, folder, environment):
 
 
 def test_the_library_s_example_runs(tmp_path):
-    import cv2
     out = run_example(blocks()[0], tmp_path, {'PYTHONPATH': str(ROOT), 'PATH': ''})
     assert cv2.imread(str(tmp_path / 'overlay.png')).shape == (240, 320, 3)
     assert 'sky' in out
