@@ -9,8 +9,8 @@ from training_runs import same, TINY
 
 from lightseg_ros import datasets, weights
 from lightseg_ros.training import checkpoint
+from lightseg_ros.training.devices import TrainError
 from lightseg_ros.training.run import train
-from lightseg_ros.training.trainer import TrainError
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from lightseg_ros.inference import cuda, folding, kernels, layer_kernels
 from lightseg_ros.inference.backends import DeployModel
 from lightseg_ros.inference.engine import GraphKey
 from lightseg_ros.training import losses, recipes, samples, trainer
+from lightseg_ros.training.learner import Learner, normaliser
 
 # At 1024x512 in float16, labels alone: launches, and MB that they read and write.
 BUDGETS = {'laanet': (101, 420), 'fbsnet': (347, 1800), 'lrnnet': (118, 615), 'elanet': (130, 685),
@@ -214,7 +215,7 @@ def test_a_training_step_can_be_captured(fake_cuda, monkeypatch, name, changes):
     made = trainer.Trainer.__new__(trainer.Trainer)  # its constructor reads a data set and asks the GPU
     made.recipe, made.device, made.precision = recipe, device, 'bfloat16'
     made.layout, made.teachers = torch.channels_last, []
-    learner = trainer._Learner(networks.build(name, 11).train(), 11, bool(recipe.auxiliary))
+    learner = Learner(networks.build(name, 11).train(), 11, bool(recipe.auxiliary))
     drawn = samples.draw(
         8, 4, torch.Generator().manual_seed(0), size=(120, 160), crop=crop, scale=recipe.scale,
         num_classes=11, color=recipe.color, blur=recipe.blur, mix=recipe.mix, gamma=recipe.gamma,
@@ -226,11 +227,11 @@ def test_a_training_step_can_be_captured(fake_cuda, monkeypatch, name, changes):
             alpha, gamma = torch.empty(11, device=device), torch.empty(11, dtype=torch.int64, device=device)
             made.loss = lambda logits, y: losses.owfl(logits, y, alpha, gamma, highest_gamma=3)
         else:
-            made.loss = trainer._loss(recipe, found, device)
+            made.loss = losses.of_recipe(recipe, found, device)
         made.model = on_fake_cuda(learner)
         for p in learner.parameters():
             p.requires_grad_()
-        made._normalise = trainer.normaliser([100.0] * 3, [70.0] * 3, device)
+        made._normalise = normaliser([100.0] * 3, [70.0] * 3, device)
         made.fill = torch.empty(3, device=device)
         made.images = torch.empty(8, 3, 120, 160, dtype=torch.uint8, device=device)
         made.ids = torch.empty(8, 120, 160, dtype=torch.uint8, device=device)

@@ -20,9 +20,11 @@ from lightseg_ros import datasets, weights
 from lightseg_ros.cli import main
 from lightseg_ros.training import run as run_module
 from lightseg_ros.training import samples
+from lightseg_ros.training.devices import TrainError
+from lightseg_ros.training.learner import normaliser
 from lightseg_ros.training.recalibration import recalibrate_weights, weights_of_checkpoint
 from lightseg_ros.training.run import train
-from lightseg_ros.training.trainer import normaliser, Trainer, TrainError
+from lightseg_ros.training.trainer import Trainer
 
 DEVICES = ['cpu', pytest.param('cuda', marks=[
     pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')])]

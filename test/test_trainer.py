@@ -13,13 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_runs import TINY
 
-from lightseg_ros import datasets, labels, networks, weights
-from lightseg_ros.training import trainer as trainers
+from lightseg_ros import datasets, labels, machine, networks, weights
+from lightseg_ros.training import losses, samples
+from lightseg_ros.training.devices import TrainError
+from lightseg_ros.training.learner import normaliser
 from lightseg_ros.training.recalibration import recalibrate_weights
 from lightseg_ros.training.recipes import Recipe
 from lightseg_ros.training.run import train
 from lightseg_ros.training.samples import Statistics
-from lightseg_ros.training.trainer import learning_rate, Trainer, TrainError
+from lightseg_ros.training.trainer import learning_rate, Trainer
 
 
 def test_learning_rate_is_the_papers():
@@ -62,7 +64,7 @@ def test_teachers_are_learned_from(scenes, tmp_path):
     card = replace(weights.read_card(teacher), labels=labels.load('camvid'))
     foreign = tmp_path / 'foreign.safetensors'
     weights.save(foreign, networks.build('laanet', 11), card)
-    with pytest.raises(TrainError, match='needs the classes of scenes: sky, floor, box'):
+    with pytest.raises(TrainError, match='needs those of the data: sky, floor, box'):
         Trainer(replace(TINY, teachers=(str(foreign),)), dataset, device='cpu')
 
 
@@ -131,8 +133,8 @@ def test_a_graph_can_hold_the_step(scenes, network, loss):
     trainer.images, trainer.ids = trainer.images.to(meta), trainer.ids.to(meta)
     trainer.fill = trainer.fill.to(meta)
     found = Statistics(*torch.rand(2, 3), *torch.tensor([[0.6, 0.38, 0.02]]).repeat(2, 1))
-    trainer.loss = trainers._loss(trainer.recipe, found, meta)
-    trainer._normalise = trainers.normaliser(trainer.mean, trainer.std, meta)
+    trainer.loss = losses.of_recipe(trainer.recipe, found, meta)
+    trainer._normalise = normaliser(trainer.mean, trainer.std, meta)
     with NoHost():
         trainer.forward_backward(drawn, (64, 64))
     assert all(p.grad is not None for p in trainer.network.parameters())
@@ -264,8 +266,8 @@ def test_class_weights_by_median_frequency(scenes):
     dataset = datasets.load('folder', 'train', scenes)
     by = {w: Trainer(replace(TINY, weighting=w), dataset, device='cpu') for w in ('log', 'median')}
     trainer = by['median']
-    found = trainers.samples.statistics(trainer.images, trainer.ids, 3)
-    weight = trainers.losses.median_weights(found.present_frequency)
+    found = samples.statistics(trainer.images, trainer.ids, 3)
+    weight = losses.median_weights(found.present_frequency)
     logits, y = torch.randn(2, 3, 8, 8), torch.randint(3, (2, 8, 8))
     expected = torch.nn.functional.cross_entropy(logits, y, weight)
     assert float(trainer.loss(logits, y)) == pytest.approx(float(expected), rel=1e-5)
@@ -298,7 +300,7 @@ def test_every_option_trains(scenes, tmp_path):
 def test_automatic_precision_is_what_the_machine_is_fast_in(scenes, monkeypatch):
     dataset = datasets.load('folder', 'train', scenes)
     for fast, expected in ((True, 'bfloat16'), (False, 'float32')):
-        monkeypatch.setattr(trainers.machine, 'has_bfloat16', lambda fast=fast: fast)
+        monkeypatch.setattr(machine, 'has_bfloat16', lambda fast=fast: fast)
         trainer = Trainer(replace(TINY, precision='auto'), dataset, device='cpu')
         assert trainer.precision == expected and trainer.card({}).recipe['precisions'] == [expected]
 

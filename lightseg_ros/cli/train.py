@@ -86,7 +86,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def recipe(args: argparse.Namespace, network: str) -> Recipe:
     """Build the recipe that --recipe names, or that fits the device, changed by the other arguments."""
-    from ..training.trainer import find_device
+    from ..training.devices import find_device
     changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
     name = args.recipe or ('cpu' if find_device(args.device).type == 'cpu' else 'best')

@@ -19,7 +19,8 @@ from .. import weights
 from ..datasets import DataSet
 from ..evaluation.scores import expected_calibration_error
 from . import samples
-from .trainer import Normalise, normaliser, TrainError
+from .devices import TrainError
+from .learner import Normalise, normaliser
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from .. import files
+from .devices import TrainError
 from .recipes import Recipe
-from .trainer import TrainError
 
 # Fields of a recipe that may change between two calls of a run.
 MAY_DIFFER = ('precision', 'recalibrate', 'patience')

@@ -6,9 +6,14 @@ Loss functions: logits (N, K, H, W) and labels (N, H, W) int64, void 255, give a
 They never wait for the device, and no tensor size depends on the data, so a CUDA graph can hold them. A batch
 without valid pixels gives 0, not NaN.
 """
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 import torch.nn.functional as F
+
+from .recipes import Recipe
+from .samples import Statistics
 
 
 def class_weights(frequency: Tensor, offset: float = 1.10) -> Tensor:
@@ -91,3 +96,21 @@ def distillation(logits: Tensor, labels: Tensor, target: Tensor, *, ignore_id: i
     valid = labels != ignore_id
     loss = -(target * F.log_softmax(logits.float(), 1)).sum(1)
     return (loss * valid).sum() / valid.sum().clamp_min(1)
+
+
+def of_recipe(recipe: Recipe, found: Statistics, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss that a recipe names, with class weights from what was found in the data."""
+    weight = None
+    if recipe.class_weights:
+        weight = median_weights(found.present_frequency) if recipe.weighting == 'median' \
+            else class_weights(found.frequency)
+        weight = weight.to(device)
+    if recipe.loss == 'ohem':
+        return lambda logits, y: ohem(logits, y, weight)
+    if recipe.loss == 'owfl':
+        alpha, gamma = focal_terms(found.frequency)
+        highest = int(gamma.max())
+        alpha, gamma = alpha.to(device), gamma.to(device)
+        return lambda logits, y: owfl(logits, y, alpha, gamma, highest_gamma=highest)
+    assert recipe.loss == 'ce', f'no branch for the loss {recipe.loss!r}'
+    return lambda logits, y: cross_entropy(logits, y, weight, smoothing=recipe.smoothing)

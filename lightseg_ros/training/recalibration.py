@@ -16,8 +16,10 @@ from torch import nn, Tensor
 from .. import weights
 from ..datasets import DataSet
 from . import checkpoint, samples
+from .devices import TrainError
+from .learner import Normalise, normaliser
 from .recipes import Recipe
-from .trainer import Normalise, normaliser, Trainer, TrainError
+from .trainer import Trainer
 
 log = logging.getLogger(__name__)
 

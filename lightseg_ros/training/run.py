@@ -21,9 +21,11 @@ from .. import data_check, files, weights
 from ..datasets import DataSet
 from ..metrics import ConfusionMatrix
 from . import calibration, checkpoint, samples, showing
+from .devices import TrainError
+from .learner import Normalise
 from .recalibration import recalibrate
 from .recipes import Recipe
-from .trainer import learning_rate, Normalise, Trainer, TrainError
+from .trainer import learning_rate, Trainer
 
 log = logging.getLogger(__name__)
 

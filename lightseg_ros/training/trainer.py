@@ -1,14 +1,11 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """One training step: a network, its data on the device, loss, optimiser and learning rate."""
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 import copy
-import fcntl
 import logging
 import os
 from pathlib import Path
-import re
 import time
 from typing import Any
 
@@ -17,25 +14,21 @@ import torch
 from torch import distributed, nn, Tensor
 from tqdm import tqdm
 
-from .. import cuda_graphs, files, labels, machine, networks, weights
+from .. import cuda_graphs, labels, networks, weights
 from ..datasets import DataSet
 from ..labels import LabelSet
-from ..networks.layers import upsample
 from ..synthetic.street import Street
 from ..texts import one_line
 from . import gradients, losses, samples
+from .devices import device_name, find_device, find_precision, one_at_a_time, TrainError
+from .learner import freeze, Learner, normaliser, start_from, teacher
 from .recipes import check_batch, Recipe
-from .samples import AugmentParams, Statistics
+from .samples import AugmentParams
 
 log = logging.getLogger(__name__)
 
 MODES = ('auto', 'eager', 'graph', 'compile')
-Normalise = Callable[[Tensor], Tensor]
 FRAMES_PER_STREET = 20
-
-
-class TrainError(ValueError):
-    """A training run that cannot start or continue; the text says why and what to do."""
 
 
 def learning_rate(step: int, position: float, total: int, recipe: Recipe) -> float:
@@ -49,53 +42,6 @@ def learning_rate(step: int, position: float, total: int, recipe: Recipe) -> flo
     if step < warmup:
         return recipe.lr * (1 / 3 + (2 / 3) * step / warmup)
     return recipe.lr * (1 - min(1.0, (position - warmup) / max(1, total - warmup))) ** recipe.power
-
-
-class _Learner(nn.Module):
-    """
-    The network to train, with an optional second classifier on its deepest features.
-
-    `dropout`: share of the channels that are dropped before the network's classifier, in training mode.
-    Input (N, 3, H, W). Returns the network's logits (N, K, H, W), and the second classifier's logits
-    (N, K, h, w) at the size of the features, or None.
-    """
-
-    network: Any  # one of networks.NETWORKS
-
-    def __init__(self, network: nn.Module, num_classes: int, auxiliary: bool, dropout: float = 0.0):
-        super().__init__()
-        self.network = network
-        self.head: nn.Conv2d | None = None
-        if auxiliary:
-            with torch.no_grad():
-                _, deepest = self.network.eval().logits_and_features(
-                    next(network.parameters()).new_zeros(1, 3, 64, 64))
-            network.train()
-            self.head = nn.Conv2d(deepest.shape[1], num_classes, 1)
-        if dropout:
-            _drop_before_classifier(self.network, dropout)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits, deepest = self.network.logits_and_features(x)
-        full = logits if logits.shape[2:] == x.shape[2:] else upsample(logits, x)
-        return full, None if self.head is None else self.head(deepest)
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Let one process of this user at a time run the block; all of them, where no lock file can be made."""
-    try:
-        # In a folder that others can't enter: in /tmp they could put a link there.
-        fd = os.open(files.own_dir() / 'measuring.lock', os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except OSError as e:
-        log.warning('parallel runs may disturb the choice of a memory format: %s', e)
-        yield
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 class Trainer:
@@ -135,7 +81,7 @@ class Trainer:
         self.total = self.steps * recipe.epochs
         self.num_classes = len(dataset.labels)
 
-        self.precision = _precision(recipe.precision, self.device)
+        self.precision = find_precision(recipe.precision, self.device)
         self.precisions = [self.precision]  # of this run so far, in order of use
         self.images, self.ids = samples.to_device(dataset, self.device, size)
         self.data = {'name': dataset.name, 'split': dataset.split, 'images': len(dataset),
@@ -143,20 +89,20 @@ class Trainer:
         found = samples.statistics(self.images, self.ids, self.num_classes)
         self.mean = [round(v, 4) for v in found.mean.tolist()]
         self.std = [round(v, 4) for v in found.std.tolist()] if recipe.divide_std else [1.0, 1.0, 1.0]
-        self.loss = _loss(recipe, found, self.device)
+        self.loss = losses.of_recipe(recipe, found, self.device)
         if recipe.street_share:
             self._add_street()
-        self.teachers = [self._teacher(path) for path in recipe.teachers]
+        self.teachers = [teacher(path, dataset.labels.names, self.device) for path in recipe.teachers]
 
         torch.manual_seed(recipe.seed)
         network = networks.build(recipe.network, self.num_classes, **recipe.options)
         # Read the file now: at the end of the run it may be gone, or be replaced by the result of this run.
-        self.start = _start_from(recipe, network, dataset.labels.names) if recipe.init else None
+        self.start = start_from(recipe, network, dataset.labels.names) if recipe.init else None
         if self.start:  # its weights were trained with these statistics
             self.mean, self.std = list(self.start.mean), list(self.start.std)
         self.fill = torch.tensor(self.mean, device=self.device)
         self.network = network.to(self.device)
-        self.frozen = _freeze(network, recipe)
+        self.frozen = freeze(network, recipe)
         cuda = self.device.type == 'cuda'
         self.mode = ('graph' if cuda else 'eager') if mode == 'auto' else mode
         if self.world > 1:
@@ -166,17 +112,17 @@ class Trainer:
         if not cuda:
             gradients.use_fast_cpu_gradients(self.network, fused_norms=self.mode != 'compile')
         layouts = gradients.correct_memory_formats(self.device, self.precision)
-        self.learner = _Learner(self.network, self.num_classes, bool(recipe.auxiliary),
+        self.learner = Learner(self.network, self.num_classes, bool(recipe.auxiliary),
                                 recipe.dropout).to(self.device)
         self.model: nn.Module = self.learner
         self.training_mode()
         self._place(layouts[0])
-        before = [form for form in layouts if [_device_name(self.device), str(form)] == list(layout)]
+        before = [form for form in layouts if [device_name(self.device), str(form)] == list(layout)]
         if before:
             self._place(before[0])
         elif cuda and len(layouts) > 1 and self.world == 1:  # under torchrun all must use the same layout
             # The lock lets one process at a time measure, so that parallel runs do not disturb each other.
-            with _one_at_a_time():
+            with one_at_a_time():
                 self._place(min(layouts, key=self._seconds_in))
         if self.mode == 'compile':
             self.model = torch.compile(self.learner, dynamic=False)  # type: ignore[assignment]
@@ -241,7 +187,7 @@ class Trainer:
         except RuntimeError as e:
             if not cuda_graphs.out_of_memory(e):
                 raise
-            raise TrainError(f'no memory on {_device_name(self.device)} for {len(drawn.chosen)} crops of '
+            raise TrainError(f'no memory on {device_name(self.device)} for {len(drawn.chosen)} crops of '
                              f'{crop[1]}x{crop[0]} pixels: {one_line(e)}. Give a smaller --batch or --crop, '
                              'or free memory there') from e
         self.step += 1
@@ -275,7 +221,7 @@ class Trainer:
                 'learner': self.learner.state_dict(),
                 'average': None if self.averaged is self.network else self.averaged.state_dict(),
                 'averages': self.averages, 'precisions': self.precisions,
-                'layout': [_device_name(self.device), str(self.layout)],
+                'layout': [device_name(self.device), str(self.layout)],
                 'optimizer': self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -297,7 +243,7 @@ class Trainer:
     def card(self, metrics: dict[str, Any]) -> weights.Card:
         """Describe the weights: how they were trained, on what, and what was measured."""
         d, r = self.dataset, self.recipe
-        made = {'device': _device_name(self.device), 'processes': self.world, 'torch': torch.__version__,
+        made = {'device': device_name(self.device), 'processes': self.world, 'torch': torch.__version__,
                 'precisions': self.precisions}
         mean, std = ((float(a), float(b), float(c)) for a, b, c in (self.mean, self.std))
         return weights.Card(
@@ -407,61 +353,6 @@ class Trainer:
             ids[i] = torch.from_numpy(ids_of[found])
         self.images, self.ids = torch.cat([self.images, frames]), torch.cat([self.ids, ids])
 
-    def _teacher(self, path: str) -> Normalise:
-        network, card = weights.load(path)
-        if card.labels.names != self.dataset.labels.names:
-            raise TrainError(f'teacher {path} has the classes {", ".join(card.labels.names)}; it needs the '
-                             f'classes of {self.dataset.name}: {", ".join(self.dataset.labels.names)}')
-        network = network.to(self.device).requires_grad_(False)
-        normalise = normaliser(card.mean, card.std, self.device)
-        return lambda x: network(normalise(x))
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device with a name; 'auto' is the GPU (under torchrun the process's own), else the CPU."""
-    if name == 'auto':
-        name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
-    try:
-        if re.fullmatch(r'cuda:\d{3,}', name):
-            raise RuntimeError('no machine has so many')  # and torch would take 8 bits of the number
-        device = torch.device(name)
-    except RuntimeError as e:
-        raise TrainError(f'{name!r} is not a device: {e}') from e
-    if device.type != 'cuda':
-        return device
-    index, count = device.index or 0, torch.cuda.device_count()
-    if index >= count:
-        raise TrainError(f'device {name!r} does not exist; torch {torch.__version__} finds {count} CUDA '
-                         'devices')
-    torch.cuda.set_device(index)
-    return torch.device('cuda', index)
-
-
-def _precision(name: str, device: torch.device) -> str:
-    """Return the precision that 'auto' stands for; a CPU without instructions for bfloat16 is slow in it."""
-    if name != 'auto':
-        return name
-    fast = torch.cuda.is_bf16_supported() if device.type == 'cuda' else machine.has_bfloat16()
-    return 'bfloat16' if fast else 'float32'
-
-
-def _drop_before_classifier(network: Any, share: float) -> None:
-    """Drop channels of the classifier's input in training mode; a hook adds no name to the state dict."""
-    last = network.classifier[-1] if isinstance(network.classifier, nn.Sequential) else network.classifier
-    last.register_forward_pre_hook(
-        lambda module, inputs: (nn.functional.dropout2d(inputs[0], share, module.training),))
-
-
-def _freeze(network: nn.Module, recipe: Recipe) -> list[nn.Module]:
-    """Let the first stages of a network keep their weights; returns these stages."""
-    stages = dict(network.named_children())
-    if recipe.freeze >= len(stages):
-        raise TrainError(f'freeze is {recipe.freeze}; {recipe.network} has the stages {", ".join(stages)}, '
-                         f'of which {len(stages) - 1} or fewer can be frozen')
-    frozen = list(stages.values())[:recipe.freeze]
-    for stage in frozen:
-        stage.requires_grad_(False)
-    return frozen
 
 
 def _translation(source: LabelSet, target: LabelSet) -> np.ndarray:
@@ -474,55 +365,6 @@ def _translation(source: LabelSet, target: LabelSet) -> np.ndarray:
     for name in shared:
         table[source.names.index(name)] = target.names.index(name)
     return table
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == 'cuda':
-        return torch.cuda.get_device_name(device)
-    return f'CPU, {torch.get_num_threads()} threads'
-
-
-def _start_from(recipe: Recipe, network: nn.Module, names: tuple[str, ...]) -> weights.Card:
-    """
-    Load the weights of `recipe.init` into the network and return their card.
-
-    Where the classes differ, tensors whose shape depends on the number of classes keep their random values.
-    """
-    source, card = weights.load(weights.resolve(recipe.init))
-    if (card.network, card.options) != (recipe.network, recipe.options):
-        raise TrainError(f'{recipe.init} holds {card.network} with options {card.options}; this run trains '
-                         f'{recipe.network} with options {recipe.options}: start from the same network')
-    new = network.state_dict()
-    random: list[str] = []
-    if card.labels.names != names:
-        one_more = networks.build(recipe.network, len(names) + 1, **recipe.options).state_dict()
-        random = [k for k, v in one_more.items() if v.shape != new[k].shape]
-    network.load_state_dict(new | {k: v for k, v in source.state_dict().items() if k not in random})
-    log.info('%s starts from %s; random: %s', recipe.network, recipe.init, ', '.join(random) or 'nothing')
-    return card
-
-
-def normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalise:
-    """Return the function that subtracts `mean` from (N, 3, H, W) float RGB, 0-255, and divides by `std`."""
-    m, s = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
-    return lambda x: (x - m) / s
-
-
-def _loss(recipe: Recipe, found: Statistics, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    weight = None
-    if recipe.class_weights:
-        weight = losses.median_weights(found.present_frequency) if recipe.weighting == 'median' \
-            else losses.class_weights(found.frequency)
-        weight = weight.to(device)
-    if recipe.loss == 'ohem':
-        return lambda logits, y: losses.ohem(logits, y, weight)
-    if recipe.loss == 'owfl':
-        alpha, gamma = losses.focal_terms(found.frequency)
-        highest = int(gamma.max())
-        alpha, gamma = alpha.to(device), gamma.to(device)
-        return lambda logits, y: losses.owfl(logits, y, alpha, gamma, highest_gamma=highest)
-    assert recipe.loss == 'ce', f'no branch for the loss {recipe.loss!r}'
-    return lambda logits, y: losses.cross_entropy(logits, y, weight, smoothing=recipe.smoothing)
 
 
 def _optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
