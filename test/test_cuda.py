@@ -6,7 +6,9 @@ The CUDA engine's bookkeeping without a GPU: torch.cuda is replaced by a stand-i
 Frames are really computed, on the CPU, so that results are compared too. What only a GPU can show is in the
 tests marked `gpu`.
 """
+from collections import Counter
 import contextlib
+import gc
 import logging
 from pathlib import Path
 import re
@@ -60,6 +62,8 @@ class Gpu:
         self.captured = 0
         self.pools = 0
         self.underway = []  # pools of captures that torch's allocator takes for unfinished ones
+        self.graphs_of = Counter()  # pool -> graphs that it takes for living ones
+        self.torch = 2, 11  # whose faults it has
         self.fail_capture = ''
         self.fail_replay = ''
         self.current = None
@@ -69,7 +73,7 @@ class Gpu:
         self.pinned = self.blocking = 0
         self.lost = False
         self.capturing_randomness = False
-        self.on_capture = lambda: None
+        self.on_capture = self.on_frame = lambda: None
 
     @property
     def device(self):
@@ -93,6 +97,10 @@ class Gpu:
             raise RuntimeError('endAllocatePool: not currently recording to mempool_id')
         self.underway.remove(pool)
 
+    def release(self, _, pool):
+        self.graphs_of[pool] -= 1
+        assert self.graphs_of[pool] >= 0, 'torch ends the process'
+
     def clone_state(self):
         return 'copied'
 
@@ -106,6 +114,17 @@ def gpu(monkeypatch):
 
     class Graph:
         calls = ()
+        begun = ended = None  # the pool
+
+        def pool(self):
+            if self.ended is None:
+                raise RuntimeError('Called CUDAGraph::pool() without a preceding successful capture.')
+            return self.ended
+
+        def __del__(self):
+            forgotten = self.begun if gpu.torch >= (2, 14) else self.ended
+            if forgotten is not None:
+                gpu.release(0, forgotten)
 
         def replay(self):
             if gpu.fail_replay:
@@ -120,6 +139,8 @@ def gpu(monkeypatch):
         assert pool == gpu.pools, 'the pool of a failed capture is used again'
         torch.cuda.empty_cache()
         gpu.underway.append(pool)
+        gpu.graphs_of[pool] += 1
+        made.begun = pool
         gpu.capturing_randomness = True
         gpu.current, made.calls = made, []
         gpu.on_capture()
@@ -128,13 +149,16 @@ def gpu(monkeypatch):
             yield
             if gpu.fail_capture:
                 raise RuntimeError(gpu.fail_capture)
-        except RuntimeError as e:
-            # As torch 2.11: the end of the capture fails too, and what would come after it is left out.
+        except (RuntimeError, KeyboardInterrupt) as e:
+            # The end of the capture fails too, and what would come after it is left out.
+            if gpu.torch >= (2, 12):
+                gpu.end(0, pool)
             raise RuntimeError('CUDA error: failed due to a previous error during capture\nmore lines') from e
         finally:
             gpu.current = None
         gpu.own.stream = before
         gpu.end(0, pool)
+        made.ended = pool
         gpu.capturing_randomness = False
         gpu.captured += 1
 
@@ -158,6 +182,7 @@ def gpu(monkeypatch):
 
     def recorded(self, *arguments):
         if gpu.current is not None:
+            gpu.on_frame()
             if len(arguments[0]) > gpu.largest_graph:
                 raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.\nmore lines')
             gpu.current.calls.append((self, arguments))
@@ -189,6 +214,8 @@ def gpu(monkeypatch):
             'default_generators': [gpu], 'empty_cache': gpu.needs_all}.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch._C, '_cuda_endAllocateToPool', gpu.end)
+    monkeypatch.setattr(torch._C, '_cuda_releasePool', gpu.release)
+    monkeypatch.setattr(cuda_graphs, '_TORCH', gpu.torch, raising=False)
     monkeypatch.setattr(kernels, 'available', False)
     return gpu
 
@@ -341,6 +368,56 @@ def test_a_size_that_can_t_be_captured_runs_eagerly(segment, gpu, caplog):
     assert gpu.stream is None, 'the stream of the failed capture stays the current one'
     cuda_graphs.free_cache()  # as a change of the network does
     assert '\n' not in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize('version', [(2, 7), (2, 11), (2, 13), (2, 14)])
+def test_a_failed_capture_keeps_no_pool(segment, gpu, monkeypatch, version):
+    """Its memory is given back with that of the other graphs, whatever the version of torch needs for that."""
+    gpu.torch = version
+    monkeypatch.setattr(cuda_graphs, '_TORCH', version, raising=False)
+    if version < (2, 8):
+        monkeypatch.delattr(torch._C, '_cuda_endAllocateToPool')
+        monkeypatch.setattr(torch._C, '_cuda_endAllocateCurrentStreamToPool', gpu.end, raising=False)
+    segment(picture(64, 96))
+    gpu.fail_capture = 'operation not permitted when stream is capturing'
+    segment(picture(80, 96))
+    gpu.fail_capture = ''
+    segment(picture(88, 96))
+    assert gpu.captured == 2 and sum(gpu.graphs_of.values()) == 2 and not gpu.underway
+    gc.disable()
+    try:
+        segment._engine._buffers.clear()
+        assert not +gpu.graphs_of
+    finally:
+        gc.enable()
+
+
+def test_a_capture_that_can_t_begin_leaves_its_pool_alone(segment, gpu, monkeypatch):
+    """It is not counted there yet, but earlier graphs are."""
+    gpu.torch = 2, 13
+    monkeypatch.setattr(cuda_graphs, '_TORCH', gpu.torch, raising=False)
+    segment(picture(64, 96))
+
+    def fail():
+        raise RuntimeError('CUDA error: unknown')
+
+    with monkeypatch.context() as m:
+        m.setattr(torch.cuda, 'empty_cache', fail)
+        segment(picture(80, 96))
+    assert sum(gpu.graphs_of.values()) == 1
+
+
+def test_ctrl_c_in_a_capture_is_not_a_failed_one(segment, gpu):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    frame = picture(64, 96)
+    plain, gpu.on_frame = segment(frame).labels, interrupt
+    with pytest.raises(KeyboardInterrupt):
+        segment(picture(80, 96))
+    gpu.on_frame = lambda: None
+    assert np.array_equal(segment(frame).labels, plain)
+    assert segment(picture(80, 96)).labels.shape == (80, 96) and gpu.captured == 2
 
 
 def test_threads_take_turns_to_capture(model, segment, gpu, caplog):
@@ -528,14 +605,21 @@ def test_a_batch_that_never_fits_is_lowered(live, segment, gpu, caplog):
 def test_a_batch_that_only_its_capture_has_no_memory_for(live, segment, gpu, caplog):
     """It is lowered too, since a smaller one runs as a graph; a single frame runs eagerly."""
     gpu.largest_graph = 2
-    node = live(sizes=[(64, 96)])
+    sizes = [(64, 96), (80, 96)]
+    node = live(sizes=sizes)
     assert node.batch_limit == 2
     assert 'no CUDA graph' not in caplog.text
+    made = gpu.captured
+    assert set(+gpu.graphs_of) == {gpu.pools}, 'what the failed capture has taken is not given back'
+    for size in sizes:
+        segment([picture(*size)] * 2, confidence=True)
+        segment(picture(*size), overlay=True)
+    assert gpu.captured == made, 'the graphs that were given up for it are made again'
     with pytest.raises(segmenter.OutOfMemory, match='no memory on the GPU for 3 x 96x64') as e:
         segment([picture(64, 96)] * 3)
     assert '\n' not in str(e.value) and e.value.__context__ is None, 'the failed buffers stay alive'
     gpu.largest_graph = 0
-    assert segment(picture(80, 96)).labels.shape == (80, 96)
+    assert segment(picture(88, 96)).labels.shape == (88, 96)
     assert 'no CUDA graph: CUDA out of memory' in caplog.text
 
 

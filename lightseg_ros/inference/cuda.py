@@ -409,7 +409,7 @@ class CudaEngine:
                               buffers.past), key.batch)
         log.info('%s for %s made in %.1f s', 'graph' if self.graph else 'buffers', key,
                  perf_counter() - began)
-        made.append(buffers)
+        self._buffers.setdefault(key, []).append(buffers)
         self._evict()
         return buffers
 
@@ -433,7 +433,9 @@ class CudaEngine:
         Warm up a call, and capture it as a graph unless the engine is eager; returns its replay.
 
         A call that can't be captured runs eagerly from then on, which is slower but computes the same. For
-        want of memory only a single frame does so: a smaller batch fits as a graph, which is faster.
+        want of memory only a single frame does so: a smaller batch fits as a graph, which is faster. All
+        graphs are given up then, since the failed one leaves what it has taken to their pool: nothing else
+        would have memory any more.
         """
         def eager() -> None:
             with torch.inference_mode(), _cudnn_flags:
@@ -452,9 +454,12 @@ class CudaEngine:
                 # One pool for all: graphs run one at a time, on one stream, and their results lie outside it.
                 return cuda_graphs.capture(eager, self._compute, self._pool).replay
             except cuda_graphs.CaptureError as e:
-                failure = e
+                reason, full = str(e), cuda_graphs.out_of_memory(e)
             self._pool = torch.cuda.graph_pool_handle()
-        if batch > 1 and cuda_graphs.out_of_memory(failure):
-            raise failure
-        log.warning('no CUDA graph: %s; this frame size runs eagerly, which is slower', failure)
+            if full:
+                self._buffers.clear()
+                cuda_graphs.free_cache()
+        if full and batch > 1:
+            raise cuda_graphs.CaptureError(reason)
+        log.warning('no CUDA graph: %s; this frame size runs eagerly, which is slower', reason)
         return eager

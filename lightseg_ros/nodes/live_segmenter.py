@@ -95,6 +95,7 @@ class LiveSegmenter:
     def lower_batch(self, failed: int) -> None:
         """Run fewer than `failed` frames as one batch from now on: the GPU has no memory for that many."""
         _lower_batch(self._segmenter, failed)
+        self._ready = set()
 
     @property
     def overlay_alpha(self) -> float:
@@ -136,7 +137,10 @@ class LiveSegmenter:
                 self._traced += 1
             else:
                 self._compile_in_child(self._loaded[0], self._segmenter, [size], priority=0)
+        limit = self.batch_limit
         self._warm_up(self._segmenter, size, first_only=self._segmenter.device.type != 'cuda')
+        if self.batch_limit < limit:
+            self._ready = set()
         self._ready.add(size)
 
     def prepare_beside(self, size: tuple[int, int]) -> None:
@@ -325,19 +329,28 @@ class LiveSegmenter:
         """Warm up a network for the sizes that arrive; `beside`: another thread segments meanwhile."""
         # CUDA graphs must be captured while nothing else runs; frames run between two sizes.
         exclusive = self._lock if beside and loaded.device.type == 'cuda' else nullcontext()
-        for size in self._sizes or (DEFAULT_SIZE,):
-            with exclusive:
-                self._warm_up(loaded, size, first_only=beside and loaded.device.type == 'cpu')
+        limit = None
+        while limit != self._limit(loaded):  # again for all sizes where a batch has not fitted
+            limit = self._limit(loaded)
+            for size in self._sizes or (DEFAULT_SIZE,):
+                with exclusive:
+                    self._warm_up(loaded, size, first_only=beside and loaded.device.type == 'cpu')
 
     def _warm_up(self, loaded: Segmenter, size: tuple[int, int], first_only: bool = False) -> None:
-        """Warm up every batch size for this frame size; `first_only`: only what the first label needs."""
+        """
+        Warm up every batch size for this frame size; `first_only`: only what the first label needs.
+
+        Where a batch does not fit, it is lowered, and the smaller ones are warmed up again: their graphs may
+        have been given up for it, and those of other sizes too.
+        """
         if loaded.device.type == 'cpu' and not loaded.is_prepared(*size):
             check_memory(loaded, size)
         if first_only:
             self._go_on()
             loaded(np.zeros((*size, 3), np.uint8))
             return
-        for batch in range(1, self._limit(loaded) + 1):
+        batch = 1
+        while batch <= self._limit(loaded):
             self._go_on()
             try:
                 loaded.warm_up(*size, batch, smoothing=self._smoothing)
@@ -346,9 +359,10 @@ class LiveSegmenter:
                     raise
                 failed = batch
             else:
+                batch += 1
                 continue
             _lower_batch(loaded, failed)
-            break
+            batch = 1
 
     def _limit(self, loaded: Segmenter) -> int:
         return min(self._cameras, loaded.largest_batch) if loaded.device.type == 'cuda' else 1
