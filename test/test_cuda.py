@@ -372,7 +372,7 @@ def test_a_size_that_can_t_be_captured_runs_eagerly(segment, gpu, caplog):
 
 @pytest.mark.parametrize('version', [(2, 7), (2, 11), (2, 13), (2, 14)])
 def test_a_failed_capture_keeps_no_pool(segment, gpu, monkeypatch, version):
-    """Its memory is given back with that of the other graphs, whatever the version of torch needs for that."""
+    """Its memory is given back with that of the other graphs, whatever torch's version needs for that."""
     gpu.torch = version
     monkeypatch.setattr(cuda_graphs, '_TORCH', version, raising=False)
     if version < (2, 8):

@@ -177,9 +177,13 @@ def no_capture(monkeypatch):
         except RuntimeError as e:
             raise RuntimeError('CUDA error: failed due to a previous error during capture\nmore lines') from e
 
+    class Graph:
+        def pool(self):
+            raise RuntimeError('Called CUDAGraph::pool() without a preceding successful capture.')
+
     stream = SimpleNamespace(wait_stream=lambda _: None)
     for name, stand_in in {'Stream': lambda: stream, 'current_stream': lambda: stream, 'graph': graph,
-                           'stream': lambda _: contextlib.nullcontext(), 'CUDAGraph': object,
+                           'stream': lambda _: contextlib.nullcontext(), 'CUDAGraph': Graph,
                            'graph_pool_handle': object, 'current_device': lambda: 0,
                            'default_generators': [torch.Generator()]}.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
