@@ -27,6 +27,14 @@ def out_of_memory(error: BaseException) -> bool:
     return any(name in text for name in ('out of memory', 'alloc_failed', 'device_allocation_failed'))
 
 
+def unusable(device: torch.device) -> str:
+    """Run one small kernel: return '' if it works, else torch's reason, such as a GPU it has no code for."""
+    try:
+        return '' if float((torch.ones(8, device=device) * 2).sum()) == 16 else 'it computes wrong results'
+    except RuntimeError as e:
+        return (str(e).strip() or type(e).__name__).splitlines()[0]
+
+
 def free_cache() -> None:
     """Give memory that no tensor uses back to the GPU, once no thread captures any more."""
     with alone:

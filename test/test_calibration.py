@@ -109,6 +109,9 @@ def test_calibrate_on_the_command_line(scenes, tmp_path, capsys, caplog):
     assert not caplog.records
     assert main([*data, '--split', 'train']) == 0
     assert 'was trained on train, which holds train' in caplog.text
+    for command in data, ['recalibrate', str(path), *data[2:], '--out', str(tmp_path / 'c.safetensors')]:
+        assert main([*command, '--device', 'cuda:77']) == 1
+        assert "device is 'cuda:77', but torch" in capsys.readouterr().err
     assert main(['calibrate', str(path), '--data', 'camvid']) == 1
     error = capsys.readouterr().err
     assert 'name a data set with the same classes' in error or 'no CamVid in' in error

@@ -193,7 +193,11 @@ def test_the_command_line_says_what_is_wrong(scenes, tmp_path, capsys):
     assert main([*few, '--batch', '16']) == 1
     assert 'has 8 images, fewer than a batch of 16' in capsys.readouterr().err
     assert main([*few, '--batch', '4', '--device', 'cuda:77']) == 1
-    assert "device 'cuda:77' does not exist" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "device is 'cuda:77', but torch" in told and "use 'cpu' or 'auto', or install a torch" in told
+    for name in 'mps', 'gpu', 'cuda:', 'CUDA', 'openvino:GPU':
+        assert main([*few, '--batch', '4', '--device', name]) == 1
+        assert f"device is {name!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'" in capsys.readouterr().err
     assert main([*few, '--batch', '4', '--device', 'cpu', '--mode', 'graph']) == 1
     assert 'mode graph needs a CUDA device' in capsys.readouterr().err
 

@@ -30,6 +30,13 @@ def test_all_networks_end_inside_a_time_limit(scenes, tmp_path, capsys):
     assert list((tmp_path / 'left').iterdir())
 
 
+def test_a_device_that_is_not_there_is_told_at_once(tmp_path, capsys):
+    began = time.monotonic()
+    assert main(['train-all', '--device', 'cuda:77', '--out', str(tmp_path / 'runs')]) == 1
+    assert "device is 'cuda:77', but torch" in capsys.readouterr().err
+    assert time.monotonic() - began < 5 and not (tmp_path / 'runs').exists()
+
+
 def test_all_networks_continue_from_an_archive(scenes, tmp_path, capsys, caplog):
     """An unfinished run is copied in parts, finished on a packed data set, and scored."""
     archive, there, left = tmp_path / 'scenes.tar', tmp_path / 'there', tmp_path / 'left'

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_runs import TINY
 
-from lightseg_ros import datasets, labels, machine, networks, weights
-from lightseg_ros.training import losses, samples
+from lightseg_ros import cuda_graphs, datasets, labels, machine, networks, weights
+from lightseg_ros.training import devices, losses, samples
 from lightseg_ros.training.devices import TrainError
 from lightseg_ros.training.learner import normaliser
 from lightseg_ros.training.recalibration import recalibrate_weights
@@ -223,6 +223,38 @@ def test_no_memory_for_a_step_is_one_line(scenes):
                                          '--batch') as e:
         trainer.train_step(drawn, (64, 64), 0)
     assert '\n' not in str(e.value) and trainer.step == 0
+    with pytest.raises(TrainError, match='for 4 crops of 64x64 pixels.*--batch'):
+        trainer._seconds_in(torch.contiguous_format)  # a GPU's first step of all is this one
+
+
+@pytest.mark.parametrize('said', ['', 'AssertionError: \nmore lines'])
+def test_a_step_that_torch_can_t_compile_is_one_line(scenes, said):
+    from torch._dynamo.exc import BackendCompilerFailed, TorchRuntimeError
+
+    def fail(*_):
+        raise TorchRuntimeError(said) if said else BackendCompilerFailed(print, ValueError('no g++'), None)
+
+    trainer = Trainer(TINY, datasets.load('folder', 'train', scenes), device='cpu', mode='compile')
+    trainer.forward_backward = fail
+    with pytest.raises(TrainError, match=f"torch could not compile a training step .*{said[:14]}.*: choose "
+                                         "mode 'eager'") as e:
+        trainer.train_step(trainer.draw(0, (64, 64)).map(lambda t: t[:4]), (64, 64), 0)
+    assert '\n' not in str(e.value)
+
+
+def test_a_gpu_that_torch_can_t_use_trains_nothing(monkeypatch, caplog):
+    """By 'auto' the CPU trains, with one warning; under torchrun, and by its name, it is an error."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(cuda_graphs, 'unusable', lambda device: f'no kernel image for {device}')
+    assert [devices.find_device('auto').type for _ in range(2)] == ['cpu', 'cpu']
+    assert caplog.text.count("is left alone, since torch can't use it: no kernel image for cuda:0") == 1
+    with pytest.raises(TrainError, match="is 'cuda:1', but torch .*: no kernel image for cuda:1. Install"):
+        devices.find_device('cuda:1')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    with pytest.raises(TrainError, match="is 'cuda:1', but torch"):
+        devices.find_device('auto')
 
 
 def test_weights_of_the_last_part_are_averaged_equally(scenes):

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--split', default='val', help='split; best one that was not trained on')
     parser.add_argument('--out', type=Path, help='weights file to write, which may be the same; without it '
                         'the result is only printed')
-    parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1 ...')
+    parser.add_argument('--device', default='cpu', help='auto, cpu, cuda, cuda:1 ...')
 
 
 def run(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data-root', help='as in lightseg train')
     parser.add_argument('--split', default='',
                         help='split that was trained on; empty: as stated in the source')
-    parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1 ...')
+    parser.add_argument('--device', default='cpu', help='auto, cpu, cuda, cuda:1 ...')
 
 
 def run(args: argparse.Namespace) -> None:

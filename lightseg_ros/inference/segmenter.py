@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .. import machine, weights
-from ..cuda_graphs import out_of_memory
+from ..cuda_graphs import out_of_memory, unusable
 from ..sizes import parse_size, SizeError
 from ..weights import Card
 from . import backends, folding
@@ -140,13 +140,16 @@ class Segmenter:
         key = f'{card.network}-{backends.digest(model)[:16]}'
         self._engine: Engine
         if self.device.type == 'cuda':
+            failure = None
             try:
                 self._engine = CudaEngine(model.lowered(self.dtype, self.device), self.palette, self.device,
                                           graph=graph, compiler=self._compiler(key))
             except RuntimeError as e:  # what CUDA raises, for want of memory above all
                 kind = OutOfMemory if out_of_memory(e) else SegmenterError
-                raise kind(f'{card.network} does not run on {device}: {_first_line(e)}. Free '
-                                     "memory on the GPU, or choose device 'cpu'") from e
+                failure = kind(f'{card.network} does not run on {device}: {_first_line(e)}. Free memory on '
+                               "the GPU, or choose device 'cpu'")
+            if failure:  # outside of the `except`, whose error keeps half a network on the GPU
+                raise failure
         else:
             spec = backends.CompileSpec(model, key, self.precision, threads, target)
             self._engine = CpuEngine(self.backend, spec, self.palette)
@@ -365,7 +368,7 @@ class Segmenter:
             return error
         if out_of_memory(error):
             return OutOfMemory(f'no memory on the GPU for {what}: {_first_line(error)}')
-        if reason := _unusable(self.device):
+        if reason := unusable(self.device):
             return DeviceLost(f'the GPU {self.device_name()} is lost to this process: {reason}')
         return error
 
@@ -418,7 +421,7 @@ def parse_device(name: str) -> tuple[torch.device, str]:
     """Return torch's device, and OpenVINO's name of its device ('CPU' unless another one was asked for)."""
     if name == 'auto':
         if torch.cuda.is_available():
-            reason = _unusable(torch.device('cuda'))
+            reason = unusable(torch.device('cuda'))
             if not reason:
                 return torch.device('cuda'), 'CPU'
             log.warning("the GPU is left alone, since torch can't use it: %s", reason)
@@ -435,18 +438,10 @@ def parse_device(name: str) -> tuple[torch.device, str]:
                              f"{torch.cuda.device_count()} CUDA devices; use 'cpu' or 'auto', or install a "
                              'torch build and a driver for the GPU')
     device = torch.device(name)
-    if device.type == 'cuda' and (reason := _unusable(device)):
+    if device.type == 'cuda' and (reason := unusable(device)):
         raise SegmenterError(f"device is {name!r}, but torch {torch.__version__} can't use it: {reason}. "
                              "Install a torch build for this GPU and its driver, or choose 'cpu'")
     return device, 'CPU'
-
-
-def _unusable(device: torch.device) -> str:
-    """Run one small kernel: return '' if it works, else torch's reason, such as a GPU it has no code for."""
-    try:
-        return '' if float((torch.ones(8, device=device) * 2).sum()) == 16 else 'it computes wrong results'
-    except RuntimeError as e:
-        return _first_line(e)
 
 
 def _first_line(e: Exception) -> str:

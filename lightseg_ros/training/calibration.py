@@ -19,7 +19,7 @@ from .. import weights
 from ..datasets import DataSet
 from ..evaluation.scores import expected_calibration_error
 from . import samples
-from .devices import TrainError
+from .devices import find_device, TrainError
 from .learner import Normalise, normaliser
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def calibrate_weights(path: Path, dataset: DataSet, out: Path | None, *,
     if dataset.name == card.dataset and dataset.split in card.split:
         log.warning('%s was trained on %s, which holds %s: a network is surer of images that it has seen, so '
                     'the temperature comes out too low', path.name, card.split, dataset.split)
-    where = torch.device(device)
+    where = find_device(device)
     images, labels = samples.to_device(dataset, where, card.resolution[::-1])
     found = calibrate(network.to(where), images, labels, normaliser(card.mean, card.std, where),
                       len(card.labels))

@@ -4,13 +4,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 import fcntl
+import functools
 import logging
 import os
 import re
 
 import torch
 
-from .. import files, machine
+from .. import cuda_graphs, files, machine
 
 log = logging.getLogger(__name__)
 
@@ -19,24 +20,48 @@ class TrainError(ValueError):
     """A training run that cannot start or continue; the text says why and what to do."""
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device with a name; 'auto' is the GPU (under torchrun the process's own), else the CPU."""
+def named_device(name: str) -> torch.device:
+    """
+    Return the device with a name; 'auto' is the GPU (under torchrun the process's own), else the CPU.
+
+    `TrainError` where it is not there. Nothing is opened on a GPU.
+    """
     if name == 'auto':
         name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
-    try:
-        if re.fullmatch(r'cuda:\d{3,}', name):
-            raise RuntimeError('no machine has so many')  # and torch would take 8 bits of the number
-        device = torch.device(name)
-    except RuntimeError as e:
-        raise TrainError(f'{name!r} is not a device: {e}') from e
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', name):
+        raise TrainError(f"device is {name!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    if name == 'cpu':
+        return torch.device(name)
+    # Not torch's own number, of which it keeps 8 bits.
+    index, count = int(name[5:] or 0), torch.cuda.device_count()
+    if index >= count:
+        raise TrainError(f'device is {name!r}, but torch {torch.__version__} sees {count} CUDA devices; use '
+                         "'cpu' or 'auto', or install a torch build and a driver for the GPU")
+    return torch.device('cuda', index)
+
+
+def find_device(name: str) -> torch.device:
+    """
+    Return the device with a name after it has computed something; a GPU becomes the current one.
+
+    `TrainError` where it is not there or can't be used. With 'auto' that is a warning, and the CPU.
+    """
+    device = named_device(name)
     if device.type != 'cuda':
         return device
-    index, count = device.index or 0, torch.cuda.device_count()
-    if index >= count:
-        raise TrainError(f'device {name!r} does not exist; torch {torch.__version__} finds {count} CUDA '
-                         'devices')
-    torch.cuda.set_device(index)
-    return torch.device('cuda', index)
+    if reason := cuda_graphs.unusable(device):
+        if name == 'auto' and 'WORLD_SIZE' not in os.environ:  # all processes of torchrun must be alike
+            _warn_once(f"the GPU is left alone, since torch can't use it: {reason}")
+            return torch.device('cpu')
+        raise TrainError(f"device is '{device}', but torch {torch.__version__} can't use it: {reason}. "
+                         "Install a torch build for this GPU and its driver, or choose 'cpu'")
+    torch.cuda.set_device(device)
+    return device
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning('%s', text)
 
 
 def find_precision(name: str, device: torch.device) -> str:

@@ -16,7 +16,7 @@ from torch import nn, Tensor
 from .. import weights
 from ..datasets import DataSet
 from . import checkpoint, samples
-from .devices import TrainError
+from .devices import find_device, TrainError
 from .learner import Normalise, normaliser
 from .recipes import Recipe
 from .trainer import Trainer
@@ -63,7 +63,7 @@ def recalibrate_weights(path: Path, dataset: DataSet, out: Path, *, device: str 
     if card.labels.names != dataset.labels.names:
         raise TrainError(f'{path} has the classes {", ".join(card.labels.names)}; {dataset.name} has '
                          f'{", ".join(dataset.labels.names)}: name the data set that it was trained on')
-    where = torch.device(device)
+    where = find_device(device)
     images, _ = samples.to_device(dataset, where, card.resolution[::-1])
     for stage in list(network.children())[:card.recipe.get('freeze', 0)]:
         stage.requires_grad_(False)

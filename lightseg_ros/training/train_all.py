@@ -11,6 +11,7 @@ import time
 
 from .. import datasets, files, networks, weights
 from . import archive, processes
+from .devices import named_device
 from .processes import finished_weights, Job
 
 log = logging.getLogger(__name__)
@@ -66,12 +67,14 @@ def train_all(plan: Plan) -> Summary:
     """
     Train all networks of a plan side by side; a later call with the same plan continues unfinished runs.
 
-    Whatever fails, the archive is written. `TrainAllError` for an unknown network.
+    Whatever fails, the archive is written. `TrainAllError` for an unknown network, `TrainError` for a device
+    that is not there.
     """
     deadline = time.monotonic() + plan.time_limit_s
     names = list(plan.networks or networks.PAPER_NETWORKS)
     if unknown := [n for n in names if n not in networks.NETWORKS]:
         raise TrainAllError(f'unknown networks {", ".join(unknown)}; known: {", ".join(networks.NETWORKS)}')
+    named_device(plan.device)  # else each network would fail twice, in a process of its own
     files.make_folder(plan.out)
     if plan.source:
         archive.read_parts(plan.source, plan.out)

@@ -1,7 +1,8 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """One training step: a network, its data on the device, loss, optimiser and learning rate."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 import copy
 import logging
 import os
@@ -182,18 +183,29 @@ class Trainer:
 
     def train_step(self, drawn: AugmentParams, crop: tuple[int, int], position: float) -> Tensor:
         """Train on a batch and return its loss, on the device. `position`: as in `learning_rate`."""
-        try:
+        with self._explained(len(drawn.chosen), crop):
             loss = self._updated(drawn, crop, position)
-        except RuntimeError as e:
-            if not cuda_graphs.out_of_memory(e):
-                raise
-            raise TrainError(f'no memory on {device_name(self.device)} for {len(drawn.chosen)} crops of '
-                             f'{crop[1]}x{crop[0]} pixels: {one_line(e)}. Give a smaller --batch or --crop, '
-                             'or free memory there') from e
         self.step += 1
         if self.averaged is not self.network:
             self._average(position)
         return loss
+
+    @contextmanager
+    def _explained(self, count: int, crop: tuple[int, int]) -> Iterator[None]:
+        """Say in one line what is to be done where a step has no memory, or torch's compiler fails."""
+        try:
+            yield
+        except RuntimeError as e:
+            if cuda_graphs.out_of_memory(e):
+                raise TrainError(f'no memory on {device_name(self.device)} for {count} crops of '
+                                 f'{crop[1]}x{crop[0]} pixels: {one_line(e)}. Give a smaller --batch or '
+                                 '--crop, or free memory there') from e
+            if type(e).__module__.startswith(('torch._dynamo.', 'torch._inductor.')):
+                said = str(e).strip().splitlines()
+                raise TrainError(f"mode is 'compile', but torch could not compile a training step "
+                                 f"({one_line(said[0], 300) if said else type(e).__name__}): choose mode "
+                                 f"'{'graph' if self.device.type == 'cuda' else 'eager'}'") from e
+            raise
 
     def _updated(self, drawn: AugmentParams, crop: tuple[int, int], position: float) -> Tensor:
         """Update the weights with a batch and return its loss."""
@@ -311,14 +323,15 @@ class Trainer:
         self._place(layout)
         drawn = self.draw(0, self.recipe.crop).map(lambda t: t[:self.recipe.batch])
         before = copy.deepcopy(self.network.state_dict())
-        step = self._prepare(drawn, self.recipe.crop)
-        step(drawn)
-        torch.cuda.synchronize()
-        began = time.monotonic()
-        for _ in range(10):
+        with self._explained(len(drawn.chosen), self.recipe.crop):
+            step = self._prepare(drawn, self.recipe.crop)
             step(drawn)
-        torch.cuda.synchronize()
-        seconds = time.monotonic() - began
+            torch.cuda.synchronize()
+            began = time.monotonic()
+            for _ in range(10):
+                step(drawn)
+            torch.cuda.synchronize()
+            seconds = time.monotonic() - began
         self.network.load_state_dict(before)
         self.learner.zero_grad(set_to_none=True)
         log.info('%s: %.1f images/s in %s', self.recipe.network, 10 * len(drawn.chosen) / seconds, layout)
