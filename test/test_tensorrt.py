@@ -192,6 +192,32 @@ def test_a_run_that_fails_is_an_error(trt, model):
         run(torch.zeros(1, 3, 64, 96).half())
 
 
+@pytest.mark.parametrize('version, said', [
+    ('', "can't be imported .libnvinfer.so.10: cannot open shared object file.: install it again"),
+    ('8.6.2', 'TensorRT is 8.6.2; expected 10 or newer')])
+def test_one_that_can_t_be_used_is_said_in_a_line(model, monkeypatch, tmp_path, version, said):
+    """Without its libraries, or as JetPack 6.0 has it."""
+    text = f'__version__ = {version!r}' if version else \
+        "raise ImportError('libnvinfer.so.10: cannot open shared object file')"
+    (tmp_path / 'tensorrt.py').write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'tensorrt', raising=False)
+    with pytest.raises(BackendError, match=f"is 'tensorrt', but .*{said}.*choose backend 'torch'") as e:
+        tensorrt.compile_network(DeployModel(model[0], (1.0,) * 3, (1.0,) * 3), (1, 3, 64, 96), 'tiny')
+    assert '\n' not in str(e.value)
+    sys.modules.pop('tensorrt', None)
+
+
+def test_engines_for_several_cameras_are_those_of_fewer_too(monkeypatch, capsys):
+    """A node with two cameras runs one frame where only one has arrived."""
+    built = []
+    segment = SimpleNamespace(resolution=(480, 360), describe=lambda: 'laanet',
+                              warm_up=lambda *batch: built.append(batch))
+    monkeypatch.setattr(segmenter, 'load', lambda *_, **__: segment)
+    assert main(['export', '--tensorrt', '--batch', '2']) == 0
+    assert built == [(360, 480, 1), (360, 480, 2)] and 'up to 2 x 480x360' in capsys.readouterr().out
+
+
 def test_where_it_is_missing(model, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'tensorrt', None)
     with pytest.raises(SegmenterError, match="'tensorrt', which runs on NVIDIA's GPUs only"):

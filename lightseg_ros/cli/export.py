@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--tensorrt', action='store_true',
                         help='build the TensorRT engine for frames of --resolution on this GPU')
     parser.add_argument('--batch', type=whole(1, 64), default=argparse.SUPPRESS,
-                        help='frames that run together, with --tensorrt: the number of cameras; default: 1')
+                        help='largest number of frames that run together, with --tensorrt: that of the '
+                        'cameras; an engine is built for each number up to it; default: 1')
     parser.add_argument('--random', action='store_true',
                         help='use random weights, to time or convert a network that is not trained')
     parser.add_argument('--labels', default=argparse.SUPPRESS,
@@ -89,6 +90,7 @@ def build_engine(args: argparse.Namespace) -> None:
         raise export.ExportError("resolution is 'native'; an engine has one size, so give WIDTHxHEIGHT")
     width, height = segment.resolution
     batch = getattr(args, 'batch', 1)
-    segment.warm_up(height, width, batch)
-    print(f'{segment.describe()}: ready for {batch} x {width}x{height} after '
+    for frames in range(1, batch + 1):  # a node prepares all of them
+        segment.warm_up(height, width, frames)
+    print(f'{segment.describe()}: ready for {"up to " if batch > 1 else ""}{batch} x {width}x{height} after '
           f'{perf_counter() - began:.0f} s')

@@ -12,6 +12,7 @@ import torch
 from torch import nn, Tensor
 
 from .. import files
+from ..texts import one_line
 from . import cache, fused
 from .backends import BackendError, DeployModel
 from .export import ExportError, to_onnx
@@ -72,7 +73,7 @@ def compile_network(model: DeployModel, shape: tuple[int, ...], key: str) -> Cal
 
     The engine is built, which takes minutes, or read from the cache. `BackendError` where it can't be.
     """
-    import tensorrt as trt
+    trt = _tensorrt()
     logger = trt.Logger(trt.Logger.WARNING)
     gpu = torch.cuda.get_device_name(model.mean.device)
 
@@ -106,6 +107,19 @@ def compile_network(model: DeployModel, shape: tuple[int, ...], key: str) -> Cal
             raise RuntimeError('TensorRT could not run its engine; its log says why')
         return logits
     return run
+
+
+def _tensorrt() -> Any:
+    """Import TensorRT; `BackendError` where that fails, or it is too old for strongly typed networks."""
+    try:
+        import tensorrt as trt
+    except (ImportError, OSError) as e:  # the package may be there without its or the driver's libraries
+        raise BackendError(f"backend is 'tensorrt', but tensorrt can't be imported ({one_line(e, 300)}): "
+                           "install it again with NVIDIA's driver in place, or choose backend 'torch'") from e
+    if int(trt.__version__.partition('.')[0]) < 10:
+        raise BackendError(f"backend is 'tensorrt', but TensorRT is {trt.__version__}; expected 10 or newer: "
+                           "install that (JetPack 6.1 brings it), or choose backend 'torch'")
+    return trt
 
 
 def _timings(version: str, gpu: str) -> Path | None:
