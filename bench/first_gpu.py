@@ -29,7 +29,7 @@ Fused = FusedConv | FusedBranches
 
 
 def versions() -> None:
-    """Print what the figures depend on."""
+    """Print what the figures depend on; the exit status is 3 where torch can't use a GPU."""
     import sysconfig
     print('torch', torch.__version__, 'CUDA', torch.version.cuda, 'cuDNN', torch.backends.cudnn.version())
     print('Triton', kernels.available and kernels.triton.__version__,
@@ -41,10 +41,16 @@ def versions() -> None:
             print(f'{package} can not be imported: {e}')
     for i in range(torch.cuda.device_count()):
         print(i, torch.cuda.get_device_properties(i))
-    torch.cuda.init()
-    reason = unusable()
-    print(reason or 'the GPU computes')
-    sys.exit(bool(reason))
+    try:
+        torch.cuda.init()
+        reason = unusable()
+    except (AssertionError, RuntimeError) as e:  # torch for a CPU, or no driver
+        reason = str(e).splitlines()[0]
+    if reason:
+        print(f"torch {torch.__version__} can't use a GPU here ({reason}): install a torch build with CUDA, "
+              "and the GPU's driver, see docs/gpu.md")
+        sys.exit(3)
+    print('the GPU computes')
 
 
 def faults() -> None:

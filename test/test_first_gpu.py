@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 
 from lightseg_ros import networks
@@ -49,6 +50,24 @@ def test_all_steps_end_in_580_seconds():
     assert sum(limits) + 4 * 40 + steps * grace + last < 580
     ends, = re.findall(r'^step \$\(\((\d+) - SECONDS\)\)', SCRIPT, re.M)
     assert int(ends) + grace < 580
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_without_a_gpu_the_script_says_so_and_ends(tmp_path):
+    """In one line, after the first steps; and at once where the Python has no torch."""
+    env = os.environ | {'OUT': str(tmp_path), 'PYTHON': sys.executable}
+    command = ['bash', BENCH / 'first_gpu.sh']
+    done = subprocess.run(command, env=env, text=True, capture_output=True, check=False)
+    assert done.returncode == 1 and re.search(
+        r"^torch \S+ can't use a GPU here \(.*\): install .* see docs/gpu.md\n\Z", done.stdout, re.M)
+    assert done.stdout.count('== ') == 2 and 'Traceback' not in (tmp_path / 'log.txt').read_text()
+    bare = tmp_path / 'python'
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -I "$@"\n')
+    bare.chmod(0o755)
+    done = subprocess.run(command, env=env | {'PYTHON': str(bare)}, text=True, capture_output=True,
+                          check=False)
+    assert done.returncode == 1 and done.stdout.startswith(f'{bare} has no torch: install it')
+    assert done.stdout.count('\n') == 1 and not done.stderr
 
 
 def test_what_a_killed_step_has_printed_is_kept(tmp_path):
