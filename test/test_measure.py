@@ -100,6 +100,7 @@ def test_a_run_that_is_cut_short_keeps_what_it_measured(model, tmp_path, monkeyp
     monkeypatch.setattr(report, 'write', thrice)
     rows = bench(3)
     assert [(row['rounds'], row['frame_ms']['count']) for row in rows] == [(1, 2), (1, 2)]
+    assert report.table([out]).count(f'| {rows[0]["network"]} (1 of 3 rounds) |') == 2
 
 
 def test_cost_counts_what_can_be_counted_by_hand(model):

@@ -82,7 +82,7 @@ def bench(names: Sequence[str] = networks.PAPER_NETWORKS,
     """
     rows: list[BenchRow] = []
     rates: dict[str, dict[str, float]] = {}
-    result: dict[str, Any] = {**environment(device), 'rates': rates}
+    result: dict[str, Any] = {**environment(device), 'rounds': rounds, 'rates': rates}
     for name in names:
         network, card, kind = _load(name)
         for resolution in resolutions:

@@ -147,6 +147,8 @@ def table(paths: Sequence[Path]) -> str:
         for r in result.get('rows', []):
             ms = r['frame_ms']
             name = r['network'] + ('' if r['weights'] == 'trained' else ' (random weights)')
+            if r.get('rounds', 0) < result.get('rounds', 0):
+                name += f' ({r["rounds"]} of {result["rounds"]} rounds)'
             lines.append(
                 f'| {name} | {r["resolution"]} | {r["backend"]} | {r["precision"]} | '
                 f'{r["network_ms"]["p50"]:.1f} | {ms["p50"]:.1f} / {ms["p95"]:.1f} / {ms["p99"]:.1f} | '
