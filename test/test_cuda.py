@@ -771,6 +771,32 @@ def test_a_network_that_does_not_fit_beside_the_other_is_loaded_after_it(live, s
         assert network is segment, 'the old one is in force again'
 
 
+def test_a_batch_that_does_not_fit_beside_the_other_network_stays(live, model, gpu, monkeypatch, caplog):
+    """The lower batch would stay when the old network, which takes the memory, is long gone."""
+    node = live(sizes=[(64, 96)])
+    module = sys.modules[type(node).__module__]
+
+    def load(*_, **__):
+        made = Segmenter(*model, 'cpu', backend='torch')
+        made._engine = cuda.CudaEngine(made._engine.spec.model.lowered(torch.float32), made.palette,
+                                       torch.device('cpu'))
+        made.device = torch.device('cuda')
+        return made
+
+    def release():
+        gpu.largest_batch = 99
+        before()
+
+    before = node._release
+    monkeypatch.setattr(module.Segmenter, 'load', load)
+    monkeypatch.setattr(node, '_release', release)
+    gpu.largest_batch = 2
+    other = module.NetworkChoice('elanet', 'cuda')
+    node.prepare(other)
+    node.change(other, lambda _: None)
+    assert node.batch_limit == 3 and 'elanet is loaded after the network in force is freed' in caplog.text
+
+
 def test_a_shutdown_waits_for_the_capture_in_progress_and_begins_no_other(live, gpu):
     """A process that ends while it captures may crash."""
     node = live(sizes=[(64, 96)])

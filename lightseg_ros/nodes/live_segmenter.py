@@ -334,14 +334,17 @@ class LiveSegmenter:
             limit = self._limit(loaded)
             for size in self._sizes or (DEFAULT_SIZE,):
                 with exclusive:
-                    self._warm_up(loaded, size, first_only=beside and loaded.device.type == 'cpu')
+                    self._warm_up(loaded, size, first_only=beside and loaded.device.type == 'cpu',
+                                  lower=not beside)
 
-    def _warm_up(self, loaded: Segmenter, size: tuple[int, int], first_only: bool = False) -> None:
+    def _warm_up(self, loaded: Segmenter, size: tuple[int, int], first_only: bool = False,
+                 lower: bool = True) -> None:
         """
         Warm up every batch size for this frame size; `first_only`: only what the first label needs.
 
         Where a batch does not fit, it is lowered, and the smaller ones are warmed up again: their graphs may
-        have been given up for it, and those of other sizes too.
+        have been given up for it, and those of other sizes too. Without `lower` that is an error, since it
+        may fit once the network in force is freed.
         """
         if loaded.device.type == 'cpu' and not loaded.is_prepared(*size):
             check_memory(loaded, size)
@@ -355,7 +358,7 @@ class LiveSegmenter:
             try:
                 loaded.warm_up(*size, batch, smoothing=self._smoothing)
             except OutOfMemory:
-                if batch == 1:
+                if batch == 1 or not lower:
                     raise
                 failed = batch
             else:
