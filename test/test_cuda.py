@@ -623,6 +623,16 @@ def test_a_batch_that_only_its_capture_has_no_memory_for(live, segment, gpu, cap
     assert 'no CUDA graph: CUDA out of memory' in caplog.text
 
 
+def test_sizes_without_memory_for_a_graph_are_tried_once(segment, gpu, caplog):
+    """One does not make the other try again, frame by frame."""
+    gpu.largest_graph = 0
+    expected = [segment(picture(height, 96)).labels for height in (64, 80)]
+    for _ in range(3):
+        for height, labels in zip((64, 80), expected):
+            assert np.array_equal(segment(picture(height, 96)).labels, labels)
+    assert caplog.text.count('no CUDA graph: CUDA out of memory') == 2
+
+
 def test_no_memory_at_all_is_one_line(live, gpu):
     gpu.largest_batch = 0
     with pytest.raises(SegmenterError, match='no memory on the GPU for 1 x 96x64: CUDA out of memory'):
@@ -734,7 +744,7 @@ def test_engines_that_run_side_by_side_share_the_flags_of_cudnn(model, gpu):
     lowered = Segmenter(*model, 'cpu', backend='torch')._engine.spec.model.lowered(torch.float32)
     palette = torch.from_numpy(model[1].labels.palette())
     threads = [threading.Thread(target=cuda.CudaEngine(lowered, palette, torch.device('cpu'), graph=False
-                                                       )._captured(run)) for run in (begins, ends)]
+                                                       )._captured(run)[0]) for run in (begins, ends)]
     before = cudnn.allow_tf32, cudnn.benchmark
     warm.set()
     for thread in threads:

@@ -154,6 +154,7 @@ class FrameBuffers:
         self.device_out = Images.empty(key, device)
         self.host_out = Images.empty(key, 'cpu', pinned=not integrated)
         self.run: Callable[[], None]
+        self.captured = False  # whether that is the replay of a graph
         self.began, self.uploaded, self.computed, self.downloaded = (
             torch.cuda.Event(enable_timing=True, blocking=integrated) for _ in range(4))
         self.serves: Started | None = None  # the batch that is in flight
@@ -377,7 +378,7 @@ class CudaEngine:
         model = self.pipeline.model
         with torch.inference_mode():
             x = kernels.normalise(frames.to(self.device), model.mean, model.std, model.dtype)
-        run = self._captured(lambda: self.pipeline.logits(x))
+        run, _ = self._captured(lambda: self.pipeline.logits(x))
         # A replay does not keep its input alive.
         return functools.partial(self._alone, run, x)
 
@@ -404,12 +405,12 @@ class CudaEngine:
         began = perf_counter()
         buffers = FrameBuffers(key, self.device, self._integrated, self.pipeline.model.dtype)
         buffers.device_in.zero_()
-        buffers.run = self._captured(
+        buffers.run, buffers.captured = self._captured(
             functools.partial(self.pipeline, buffers.device_in, buffers.order, key, buffers.device_out,
                               buffers.past), key.batch)
         log.info('%s for %s made in %.1f s', 'graph' if self.graph else 'buffers', key,
                  perf_counter() - began)
-        self._buffers.setdefault(key, []).append(buffers)
+        made.append(buffers)
         self._evict()
         return buffers
 
@@ -428,9 +429,11 @@ class CudaEngine:
                 del self._buffers[key]
             log.info('%d graphs for %dx%d are evicted', len(keys), width, height)
 
-    def _captured(self, run: Callable[[], Any], batch: int = 1) -> Callable[[], None]:
+    def _captured(self, run: Callable[[], Any], batch: int = 1) -> tuple[Callable[[], None], bool]:
         """
-        Warm up a call, and capture it as a graph unless the engine is eager; returns its replay.
+        Warm up a call, and capture it as a graph unless the engine is eager.
+
+        Returns its replay, and True; else the call itself, and False.
 
         A call that can't be captured runs eagerly from then on, which is slower but computes the same. For
         want of memory only a single frame does so: a smaller batch fits as a graph, which is faster. All
@@ -449,17 +452,19 @@ class CudaEngine:
                     eager()
             torch.cuda.synchronize(self.device)
             if not self.graph:
-                return eager
+                return eager, False
             try:
                 # One pool for all: graphs run one at a time, on one stream, and their results lie outside it.
-                return cuda_graphs.capture(eager, self._compute, self._pool).replay
+                return cuda_graphs.capture(eager, self._compute, self._pool).replay, True
             except cuda_graphs.CaptureError as e:
                 reason, full = str(e), cuda_graphs.out_of_memory(e)
             self._pool = torch.cuda.graph_pool_handle()
             if full:
-                self._buffers.clear()
+                # What runs eagerly stays: two sizes without memory for graphs would try it again in turns.
+                for made in self._buffers.values():
+                    made[:] = [buffers for buffers in made if not buffers.captured]
                 cuda_graphs.free_cache()
         if full and batch > 1:
             raise cuda_graphs.CaptureError(reason)
         log.warning('no CUDA graph: %s; this frame size runs eagerly, which is slower', reason)
-        return eager
+        return eager, False
