@@ -12,7 +12,7 @@ import torch
 # Held by the one thread of the process that captures, and by whoever waits for a whole GPU or gives cached
 # memory back: while a stream is captured, CUDA and torch allow neither, in no thread, and both sides fail.
 alone = threading.RLock()
-# Captures that failed and that torch can't take back: its allocator still asks them.
+# Captures that failed and that torch must not take back: its allocator may still ask them.
 _failed: list[torch.cuda.CUDAGraph] = []
 _TORCH = tuple(int(number) for number in torch.__version__.split('.')[:2])
 
@@ -88,12 +88,15 @@ def _end_failed(graph: torch.cuda.CUDAGraph, pool: Any, began: bool) -> None:
     """
     device = torch.cuda.current_device()
     counted = began and (2, 12) <= _TORCH < (2, 14) and not _has_ended(graph)
+    taken_back = False
     # Its name up to torch 2.7, and since.
     for name in '_cuda_endAllocateCurrentStreamToPool', '_cuda_endAllocateToPool':
         with suppress(AttributeError, RuntimeError):  # newer ones have ended it, and say so
             getattr(torch._C, name)(device, pool)
-            _failed.append(graph)
-            counted = _TORCH < (2, 14)
+            taken_back, counted = True, _TORCH < (2, 14)
+    if taken_back or counted:
+        # Nor must any build of torch give the pool back a second time with the graph: that ends the process.
+        _failed.append(graph)
     if counted:
         with suppress(AttributeError, RuntimeError):
             torch._C._cuda_releasePool(device, pool)
