@@ -185,6 +185,31 @@ def test_a_run_that_is_interrupted_saves_itself(scenes, tmp_path):
     assert torch.load(tmp_path / 'last.pt', weights_only=True)['step'] > before
 
 
+def test_scores_need_no_memory_for_a_whole_batch():
+    """A GPU that the training step has filled scores fewer images at a time; the result is the same."""
+    images = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8)
+    ids = torch.randint(0, 4, (7, 8, 8), dtype=torch.uint8)
+    sizes, room = [], 8
+
+    def network(x):
+        sizes.append(len(x))
+        if len(x) > room:
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.')
+        return x
+
+    def validate():
+        return run_module.validate(network, images, ids, lambda x: x, 3)
+
+    expected = validate()
+    sizes.clear()
+    room = 2
+    assert (validate().counts == expected.counts).all() and expected.counts.sum()
+    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        validate()
+
+
 def test_the_command_line_says_what_is_wrong(scenes, tmp_path, capsys):
     assert main(['train', '--model', 'laanet', '--data', 'folder', '--data-root', str(tmp_path)]) == 1
     assert f'ERROR: {tmp_path} has no labels.yaml' in capsys.readouterr().err.replace('\n', ' ')

@@ -17,7 +17,7 @@ import torch
 from torch import distributed, nn, Tensor
 from tqdm import tqdm
 
-from .. import data_check, files, weights
+from .. import cuda_graphs, data_check, files, weights
 from ..datasets import DataSet
 from ..metrics import ConfusionMatrix
 from . import calibration, checkpoint, samples, showing
@@ -94,16 +94,29 @@ def train(recipe: Recipe, dataset: DataSet, out: str | Path, *, validation: Data
 def validate(network: nn.Module, images: Tensor, labels: Tensor, normalise: Normalise, num_classes: int,
              batch: int = 8) -> ConfusionMatrix:
     """
-    Score a network in eval mode at the images' own size.
+    Score a network in eval mode at the images' own size, at most `batch` images at a time.
 
     images (N, 3, H, W) uint8 RGB, labels (N, H, W) uint8; ids from `num_classes` on are void. The counts stay
     on the device until the end, so that only one transfer waits for it.
     """
     k = num_classes
     counts = torch.zeros(k * k + 1, dtype=torch.int64, device=images.device)
-    for x, y in zip(images.split(batch), labels.split(batch)):
-        pair = y.long() * k + network(normalise(x.float())).argmax(1)
-        counts += torch.bincount(pair.where(y < k, k * k).flatten(), minlength=k * k + 1)
+    done = 0
+    while done < len(images):
+        x, y = images[done:done + batch], labels[done:done + batch]
+        try:
+            pair = y.long() * k + network(normalise(x.float())).argmax(1)
+            counts += torch.bincount(pair.where(y < k, k * k).flatten(), minlength=k * k + 1)
+        except RuntimeError as e:
+            if len(x) == 1 or not cuda_graphs.out_of_memory(e):
+                raise
+        else:
+            done += len(x)
+            continue
+        # The GPU has no memory for so many beside the training step. Outside of the `except`, whose error
+        # keeps what it has computed.
+        batch = len(x) // 2
+        cuda_graphs.free_cache()
     matrix = ConfusionMatrix(k)
     matrix.counts[:, :k] = counts[:-1].view(k, k).cpu().numpy()
     return matrix
