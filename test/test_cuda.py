@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from lightseg_ros import cuda_graphs
-from lightseg_ros.inference import cuda, kernels, segmenter
+from lightseg_ros.inference import backends, cuda, kernels, segmenter
 from lightseg_ros.inference.segmenter import Segmenter, SegmenterError, Smoother
 from lightseg_ros.labels import load as load_labels
 from lightseg_ros.weights import Card
@@ -527,6 +527,31 @@ def test_no_memory_for_triton_says_nothing_about_compilers(model, gpu, monkeypat
     with pytest.raises(torch.OutOfMemoryError):
         cuda.CudaEngine(on_cpu._engine.spec.model.lowered(torch.float32), on_cpu.palette, torch.device('cpu'))
     assert 'gcc' not in caplog.text
+
+
+def test_no_memory_for_what_is_compiled_is_no_failure_of_the_compiler(segment, gpu, monkeypatch, tmp_path):
+    """So that a smaller batch is tried."""
+    def compile_(logits, **_):
+        def run(x):
+            if len(x) > 2:
+                raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.')
+            return logits(x)
+        return run
+
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
+    monkeypatch.setattr(torch, 'compile', compile_)
+    segment._engine.pipeline.compiler = backends.compile_network
+    with pytest.raises(segmenter.OutOfMemory, match='no memory on the GPU for 3 x 96x64: CUDA out of memory'):
+        segment([picture(64, 96)] * 3)
+    assert len(segment([picture(64, 96)] * 2)) == 2
+
+    def broken(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(torch, 'compile', broken)
+    with pytest.raises(SegmenterError, match='could not compile the network .AssertionError.; a CPU needs'):
+        segment(picture(64, 96))
 
 
 @pytest.mark.parametrize('said', [

@@ -25,6 +25,7 @@ import warnings
 import torch
 from torch import nn, Tensor
 
+from ..cuda_graphs import out_of_memory
 from ..files import own_dir
 from . import cache
 from .kernels import normalise
@@ -286,9 +287,11 @@ def compile_network(model: DeployModel, shape: tuple[int, ...]) -> Callable[[Ten
             fast = torch.compile(model.logits, dynamic=False)
             fast(example)
     except Exception as e:  # the compiler has many ways to fail, and a long text for each
-        raise BackendError("backend is 'torch-compile', but torch could not compile the network "
-                           f'({str(e).strip().splitlines()[0]}); a CPU needs g++ or clang for it, '
-                           'Triton on CUDA') from e
+        if out_of_memory(e):
+            raise  # a smaller batch may fit
+        said = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise BackendError(f"backend is 'torch-compile', but torch could not compile the network ({said}); a "
+                           'CPU needs g++ or clang for it, Triton on CUDA') from e
     return fast
 
 
