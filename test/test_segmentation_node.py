@@ -3,6 +3,7 @@
 """The node in a process of its own, fed by real publishers over DDS."""
 import json
 from pathlib import Path
+import re
 import signal
 import subprocess
 import sys
@@ -672,6 +673,29 @@ def test_clean_exit(ros, random_weights, tmp_path, numbers):
             time.sleep(0.03)
         assert process.process.wait(15) == 0
     assert 'Traceback' not in process.log.read_text()
+
+
+@pytest.mark.parametrize(('module', 'ready'), [('segmentation', 'active'), ('camera', 'publishing')])
+def test_nothing_stays_in_shared_memory(random_weights, tmp_path, module, ready):
+    """
+    Each end of the segmentation node once left 70 MB there.
+
+    Ports are not looked at: they belong to all processes, and the next one takes them over.
+    """
+    with nodes(NodeProcess(module, tmp_path / 'log.txt', {
+            'weights': str(random_weights), 'resolution': '128x96'} if module == 'segmentation' else {})) as (
+            process,):
+        end = time.monotonic() + 60
+        while ready not in process.log.read_text():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        # Whoever has made a segment keeps its lock open; those of others are mapped too.
+        locks = [file.readlink() for file in Path(f'/proc/{process.process.pid}/fd').iterdir()]
+        segments = [lock.with_name(lock.name.removesuffix('_el')) for lock in locks
+                    if re.fullmatch('fastdds_[0-9a-f]{16}_el', lock.name)]
+        assert segments and all(path.exists() for path in segments)
+        assert process.stop() == 0
+    assert not [path for path in segments if path.exists()]
 
 
 @pytest.mark.parametrize(('parameter', 'message'), [
