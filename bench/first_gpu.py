@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from pathlib import Path
+import signal
 import subprocess
 import sys
 import threading
@@ -368,16 +369,19 @@ def tests(*arguments: str) -> None:
 def in_processes(arguments: tuple[str, ...]) -> int:
     """Let processes share the tests, which is mostly Triton's compiler; return how many failed."""
     count = max(1, min(6, len(os.sched_getaffinity(0)) // 2))
-    # What a hanging process says of itself goes straight to the log: nobody may be left to relay it.
     processes = [subprocess.Popen(
         [sys.executable, __file__, 'tests', *arguments], env=os.environ | {'SHARE': f'{i}/{count}'},
-        stdout=subprocess.PIPE, text=True, errors='replace') for i in range(count)]
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace') for i in range(count)]
+    # At the limit of the step SIGABRT reaches every process. This one has nothing to say of itself, and stays
+    # to relay where the others hang.
+    signal.signal(signal.SIGABRT, signal.SIG_IGN)
 
-    def relay(stream: Any) -> None:
+    def relay(place: int, stream: Any) -> None:
         for line in stream:
-            sys.stdout.write(line)  # whole lines, so that those of two processes do not mix
+            # Whole lines, so that those of two processes do not mix within a line.
+            sys.stdout.write(line if count == 1 else f'{place}| {line}')
 
-    threads = [threading.Thread(target=relay, args=(p.stdout,)) for p in processes]
+    threads = [threading.Thread(target=relay, args=(i, p.stdout)) for i, p in enumerate(processes)]
     for thread in threads:
         thread.start()
     for thread in threads:

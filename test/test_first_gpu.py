@@ -82,18 +82,31 @@ def test_a_step_that_hangs_says_where(tmp_path):
     assert re.search(r'hangs.py", line 5 in wait', log) and not list(tmp_path.glob('core*'))
 
 
-def test_a_test_that_hangs_says_where(tmp_path):
+def test_tests_that_hang_say_where(tmp_path):
     (tmp_path / 'test_hangs.py').write_text("""
 import time
 import pytest
 
 @pytest.mark.gpu
-def test_hangs():
+def test_one():
+    time.sleep(60)
+
+@pytest.mark.gpu
+def test_two():
     time.sleep(60)
 """)
-    command = f'"{sys.executable}" "{BENCH}/first_gpu.py" tests "{tmp_path}/test_hangs.py"'
-    log = step(f'step 25 {command}', tmp_path)
-    assert re.search(r'test_hangs.py", line 7 in test_hangs', log), log
+    (tmp_path / 'run.py').write_text(f"""
+import os
+import sys
+sys.path.insert(0, '{BENCH}')
+import first_gpu
+os.sched_getaffinity = lambda process: range(4)  # two processes share the tests
+first_gpu.tests('{tmp_path}/test_hangs.py')
+""")
+    log = step(f'step 30 "{sys.executable}" "{tmp_path}/run.py"', tmp_path)
+    assert re.search(r'^1\|.*test_hangs.py", line 7 in test_one$', log, re.M), log
+    assert re.search(r'^0\|.*test_hangs.py", line 11 in test_two$', log, re.M), log
+    assert log.count('Fatal Python error: Aborted') == 2 and 'rc 124' in log, log
 
 
 def test_packages_beside_the_checkout_are_found(tmp_path):
