@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 import re
 import sys
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -28,19 +29,44 @@ def table(*rows: tuple[str, ...]) -> str:
     return '\n'.join([lines[0], '|---' * len(rows[0]) + '|', *lines[1:]])
 
 
-def test_miou(name: str) -> str:
-    """Return the mIoU on CamVid's test split that the card of the packaged weights states, in per cent."""
-    return f'{weights.read_card(weights.find(name)).metrics["test"]["miou"]:.1f}'
+def measured_cards() -> dict[str, tuple[weights.Card, dict[str, Any]]]:
+    """Return of each packaged model its card, and what it says of the test split."""
+    cards = {path.stem.rsplit('-', 1)[0]: card for path, card in info.packaged().items()
+             if isinstance(card, weights.Card)}
+    return {name: (card, card.metrics['test']) for network in networks.PAPER_NETWORKS
+            for name, card in cards.items() if card.network == network}
 
 
 def networks_block() -> str:
     """Which network to take: parameters, accuracy, one speed per precision."""
     rows = json.loads(MEASURED.read_text())['rows']
     fps = {(r['network'], r['precision']): f'{r["fps"]:.0f}' for r in rows if r['backend'] == 'openvino'}
-    return table(('network', 'parameters', 'mIoU, ours', 'mIoU, paper', 'fps, float32', 'fps, bfloat16'), *(
-        (f'`{name}`', f'{info.describe(name, *info.CAMVID).parameters:,}', test_miou(name),
-         f'{info.PAPERS[name].camvid or "–"}', fps[name, 'float32'], fps[name, 'bfloat16'])
-        for name in networks.PAPER_NETWORKS))
+    return table(('model', 'parameters', 'mIoU, ours', 'worse images', 'mIoU, paper', 'fps, float32',
+                  'fps, bfloat16'), *(
+        (f'`{name}`', f'{info.describe(card.network, *info.CAMVID).parameters:,}', f'{test["miou"]:.1f}',
+         f'{test["corrupted"]["mean"]:.1f}', f'{info.PAPERS[card.network].camvid or "–"}',
+         fps[card.network, 'float32'], fps[card.network, 'bfloat16'])
+        for name, (card, test) in measured_cards().items()))
+
+
+def classes_block() -> str:
+    """IoU of each class on CamVid's test split."""
+    cards = measured_cards()
+    classes = next(iter(cards.values()))[0].labels.names
+    return table(('model', *classes), *(
+        (f'`{name}`', *(f'{test["iou"][c]:.0f}' for c in classes)) for name, (_, test) in cards.items()))
+
+
+def worse_block() -> str:
+    """The mIoU of each packaged model on worse images, by strength."""
+    tests = {name: test for name, (_, test) in measured_cards().items()}
+    kinds = [kind for kind in next(iter(tests.values()))['corrupted'] if kind != 'mean']
+    return table(
+        ('images', *(f'`{name}`' for name in tests)),
+        ('as they are', *(f'{t["miou"]:.1f}' for t in tests.values())),
+        *((kind, *(', '.join(f'{v:.0f}' for v in t['corrupted'][kind]) for t in tests.values()))
+          for kind in kinds),
+        ('mean', *(f'{t["corrupted"]["mean"]:.1f}' for t in tests.values())))
 
 
 def counts_block() -> str:
@@ -93,6 +119,8 @@ def first_line(path: Path) -> str:
 BLOCKS = {
     ('README.md', 'networks'): networks_block,
     ('docs/networks.md', 'counts'): counts_block,
+    ('docs/training.md', 'classes'): classes_block,
+    ('docs/training.md', 'worse'): worse_block,
     ('docs/node.md', 'parameters'): parameters_block,
     ('CONTRIBUTING.md', 'tree'): tree_block,
 }

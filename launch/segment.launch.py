@@ -21,7 +21,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 import yaml
 
 SHARE = Path(get_package_share_directory('lightseg_ros'))
-MODELS = sorted(path.stem.split('-')[0] for path in (SHARE / 'weights').glob('*.safetensors'))
+MODELS = sorted(path.stem.rsplit('-', 1)[0] for path in (SHARE / 'weights').glob('*.safetensors'))
 # Parameters of the segmentation node that are launch arguments too. An empty argument leaves the value of the
 # params_file.
 PARAMETERS = {

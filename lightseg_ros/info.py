@@ -171,6 +171,7 @@ def card_page(path: Path, card: Card) -> str:
         ('data set', f'{card.dataset or "–"}, split {card.split or "–"}'),
         *((f'mIoU, {split}', f'{measured["miou"]} %, by: {measured.get("command", "–")}')
           for split, measured in card.metrics.items() if isinstance(measured, dict) and 'miou' in measured),
+        *((f'mIoU, {split}, worse images', f'{mean} %, mean') for split, mean in worse_images(card).items()),
         ('temperature', f'{card.temperature:g} of the confidence, from {card.calibration.get("data", "–")}'
          if card.calibration else '–'),
         ('licence', one_line(card.license, 400) or '–'), ('source', one_line(card.source, 400) or '–')]
@@ -180,12 +181,20 @@ def card_page(path: Path, card: Card) -> str:
 def _weights_table(cards: Mapping[Path, Card | str]) -> str:
     if not cards:
         return 'No packaged weights. Train some: lightseg train --model NAME --data camvid'
-    rows = [('weights', 'network', 'data set', 'trained on', 'resolution', 'mIoU', 'licence of the data')]
+    rows = [('weights', 'network', 'data set', 'trained on', 'resolution', 'mIoU', 'worse images',
+             'licence of the data')]
     for path, card in cards.items():
         rows.append((path.stem, card.network, card.dataset, card.split, 'x'.join(map(str, card.resolution)),
-                     _miou(card), one_line(card.license, 100)) if isinstance(card, Card)
-                    else (path.stem, f"can't be read: {card}", '', '', '', '', ''))
+                     _miou(card), ', '.join(map(str, worse_images(card).values())) or '–',
+                     one_line(card.license, 100)) if isinstance(card, Card)
+                    else (path.stem, f"can't be read: {card}", '', '', '', '', '', ''))
     return _table(rows)
+
+
+def worse_images(card: Card) -> dict[str, float]:
+    """Return the mean mIoU on corrupted images of each split that was scored with --corrupt, in per cent."""
+    return {split: m['corrupted']['mean'] for split, m in card.metrics.items()
+            if isinstance(m, dict) and isinstance(m.get('corrupted'), dict) and 'mean' in m['corrupted']}
 
 
 def _miou(card: Card) -> str:

@@ -185,10 +185,14 @@ def resolve(model: str | Path) -> Path:
     What ends in '.safetensors' or holds a '/' is a path, in which a leading '~' is expanded; anything else is
     a name for `find`. The file need not exist; `load` says so.
     """
-    text = str(model)
-    if text.endswith('.safetensors') or '/' in text:
-        return Path(os.path.expanduser(text))  # Path.expanduser raises where there is no such user
-    return find(text)
+    if is_path(model):
+        return Path(os.path.expanduser(model))  # Path.expanduser raises where there is no such user
+    return find(str(model))
+
+
+def is_path(model: str | Path) -> bool:
+    """Return whether a user wrote a path and not a packaged network's name; see `resolve`."""
+    return str(model).endswith('.safetensors') or '/' in str(model)
 
 
 def digest(path: str | Path) -> str:

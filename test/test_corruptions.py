@@ -1,13 +1,15 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Corruptions: worse with strength, repeatable, and scored on a whole split."""
+import json
 import re
 
 import cv2
 import numpy as np
 import pytest
 
-from lightseg_ros import cli
+from lightseg_ros import cli, datasets, networks, weights
+from lightseg_ros.evaluation import corruptions
 from lightseg_ros.evaluation.corruptions import corrupt, CORRUPTIONS, STRENGTHS
 
 
@@ -50,23 +52,50 @@ def test_what_does_not_exist_is_named(rgb, name, strength):
         corrupt(rgb, name, strength)
 
 
-def test_a_split_is_scored_in_each(scenes, random_weights, tmp_path, capsys):
-    from lightseg_ros import datasets, networks, weights
-    known = datasets.load('folder', 'val', scenes).labels
+@pytest.fixture
+def arguments(scenes, tmp_path):
+    """Arguments of an evaluation of three classes by weights that are not trained."""
     path = tmp_path / 'three.safetensors'
+    known = datasets.load('folder', 'val', scenes).labels
     card = weights.Card('affnet', known, (100.0, 100.0, 100.0), (70.0, 70.0, 70.0), (64, 64))
     weights.save(path, networks.build('affnet', 3), card)
-    arguments = ['evaluate', '--model', str(path), '--device', 'cpu', '--backend', 'torch']
-    data = ['--data', 'folder', '--data-root', str(scenes), '--split', 'val']
-    assert cli.main([*arguments, *data, '--corrupt']) == 0
+    return ['evaluate', '--model', str(path), '--device', 'cpu', '--backend', 'torch', '--data', 'folder',
+            '--data-root', str(scenes), '--split', 'val']
+
+
+def test_a_split_is_scored_in_each(arguments, tmp_path, capsys):
+    assert cli.main([*arguments, '--corrupt', '--record', '--report', str(tmp_path / 'report')]) == 0
     printed = capsys.readouterr().out
     miou = float(re.search(r'mIoU +([\d.]+)', printed)[1])
     cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in printed.splitlines()
              if line.startswith('|')]
     rows = {name: [float(v) for v in values if v] for name, *values in cells[2:]}
-    assert rows['none'] == [pytest.approx(miou, abs=0.06)]
+    assert rows['as they are'] == [pytest.approx(miou, abs=0.06)]
     assert [len(rows[name]) for name in CORRUPTIONS] == [3] * 5
     every = [v for name in CORRUPTIONS for v in rows[name]]
     assert rows['mean of all 15'] == [pytest.approx(sum(every) / 15, abs=0.06)]
-    assert cli.main([*arguments, '--corrupt', str(tmp_path)]) == 1
+    result = json.loads((tmp_path / 'report' / 'result.json').read_text())['corrupted']
+    assert {name: np.round(v, 1).tolist() for name, v in result.items()} == {
+        'mean': rows['mean of all 15'][0], **{name: rows[name] for name in CORRUPTIONS}}
+    assert 'Worse images' in (tmp_path / 'report' / 'report.html').read_text()
+    card = weights.read_card(arguments[2]).metrics['val']
+    assert card['corrupted'] == {name: np.round(v, 2).tolist() for name, v in result.items()}
+    assert card['command'].endswith(' --split val --corrupt')
+    assert cli.main([*arguments, '--record']) == 0, 'another score without them does not remove them'
+    assert weights.read_card(arguments[2]).metrics['val']['corrupted'] == card['corrupted']
+    assert cli.main(['info', arguments[2]]) == 0
+    assert f'worse images  {card["corrupted"]["mean"]} %' in capsys.readouterr().out
+
+
+def test_what_is_done_when_they_are_stopped_is_kept(arguments, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(corruptions, 'score', stopped)
+    assert cli.main([*arguments, '--corrupt', '--json', str(tmp_path / 'r.json')]) == 130
+    result = json.loads((tmp_path / 'r.json').read_text())
+    assert result['counts']['scored'] > 0 and 'corrupted' not in result
+
+
+def test_they_need_a_data_set(tmp_path, capsys):
+    assert cli.main(['evaluate', '--corrupt', str(tmp_path)]) == 1
     assert 'name one with --data' in capsys.readouterr().err

@@ -30,7 +30,7 @@ def update():
 
 @pytest.mark.parametrize('page, block', [
     ('README.md', 'networks'), ('docs/networks.md', 'counts'), ('docs/node.md', 'parameters'),
-    ('CONTRIBUTING.md', 'tree')])
+    ('CONTRIBUTING.md', 'tree'), ('docs/training.md', 'classes'), ('docs/training.md', 'worse')])
 def test_generated_blocks_are_up_to_date(update, page, block):
     if block == 'parameters':
         pytest.importorskip('rclpy', reason='rclpy is not installed')

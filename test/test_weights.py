@@ -165,10 +165,13 @@ def test_packaged_weights_load_and_say_what_they_are():
     folder = weights.find('laanet').parent
     for path in folder.glob('*.safetensors'):
         network, card = weights.load(path)
-        assert path.stem == f'{card.network}-{card.dataset}'
+        name, dataset = path.stem.rsplit('-', 1)
+        assert dataset == card.dataset and name.split('-')[0] == card.network
+        assert weights.find(name) == weights.find(path.stem) == path
         assert card.license and card.source and card.recipe['epochs'] > 0
         assert 0 < card.metrics['test']['miou'] < 100
-        assert 'lightseg evaluate' in card.metrics['test']['command']
+        command = f'lightseg evaluate --model {name} --data camvid --split test'
+        assert card.metrics['test']['command'].removesuffix(' --corrupt') == command
         assert card == weights.read_card(path)
         assert not any(torch.isnan(p).any() for p in network.parameters())
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lightseg evaluate`: score a model on bags or on a data set."""
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from . import scoring
@@ -46,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--split', default='test', help='split of the data set')
     group.add_argument('--corrupt', action='store_true', help='score the split also in darkness, fog, '
                        'noise, motion blur and JPEG, in three strengths each, and print a table')
-    group.add_argument('--record', action='store_true',
-                       help="write mIoU and IoU into the weights file's card")
+    group.add_argument('--record', action='store_true', help="write mIoU and IoU into the weights file's "
+                       'card; with --corrupt also those of worse images')
     parser.add_argument('--apart', type=real(0), default=2.0, metavar='SECONDS',
                         help='least distance of frames that the report shows')
     scoring.add_output_arguments(parser)
@@ -84,11 +85,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         found = evaluate.evaluate_bags(args.bags, model, image_topic=args.image_topic, truth=truth,
                                        value_range=value_range, selection=selection, run=run)
+    stopped = False
+    if args.corrupt and not found.scores.counts['not_reached']:
+        try:
+            found = replace(found, corrupted=corruptions.robustness(dataset, segment, batch=args.batch))
+        except KeyboardInterrupt:
+            stopped = True  # the result of the images as they are is still written
     code = scoring.write(found, args, required)
     if found.parts and code != 130:
         found.parts.remove()
-    if args.corrupt and code != 130:
-        print(corruptions.robustness(dataset, segment, found, batch=args.batch).table())
     if args.record and code != 130:
-        print(evaluate.record(model, dataset, found.scores.result()))
-    return code
+        print(evaluate.record(model, dataset, found.result(vars(args))))
+    return 130 if stopped else code

@@ -7,7 +7,8 @@ The kinds are those of Hendrycks and Dietterich, "Benchmarking neural network ro
 and perturbations", 2019; the strengths are ours, for images of about 480x360.
 """
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+import itertools
 from typing import Any
 
 import cv2
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from ..datasets import DataSet
 from ..inference.segmenter import Segmenter
-from .evaluate import check_classes, Evaluation, read_dataset
+from .evaluate import check_classes, read_dataset
 from .recordings import RecordedFrame
 from .scorer import score
 from .scores import Scores
@@ -55,30 +56,6 @@ CORRUPTIONS = {'darkness': darkness, 'fog': fog, 'noise': noise, 'motion blur': 
 STRENGTHS = (1, 2, 3)
 
 
-@dataclass(frozen=True)
-class Robustness:
-    """mIoU in per cent: of the images as they are, and of each (corruption, strength)."""
-
-    clean: float
-    corrupted: dict[tuple[str, int], float]
-
-    def mean(self) -> float:
-        """Return the mean over all corruptions and strengths."""
-        return sum(self.corrupted.values()) / len(self.corrupted)
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        return {'clean': self.clean, 'mean': self.mean(), 'corrupted': {
-            name: [self.corrupted[name, strength] for strength in STRENGTHS] for name in CORRUPTIONS}}
-
-    def table(self) -> str:
-        """Return a table in Markdown: one row per corruption, one column per strength."""
-        rows = ['| corruption | 1 | 2 | 3 |', '|---|---|---|---|', f'| none | {self.clean:.1f} | | |']
-        rows += [f'| {name} | ' + ' | '.join(f'{self.corrupted[name, s]:.1f}' for s in STRENGTHS) + ' |'
-                 for name in CORRUPTIONS]
-        return '\n'.join([*rows, f'| mean of all 15 | {self.mean():.1f} | | |'])
-
-
 def corrupt(rgb: np.ndarray, name: str, strength: int, seed: int = 0) -> np.ndarray:
     """
     Return a worse image: uint8 RGB (H, W, 3) to the same shape and type; the same one for the same seed.
@@ -91,19 +68,22 @@ def corrupt(rgb: np.ndarray, name: str, strength: int, seed: int = 0) -> np.ndar
     return CORRUPTIONS[name](rgb, strength, np.random.default_rng(seed))
 
 
-def robustness(dataset: DataSet, segment: Segmenter, clean: Evaluation, *, batch: int = 1,
-               quiet: bool = False) -> Robustness:
-    """Score a split under every corruption and strength. `clean`: its evaluation as it is."""
+def robustness(dataset: DataSet, segment: Segmenter, *, batch: int = 1,
+               quiet: bool = False) -> dict[str, Any]:
+    """
+    Score a split under every corruption and strength.
+
+    Returns mIoU in per cent: a list by strength for each name in CORRUPTIONS, and the `mean` of all.
+    """
     check_classes(dataset, segment)
-    found = {}
+    found: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
     total = len(CORRUPTIONS) * len(STRENGTHS) * len(dataset)
     with tqdm(total=total, desc='corrupted', unit='frame', disable=quiet or None) as bar:
-        for name in CORRUPTIONS:
-            for strength in STRENGTHS:
-                scores = score(_corrupted(dataset, name, strength), segment,
-                               Scores(segment.labels, truth=True), batch=batch, progress=bar.update)
-                found[name, strength] = scores.confusion.miou()
-    return Robustness(clean.scores.confusion.miou(), found)
+        for name, strength in itertools.product(CORRUPTIONS, STRENGTHS):
+            scores = score(_corrupted(dataset, name, strength), segment, Scores(segment.labels, truth=True),
+                           batch=batch, progress=bar.update)
+            found[name].append(scores.confusion.miou())
+    return {'mean': float(np.mean(list(found.values())))} | found
 
 
 def _corrupted(dataset: DataSet, name: str, strength: int) -> Iterator[RecordedFrame]:

@@ -13,6 +13,8 @@ import threading
 from time import monotonic, perf_counter
 from typing import Any
 
+import numpy as np
+
 from .. import __version__, bags, files, image_folders, machine, weights
 from ..bags import BagError
 from ..datasets import DataSet
@@ -38,7 +40,8 @@ class Evaluation:
 
     `sources`: the description of each bag or data set. `model`: the network and how it ran, from
     `Segmenter.identity`. `device`: where it ran, from `Segmenter.device_name`. `parts`: what an evaluation
-    that was stopped goes on with; remove them when the result is written.
+    that was stopped goes on with; remove them when the result is written. `corrupted`: what the split scores
+    on worse images, from `corruptions.robustness`.
     """
 
     scores: Scores
@@ -46,6 +49,7 @@ class Evaluation:
     model: dict[str, str]
     device: str
     parts: Parts | None = field(default=None, kw_only=True)
+    corrupted: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     def result(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the result as reports take it, stamped; `options`: what the user asked for."""
@@ -56,7 +60,8 @@ class Evaluation:
 
         asked = {k: plain(v) for k, v in options.items() if v not in (None, '', [], False)}
         return {'format': text_report.FORMAT, **machine.stamp(self.device), 'options': asked,
-                'model': self.model, 'sources': self.sources} | self.scores.result()
+                'model': self.model, 'sources': self.sources} | self.scores.result() | (
+                    {'corrupted': self.corrupted} if self.corrupted else {})
 
 
 def read_dataset(dataset: DataSet, apart_ns: int = APART_NS) -> Iterator[RecordedFrame]:
@@ -195,13 +200,25 @@ def choose_samples(found: Sequence[Recording], apart_ns: int) -> None:
 
 
 def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
-    """Write what was measured on a split into the card of the weights file; return a line about it."""
+    """
+    Write what was measured on a split into the card of the weights file; return a line about it.
+
+    `result`: from `Evaluation.result`. Without scores of worse images, the card keeps those that it has.
+    """
     network, card = weights.load(model.path)
-    split, command = dataset.split, dataset.command(card.network)
+    split, before = dataset.split, card.metrics.get(dataset.split, {})
+    command = dataset.command(card.network if weights.is_path(model.name) else model.name)
     if model.resolution:
         command += f' --resolution {model.resolution}'
+    if model.precision != 'auto':
+        command += f' --precision {model.precision}'
     measured = {'miou': round(result['miou'], 2), 'command': command,
                 'iou': {name: round(v, 2) for name, v in result['iou'].items() if v is not None}}
+    if corrupted := result.get('corrupted'):
+        measured['corrupted'] = {k: np.round(v, 2).tolist() for k, v in corrupted.items()}
+        measured['command'] += ' --corrupt'
+    elif 'corrupted' in before:
+        measured['corrupted'] = before['corrupted']
     weights.save(model.path, network, replace(card, metrics={**card.metrics, split: measured}))
     return f'{model.path}: metrics.{split}.miou = {measured["miou"]}'
 

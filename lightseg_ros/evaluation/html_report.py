@@ -73,7 +73,7 @@ def write_html(result: dict[str, Any], pictures: Mapping[str, Sequence[Picture]]
         f'{escape(processor)} · {escape(result["model"]["resolution"])} · '
         f'{escape(result["model"]["precision"])} · {escape(result["model"]["backend"])}</p>',
         _required(result), _cards(result), _trouble(result), _live(result), '<h2>Classes</h2>',
-        _classes(result, colors), _groups(result)]
+        _classes(result, colors), _groups(result), _corrupted(result)]
     if result['confidence_shares']:
         body += ['<h2>Confidence</h2><p class="soft">Percent of all pixels at each confidence. Without '
                  'ground truth it tells where the network hesitates, not whether it is right.</p>',
@@ -241,6 +241,17 @@ def _groups(result: dict[str, Any]) -> str:
     rows = ''.join(f'<tr><td>{escape(g)} <small>{escape(", ".join(members[g]))}</small></td>'
                    f'<td>{number(v)}</td></tr>' for g, v in result['group_iou'].items())
     return f'<h2>Groups of classes</h2><table><tr><th>group</th><th>IoU %</th></tr>{rows}</table>'
+
+
+def _corrupted(result: dict[str, Any]) -> str:
+    found = {name: values for name, values in result.get('corrupted', {}).items() if name != 'mean'}
+    if not found:
+        return ''
+    rows = ''.join(f'<tr><td>{escape(name)}</td>{"".join(f"<td>{v:.1f}</td>" for v in values)}</tr>'
+                   for name, values in found.items())
+    return ('<h2>Worse images</h2><p class="soft">mIoU in percent on the same images made worse, in three '
+            f'strengths. Mean {result["corrupted"]["mean"]:.1f} %.</p>'
+            f'<table><tr><th></th><th>1</th><th>2</th><th>3</th></tr>{rows}</table>')
 
 
 def _bar(percent: float | None, color: str = 'var(--blue)') -> str:

@@ -89,8 +89,19 @@ def text(result: dict[str, Any]) -> str:
                          'replaced by a newer frame: docs/troubleshooting.md')
     lines.append(counts_text(result['counts']))
     lines += [f'  {s["count"]} x {s["what"]}: {s["first"]}' for s in result['skipped']]
+    if corrupted := result.get('corrupted'):
+        lines += ['', *corrupted_table(result['miou'], corrupted), '']
     lines += [f'{"met" if r["met"] else "MISSED"}: {r["text"]}' for r in result.get('required', [])]
     return '\n'.join(lines)
+
+
+def corrupted_table(clean: float, corrupted: dict[str, Any]) -> list[str]:
+    """Return the lines of a table in Markdown: mIoU of the images as they are, and of worse ones."""
+    found = {name: values for name, values in corrupted.items() if name != 'mean'}
+    count = sum(map(len, found.values()))
+    return ['| mIoU %, strength | 1 | 2 | 3 |', '|---|---|---|---|', f'| as they are | {clean:.1f} | | |',
+            *(f'| {name} | {" | ".join(f"{v:.1f}" for v in values)} |' for name, values in found.items()),
+            f'| mean of all {count} | {corrupted["mean"]:.1f} | | |']
 
 
 def compare_text(results: dict[str, dict[str, Any]], paired: dict[str, dict[str, Any]]) -> str:
