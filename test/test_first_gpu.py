@@ -101,7 +101,8 @@ import sys
 sys.path.insert(0, '{BENCH}')
 import first_gpu
 os.sched_getaffinity = lambda process: range(4)  # two processes share the tests
-first_gpu.tests('{tmp_path}/test_hangs.py')
+# With this root, a test's name and with it its process is the same everywhere.
+first_gpu.tests('{tmp_path}/test_hangs.py', '--rootdir={tmp_path}')
 """)
     log = step(f'step 30 "{sys.executable}" "{tmp_path}/run.py"', tmp_path)
     assert re.search(r'^1\|.*test_hangs.py", line 7 in test_one$', log, re.M), log
