@@ -286,6 +286,8 @@ def test_launch_file(installed, monkeypatch, tmp_path, capfd):
             'camera', 'depth_topic', 'camera_info_topic', 'compressed_topic', 'autostart', 'lazy',
             'image_size', 'rviz', 'rviz_frame', 'smoothing'} <= set(arguments)
     assert all(a.description for a in arguments.values())
+    assert set(arguments['model'].choices) == {'', *(p.stem.removesuffix('-camvid') for p in (
+        ROOT / 'weights').glob('*.safetensors'))}
     params = tmp_path / 'p.yaml'
     params.write_text('/**: {ros__parameters: {model: affnet}}')
 
