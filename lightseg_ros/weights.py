@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights files: safetensors whose metadata (the card) says everything that is needed to run them."""
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 import hashlib
 import json
 import os
@@ -174,8 +175,10 @@ def find(name: str, dataset: str = 'camvid') -> Path:
             return packaged[stem]
     known = ', '.join(sorted(packaged)) or 'none'
     shown = one_line(name, 300)  # it may be a path
-    raise WeightsError(f'no packaged weights for {shown!r}; packaged: {known}. Give the path of a weights '
-                       f'file, or train: lightseg train --model {shown} --data camvid')
+    near = get_close_matches(name[:300], [stem.rsplit('-', 1)[0] for stem in packaged], 1, 0.75)
+    meant = f'; did you mean {near[0]!r}?' if near else ';'
+    raise WeightsError(f'no packaged weights for {shown!r}{meant} packaged: {known}. Give the path of a '
+                       f'weights file, or train: lightseg train --model {shown} --data camvid')
 
 
 def resolve(model: str | Path) -> Path:

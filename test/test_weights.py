@@ -157,7 +157,9 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 def test_find():
     assert weights.find('laanet').name == 'laanet-camvid.safetensors'
     assert weights.find('laanet-camvid') == weights.find('laanet')
-    with pytest.raises(WeightsError, match=r'packaged: .*laanet-camvid.*lightseg train --model segnet'):
+    with pytest.raises(WeightsError, match="for 'laanet-robuts'; did you mean 'laanet-robust'"):
+        weights.find('laanet-robuts')
+    with pytest.raises(WeightsError, match=r"for 'segnet'; packaged: .*laanet-camvid.*train --model segnet"):
         weights.find('segnet')
 
 
