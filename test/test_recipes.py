@@ -24,8 +24,9 @@ def test_recipes_are_the_papers():
 
 def test_options_beyond_the_papers_are_off():
     """Only the recalibration of the norms, which trains nothing, is part of every recipe."""
-    off = {'aspect': 0, 'edges': 0, 'padding': 'mean', 'gamma': 0, 'dusk': 0, 'noise': 0, 'erase': 0,
-           'recolor': 0, 'street_share': 0, 'weighting': 'log', 'dropout': 0, 'swa': 0, 'recalibrate': True}
+    off = {'aspect': 0, 'edges': 0, 'padding': 'mean', 'gamma': 0, 'dusk': 0, 'fog': 0, 'noise': 0,
+           'erase': 0, 'recolor': 0, 'street_share': 0, 'weighting': 'log', 'dropout': 0, 'swa': 0,
+           'recalibrate': True}
     for name in recipes.RECIPES:
         recipe = recipes.load(name, 'laanet')
         assert {k: getattr(recipe, k) for k in off} == off
@@ -41,6 +42,7 @@ def test_options_beyond_the_papers_are_off():
     ({'first_scale': (0.5,)}, r'first_scale is \(0.5,\); expected two or more numbers above 0'),
     ({'mix': 2.0}, 'mix is 2.0; expected 0 to 1'),
     ({'dusk': -0.1}, 'dusk is -0.1; expected 0 to 1'),
+    ({'fog': 1.5}, 'fog is 1.5; expected 0 to 1'),
     ({'noise': -1.0}, 'noise is -1.0; expected 0 to 255'),
     ({'swa': 0.2}, 'ema is 0.999 and swa 0.2; expected one of the two to be 0'),
     ({'padding': 'zero'}, "unknown padding 'zero'; known: mean, reflect"),

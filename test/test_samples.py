@@ -104,7 +104,7 @@ def test_a_draw_depends_on_its_generator_alone():
         return samples.draw(10, 4, torch.Generator().manual_seed(seed), size=(96, 128), crop=(64, 64),
                          scale=(0.5, 2.0), color=0.2, blur=0.5, mix=0.5, num_classes=11, gamma=0.2,
                          noise=5.0, erase=0.5, edges=0.5, aspect=0.1, dusk=0.5, extra=5,
-                         extra_share=0.5, recolor=0.5)
+                         extra_share=0.5, recolor=0.5, fog=0.5)
     first, again, other = drawn(1), drawn(1), drawn(2)
     assert all(torch.equal(a, b) for a, b in zip(first, again))
     assert not torch.equal(first.theta, other.theta)
@@ -118,8 +118,8 @@ def test_options_that_are_off_draw_nothing():
         return samples.draw(8, 4, torch.Generator().manual_seed(1), size=(96, 128), crop=(64, 64),
                             scale=(0.5, 2.0), color=0.2, blur=0.5, mix=0.5, num_classes=11, **options)
     plain = drawn()
-    assert plain[5:] == (None,) * 5
-    every = drawn(aspect=0.2, edges=0.5, gamma=0.3, dusk=0.5, noise=9.0, erase=0.5, recolor=0.5)
+    assert plain[5:] == (None,) * 6
+    every = drawn(aspect=0.2, edges=0.5, gamma=0.3, dusk=0.5, noise=9.0, erase=0.5, recolor=0.5, fog=0.5)
     assert all(torch.equal(getattr(plain, name), getattr(every, name))
                for name in ('chosen', 'color', 'sigma', 'paste'))
 
@@ -187,6 +187,21 @@ def test_gamma_and_dusk_change_the_tone(device):
     tint = dark[night].mean((2, 3)) / x[night].mean((2, 3))
     assert (tint.max(1).values / tint.min(1).values).max() > 1.1
     assert torch.equal(y, y2) and torch.equal(y, y3)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_fog_lays_a_grey_veil_over_some_images(device):
+    _, _, _, (x, y) = sample(device, n=64)
+    _, _, drawn, (veiled, y2) = sample(device, n=64, fog=0.5)
+    assert torch.equal(y, y2)
+    seen, level = drawn.veil[:, 0], drawn.veil[:, 1]
+    foggy = seen < 1
+    assert torch.equal(veiled[~foggy], x[~foggy]) and 16 < int(foggy.sum()) < 48
+    assert 0.3 <= seen.min() < 0.5 and 0.7 < seen[foggy].max() < 0.9
+    assert level[foggy].min() >= 160 and level.max() < 240
+    # All is nearer to the grey level by the same share, so contrast falls and colours fade.
+    level, seen = level.view(-1, 1, 1, 1), seen.view(-1, 1, 1, 1)
+    assert torch.allclose((veiled - level)[foggy], ((x - level) * seen)[foggy], atol=1e-3)
 
 
 @pytest.mark.parametrize('device', DEVICES)

@@ -327,8 +327,9 @@ def test_the_street_is_mixed_in(scenes, tmp_path):
 
 
 def test_every_option_trains(scenes, tmp_path):
-    recipe = replace(TINY, epochs=1, aspect=0.1, edges=0.5, padding='reflect', gamma=0.2, dusk=0.5, noise=5.0,
-                     erase=0.5, street_share=0.3, weighting='median', dropout=0.1, ema=0.0, swa=0.5)
+    recipe = replace(TINY, epochs=1, aspect=0.1, edges=0.5, padding='reflect', gamma=0.2, dusk=0.5, fog=0.5,
+                     noise=5.0, erase=0.5, street_share=0.3, weighting='median', dropout=0.1, ema=0.0,
+                     swa=0.5)
     path = train(recipe, datasets.load('folder', 'train', scenes), tmp_path, device='cpu')
     assert {k: v for k, v in weights.read_card(path).recipe.items() if k in recipe.plain()} == recipe.plain()
 

@@ -66,6 +66,7 @@ class Recipe:
                                    'reflected image; the label is void')
     gamma: float = _number(0.0, 'brightness exponents are up to 1 + this or down to 1 / (1 + this)')
     dusk: float = _number(0.0, 'share of the images that are darkened and tinted like at dusk, 0 to 1')
+    fog: float = _number(0.0, 'share of the images behind a light grey veil as in fog, 0 to 1')
     noise: float = _number(0.0, 'largest standard deviation of the noise, on the scale of 0 to 255')
     erase: float = _number(0.0, 'share of the images with a rectangle erased, its label void, 0 to 1')
     recolor: float = _number(0.0, 'share of the images in which classes get random colours and brightness, '
@@ -114,7 +115,7 @@ class Recipe:
             raise RecipeError(f'freeze is {self.freeze} without init: random weights would stay random; name '
                               'the weights to start from with --init')
         for name in ('first_share', 'blur', 'mix', 'smoothing', 'ema', 'color', 'edges', 'dusk', 'erase',
-                     'recolor', 'street_share', 'dropout', 'swa'):
+                     'fog', 'recolor', 'street_share', 'dropout', 'swa'):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f'{name} is {getattr(self, name)!r}; expected 0 to 1')
         for name in ('crop', 'first_crop'):

@@ -21,6 +21,8 @@ PATTERN = 512  # side of the tile of noise, in pixels
 # Ranges of what happens to an image at dusk, and of the sides of an erased rectangle.
 DUSK_GAIN, DUSK_EXPONENT, DUSK_TINT = (0.25, 0.8), (1.0, 1.5), (0.8, 1.1)
 ERASED = (0.1, 0.4)
+# Ranges of the veil of fog: share of the image that is left, and its grey level.
+FOG_SEEN, FOG_LEVEL = (0.3, 0.9), (160.0, 240.0)
 # Ranges of what recolours a class: brightness, and factors of red, green and blue; and of the shade, as the
 # natural logarithm of the factor at an edge of the crop.
 CLASS_GAIN, CLASS_TINT, SHADE = (0.4, 1.4), (0.7, 1.2), 0.4
@@ -140,7 +142,8 @@ class AugmentParams(NamedTuple):
     of the rectangle that is erased, as fractions of the crop; all 0 where nothing is erased. `tints`
     (n, K + 1, 3): factors of red, green and blue for the pixels of each class, the last row for void. `shade`
     (n, 2): natural logarithm of the brightness factor at the right and bottom edge; it is linear in between,
-    and has the other sign at the left and top edge.
+    and has the other sign at the left and top edge. `veil` (n, 2): share of the image that is seen through
+    fog, and the fog's grey level.
     """
 
     chosen: Tensor
@@ -153,6 +156,7 @@ class AugmentParams(NamedTuple):
     box: Tensor | None = None
     tints: Tensor | None = None
     shade: Tensor | None = None
+    veil: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> 'AugmentParams':
         return AugmentParams(*(t if t is None else function(t) for t in self))  # type: ignore[arg-type]
@@ -162,16 +166,17 @@ def draw(count: int, batch: int, generator: torch.Generator, *, size: tuple[int,
          scale: tuple[float, ...] = (1.0, 1.0), color: float = 0.0, blur: float = 0.0, mix: float = 0.0,
          num_classes: int = 255, aspect: float = 0.0, edges: float = 0.0, gamma: float = 0.0,
          dusk: float = 0.0, noise: float = 0.0, erase: float = 0.0, extra: int = 0,
-         extra_share: float = 0.0, recolor: float = 0.0) -> AugmentParams:
+         extra_share: float = 0.0, recolor: float = 0.0, fog: float = 0.0) -> AugmentParams:
     """
     Draw an epoch: `count` images in random order, as many as fill whole batches, and their augmentation.
 
     `size`, `crop`: (height, width) of the images and of the crops. `scale`: two numbers are a range of the
     zoom, drawn log-uniformly; more are a set. `color`: half-range of the factors. `blur`, `mix`, `edges`,
-    `dusk`, `erase`, `recolor`: share of the samples. `aspect`, `gamma`: largest factor, less 1. `noise`:
-    largest standard deviation. The share `extra_share` of the samples is replaced by synthetic images, which
-    follow the others: indices `count` to `count + extra - 1`. Their colours vary more. Everything is drawn on
-    the CPU from the generator alone, so that every device and every resumed run trains on the same samples.
+    `dusk`, `fog`, `erase`, `recolor`: share of the samples. `aspect`, `gamma`: largest factor, less 1.
+    `noise`: largest standard deviation. The share `extra_share` of the samples is replaced by synthetic
+    images, which follow the others: indices `count` to `count + extra - 1`. Their colours vary more.
+    Everything is drawn on the CPU from the generator alone, so that every device and every resumed run trains
+    on the same samples.
     """
     n = count // batch * batch
 
@@ -227,7 +232,11 @@ def draw(count: int, batch: int, generator: torch.Generator, *, size: tuple[int,
         changed = (uniform(0, 1, num_classes, 1) < 0.5) & (uniform(0, 1, 1, 1) < recolor)
         tints = F.pad(torch.where(changed, tints, 1.0), (0, 0, 0, 1), value=1.0)
         shade = uniform(-SHADE, SHADE, 2) * (uniform(0, 1, 1) < recolor)
-    return AugmentParams(chosen, theta, factors, sigma, paste, tone, spread, box, tints, shade)
+    veil = None
+    if fog:
+        thick = torch.cat([uniform(*FOG_SEEN, 1), uniform(*FOG_LEVEL, 1)], 1)
+        veil = torch.where(uniform(0, 1, 1) < fog, thick, torch.tensor([1.0, 0.0]))
+    return AugmentParams(chosen, theta, factors, sigma, paste, tone, spread, box, tints, shade, veil)
 
 
 def _widen(theta: Tensor, factor: Tensor) -> None:
@@ -281,6 +290,9 @@ def augment(images: Tensor, labels: Tensor, drawn: AugmentParams, *, crop: tuple
     if drawn.tone is not None:
         gain, exponent, tint = drawn.tone.view(n, 5, 1, 1).split((1, 1, 3), 1)
         x = 255 * (x * (gain * tint / 255)).clamp(0, 1) ** exponent
+    if drawn.veil is not None:
+        seen, level = drawn.veil.view(n, 2, 1, 1, 1).unbind(1)
+        x = x * seen + level * (1 - seen)
     if drawn.noise is not None:
         x = (x + drawn.noise[:, 0].view(n, 1, 1, 1) * _noise(drawn.noise[:, 1:], crop)).clamp(0, 255)
     if drawn.box is not None:

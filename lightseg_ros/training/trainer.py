@@ -158,7 +158,7 @@ class Trainer:
         drawn = samples.draw(len(self.dataset), r.batch, generator, size=size, crop=crop,
                              scale=(first and r.first_scale) or r.scale, color=r.color, blur=r.blur,
                              mix=r.mix, num_classes=self.num_classes, aspect=r.aspect, edges=r.edges,
-                             gamma=r.gamma, dusk=r.dusk, noise=r.noise, erase=r.erase,
+                             gamma=r.gamma, dusk=r.dusk, fog=r.fog, noise=r.noise, erase=r.erase,
                              extra=len(self.images) - len(self.dataset), extra_share=r.street_share,
                              recolor=r.recolor)
         return drawn.map(lambda t: t[self.rank::self.world].to(self.device))
