@@ -11,7 +11,7 @@ import tempfile
 
 import cv2
 import numpy as np
-from update import MEASURED, ROOT, test_miou
+from update import MEASURED, measured_cards, ROOT
 
 from lightseg_ros import labels, networks
 from lightseg_ros.benchmark import report
@@ -63,7 +63,8 @@ def draw_networks(path: Path) -> None:
         matrix = ConfusionMatrix(len(camvid))
         for ids, (_, truth) in zip(found, shots):
             matrix.update(truth, ids)
-        rows.append(strip(f'{name}: mIoU {matrix.miou():.0f} % here, {test_miou(name)} % CamVid test',
+        miou = measured_cards()[name][1]['miou']
+        rows.append(strip(f'{name}: mIoU {matrix.miou():.0f} % here, {miou:.1f} % CamVid test',
                           [palette[ids] for ids in found]))
     rows.append(legend(camvid.names, palette, rows[0].shape[1]))
     cv2.imwrite(str(path), np.vstack(rows)[..., ::-1])
@@ -72,8 +73,9 @@ def draw_networks(path: Path) -> None:
 def draw_speed(path: Path) -> None:
     """Draw the measured speeds beside what the weights reach today."""
     result = report.read(MEASURED)
+    cards = measured_cards()
     for row in result['rows']:
-        row['miou'] = float(test_miou(row['network']))
+        row['miou'] = round(cards[row['network']][1]['miou'], 1)
     with tempfile.NamedTemporaryFile('w', suffix='.json') as file:
         json.dump(result, file)
         file.flush()

@@ -44,7 +44,8 @@ def networks_block() -> str:
     return table(('model', 'parameters', 'mIoU, ours', 'worse images', 'mIoU, paper', 'fps, float32',
                   'fps, bfloat16'), *(
         (f'`{name}`', f'{info.describe(card.network, *info.CAMVID).parameters:,}', f'{test["miou"]:.1f}',
-         f'{test["corrupted"]["mean"]:.1f}', f'{info.PAPERS[card.network].camvid or "–"}',
+         f'{test["corrupted"]["mean"]:.1f}' if 'corrupted' in test else '–',
+         f'{info.PAPERS[card.network].camvid or "–"}',
          fps[card.network, 'float32'], fps[card.network, 'bfloat16'])
         for name, (card, test) in measured_cards().items()))
 
@@ -59,7 +60,7 @@ def classes_block() -> str:
 
 def worse_block() -> str:
     """The mIoU of each packaged model on worse images, by strength."""
-    tests = {name: test for name, (_, test) in measured_cards().items()}
+    tests = {name: test for name, (_, test) in measured_cards().items() if 'corrupted' in test}
     kinds = [kind for kind in next(iter(tests.values()))['corrupted'] if kind != 'mean']
     return table(
         ('images', *(f'`{name}`' for name in tests)),
