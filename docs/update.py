@@ -33,7 +33,7 @@ def measured_cards() -> dict[str, tuple[weights.Card, dict[str, Any]]]:
     """Return of each packaged model its card, and what it says of the test split."""
     cards = {path.stem.rsplit('-', 1)[0]: card for path, card in info.packaged().items()
              if isinstance(card, weights.Card)}
-    return {name: (card, card.metrics['test']) for network in networks.PAPER_NETWORKS
+    return {name: (card, card.metrics['test']) for network in networks.NETWORKS
             for name, card in cards.items() if card.network == network}
 
 
