@@ -1,8 +1,11 @@
 # Copyright 2026 The lightseg_ros authors
 # SPDX-License-Identifier: Apache-2.0
 """Corruptions: worse with strength, repeatable, and scored on a whole split."""
+from dataclasses import replace
 import json
 import re
+import shutil
+import signal
 
 import cv2
 import numpy as np
@@ -87,13 +90,34 @@ def test_a_split_is_scored_in_each(arguments, tmp_path, capsys):
     assert f'worse images  {card["corrupted"]["mean"]} %' in capsys.readouterr().out
 
 
-def test_what_is_done_when_they_are_stopped_is_kept(arguments, tmp_path, monkeypatch):
-    def stopped(*_, **__):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(corruptions, 'score', stopped)
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_what_is_done_when_they_are_stopped_is_kept(arguments, tmp_path, monkeypatch, capsys, number):
+    def stopped(rgb, *_, **__):
+        signal.raise_signal(number)
+        return rgb
+    monkeypatch.setattr(corruptions, 'corrupt', stopped)
     assert cli.main([*arguments, '--corrupt', '--json', str(tmp_path / 'r.json')]) == 130
     result = json.loads((tmp_path / 'r.json').read_text())
     assert result['counts']['scored'] > 0 and 'corrupted' not in result
+    assert 'stopped before all worse images were scored' in capsys.readouterr().out
+
+
+def test_without_a_labelled_pixel_there_is_nothing_to_compare(arguments, scenes, tmp_path, capsys):
+    root = shutil.copytree(scenes, tmp_path / 'void')
+    for path in (root / 'labels' / 'val').iterdir():
+        cv2.imwrite(str(path), np.full((64, 64), 255, np.uint8))
+    arguments[arguments.index(str(scenes))] = str(root)
+    assert cli.main([*arguments, '--corrupt']) == 0
+    assert 'mIoU –' in capsys.readouterr().out
+    assert cli.main([*arguments, '--record']) == 1
+    assert 'no labelled pixel' in capsys.readouterr().err
+
+
+def test_a_card_edited_by_hand_takes_new_scores(arguments):
+    network, card = weights.load(arguments[2])
+    weights.save(arguments[2], network, replace(card, metrics={'val': 5}))
+    assert cli.main([*arguments, '--record']) == 0
+    assert weights.read_card(arguments[2]).metrics['val']['miou'] >= 0
 
 
 def test_they_need_a_data_set(tmp_path, capsys):

@@ -5,6 +5,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from ..files import try_to_write
 from . import scoring
 from .numbers import real, whole
 
@@ -80,13 +81,16 @@ def run(args: argparse.Namespace) -> int:
     if args.data:
         dataset = datasets.load(args.data, args.split, args.data_root)
         segment = model.load()
+        if args.record:
+            try_to_write(model.path)
         found = evaluate.evaluate_dataset(dataset, segment, batch=args.batch, apart_ns=run.apart_ns,
                                           smoothing=args.smoothing)
     else:
         found = evaluate.evaluate_bags(args.bags, model, image_topic=args.image_topic, truth=truth,
                                        value_range=value_range, selection=selection, run=run)
     stopped = False
-    if args.corrupt and not found.scores.counts['not_reached']:
+    # The mIoU is NaN where no pixel is labelled; then there is nothing to compare with.
+    if args.corrupt and not found.scores.counts['not_reached'] and found.scores.confusion.miou() >= 0:
         try:
             found = replace(found, corrupted=corruptions.robustness(dataset, segment, batch=args.batch))
         except KeyboardInterrupt:
@@ -96,4 +100,6 @@ def run(args: argparse.Namespace) -> int:
         found.parts.remove()
     if args.record and code != 130:
         print(evaluate.record(model, dataset, found.result(vars(args))))
+    if stopped:
+        print('stopped before all worse images were scored; their scores are left out')
     return 130 if stopped else code

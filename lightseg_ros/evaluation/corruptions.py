@@ -13,11 +13,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from ..datasets import DataSet
 from ..inference.segmenter import Segmenter
 from .evaluate import check_classes, read_dataset
+from .progress import Progress, until_stopped
 from .recordings import RecordedFrame
 from .scorer import score
 from .scores import Scores
@@ -73,15 +73,21 @@ def robustness(dataset: DataSet, segment: Segmenter, *, batch: int = 1,
     """
     Score a split under every corruption and strength.
 
-    Returns mIoU in per cent: a list by strength for each name in CORRUPTIONS, and the `mean` of all.
+    Returns mIoU in per cent: a list by strength for each name in CORRUPTIONS, and the `mean` of all. SIGINT
+    and SIGTERM raise `KeyboardInterrupt` after the frame in progress, the second one at once.
     """
     check_classes(dataset, segment)
     found: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
     total = len(CORRUPTIONS) * len(STRENGTHS) * len(dataset)
-    with tqdm(total=total, desc='corrupted', unit='frame', disable=quiet or None) as bar:
+    with Progress(total, 'corrupted', quiet) as progress, until_stopped() as stopped:
+        def done(count: int) -> None:
+            progress.update(count)
+            if stopped.is_set():
+                raise KeyboardInterrupt
+
         for name, strength in itertools.product(CORRUPTIONS, STRENGTHS):
             scores = score(_corrupted(dataset, name, strength), segment, Scores(segment.labels, truth=True),
-                           batch=batch, progress=bar.update)
+                           batch=batch, progress=done)
             found[name].append(scores.confusion.miou())
     return {'mean': float(np.mean(list(found.values())))} | found
 

@@ -205,8 +205,10 @@ def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
 
     `result`: from `Evaluation.result`. Without scores of worse images, the card keeps those that it has.
     """
+    if result['miou'] is None:
+        raise EvaluationError(f'no labelled pixel in {dataset.name} {dataset.split}: nothing to record')
     network, card = weights.load(model.path)
-    split, before = dataset.split, card.metrics.get(dataset.split, {})
+    split, before = dataset.split, card.metrics.get(dataset.split)
     command = dataset.command(card.network if weights.is_path(model.name) else model.name)
     if model.resolution:
         command += f' --resolution {model.resolution}'
@@ -217,7 +219,7 @@ def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
     if corrupted := result.get('corrupted'):
         measured['corrupted'] = {k: np.round(v, 2).tolist() for k, v in corrupted.items()}
         measured['command'] += ' --corrupt'
-    elif 'corrupted' in before:
+    elif isinstance(before, dict) and 'corrupted' in before:
         measured['corrupted'] = before['corrupted']
     weights.save(model.path, network, replace(card, metrics={**card.metrics, split: measured}))
     return f'{model.path}: metrics.{split}.miou = {measured["miou"]}'
