@@ -169,7 +169,8 @@ def card_page(path: Path, card: Card) -> str:
         ('classes', f'{len(card.labels)} ({card.labels.name}): ' + ', '.join(card.labels.names)),
         ('resolution', 'x'.join(map(str, card.resolution))),
         ('data set', f'{card.dataset or "–"}, split {card.split or "–"}'),
-        *((f'mIoU, {split}', f'{measured["miou"]} %, by: {measured.get("command", "–")}')
+        *((f'mIoU, {split}', f'{one_line(measured["miou"], 40)} %, by: '
+           f'{one_line(measured.get("command", "–"), 400)}')
           for split, measured in card.metrics.items() if isinstance(measured, dict) and 'miou' in measured),
         *((f'mIoU, {split}, worse images', f'{mean} %, mean') for split, mean in worse_images(card).items()),
         ('temperature', f'{card.temperature:g} of the confidence, from {card.calibration.get("data", "–")}'
@@ -193,14 +194,16 @@ def _weights_table(cards: Mapping[Path, Card | str]) -> str:
 
 def worse_images(card: Card) -> dict[str, float]:
     """Return the mean mIoU on corrupted images of each split that was scored with --corrupt, in per cent."""
-    return {split: m['corrupted']['mean'] for split, m in card.metrics.items()
-            if isinstance(m, dict) and isinstance(m.get('corrupted'), dict) and 'mean' in m['corrupted']}
+    found = {split: m['corrupted'].get('mean') for split, m in card.metrics.items()
+             if isinstance(m, dict) and isinstance(m.get('corrupted'), dict)}
+    return {split: mean for split, mean in found.items()  # a card may be edited by hand
+            if type(mean) in (int, float) and 0 <= mean <= 100}
 
 
 def _miou(card: Card) -> str:
     """Return the measured mIoU of each split, in per cent."""
     found = {split: m['miou'] for split, m in card.metrics.items() if isinstance(m, dict) and 'miou' in m}
-    return ', '.join(f'{split} {miou}' for split, miou in found.items()) or 'not measured'
+    return ', '.join(f'{split} {one_line(miou, 40)}' for split, miou in found.items()) or 'not measured'
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

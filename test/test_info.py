@@ -93,6 +93,17 @@ def test_a_huge_licence_does_not_fill_the_screen(tmp_path, capsys):
     assert 'all rights all rights' in out and max(len(line) for line in out.splitlines()) < 600
 
 
+@pytest.mark.parametrize('corrupted', [
+    None, 5, [], {}, *({'mean': v} for v in (None, True, 'a\nb', [1], float('nan'), 10**400))])
+def test_odd_scores_of_worse_images_are_left_out(tmp_path, corrupted):
+    card = weights.Card('affnet', labels.load('camvid'), (100, 101, 102), (60, 61, 62), (128, 96),
+                        metrics={'test': {'miou': 'high\n\x1b[31m', 'corrupted': corrupted}})
+    path = tmp_path / 'mine.safetensors'
+    weights.save(path, networks.build('affnet', 11), card)
+    page = info.card_page(path, weights.read_card(path))
+    assert r'high \x1b[31m %' in page and 'worse images' not in page
+
+
 def test_mistakes(tmp_path, capsys):
     for arguments, text in (
             (['unet'], "'unet' is not a network (known: laanet, fbsnet, "),
