@@ -175,7 +175,7 @@ def find(name: str, dataset: str = 'camvid') -> Path:
             return packaged[stem]
     known = ', '.join(sorted(packaged)) or 'none'
     shown = one_line(name, 300)  # it may be a path
-    near = get_close_matches(name[:300], [stem.rsplit('-', 1)[0] for stem in packaged], 1, 0.75)
+    near = get_close_matches(name[:300].lower(), [stem.rsplit('-', 1)[0] for stem in packaged], 1, 0.75)
     meant = f'; did you mean {near[0]!r}?' if near else ';'
     raise WeightsError(f'no packaged weights for {shown!r}{meant} packaged: {known}. Give the path of a '
                        f'weights file, or train: lightseg train --model {shown} --data camvid')

@@ -159,6 +159,8 @@ def test_find():
     assert weights.find('laanet-camvid') == weights.find('laanet')
     with pytest.raises(WeightsError, match="for 'laanet-robuts'; did you mean 'laanet-robust'"):
         weights.find('laanet-robuts')
+    with pytest.raises(WeightsError, match="for 'FBSNet'; did you mean 'fbsnet'"):
+        weights.find('FBSNet')  # as its paper spells it
     with pytest.raises(WeightsError, match=r"for 'segnet'; packaged: .*laanet-camvid.*train --model segnet"):
         weights.find('segnet')
 
