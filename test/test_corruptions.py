@@ -85,9 +85,11 @@ def test_a_split_is_scored_in_each(arguments, tmp_path, capsys):
     assert card['corrupted'] == {name: np.round(v, 2).tolist() for name, v in result.items()}
     assert card['command'].endswith(' --split val --corrupt')
     assert cli.main([*arguments, '--record']) == 0, 'another score without them does not remove them'
-    assert weights.read_card(arguments[2]).metrics['val']['corrupted'] == card['corrupted']
+    assert weights.read_card(arguments[2]).metrics['val'] == card
     assert cli.main(['info', arguments[2]]) == 0
     assert f'worse images  {card["corrupted"]["mean"]} %' in capsys.readouterr().out
+    assert cli.main([*arguments, '--record', '--resolution', '96x64']) == 0
+    assert 'corrupted' not in weights.read_card(arguments[2]).metrics['val'], 'another resolution'
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

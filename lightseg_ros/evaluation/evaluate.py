@@ -203,7 +203,8 @@ def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
     """
     Write what was measured on a split into the card of the weights file; return a line about it.
 
-    `result`: from `Evaluation.result`. Without scores of worse images, the card keeps those that it has.
+    `result`: from `Evaluation.result`. Without scores of worse images, the card keeps those that were made
+    with the same settings.
     """
     if result['miou'] is None:
         raise EvaluationError(f'no labelled pixel in {dataset.name} {dataset.split}: nothing to record')
@@ -216,11 +217,13 @@ def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
         command += f' --precision {model.precision}'
     measured = {'miou': round(result['miou'], 2), 'command': command,
                 'iou': {name: round(v, 2) for name, v in result['iou'].items() if v is not None}}
+    with_worse = command + ' --corrupt'
     if corrupted := result.get('corrupted'):
-        measured['corrupted'] = {k: np.round(v, 2).tolist() for k, v in corrupted.items()}
-        measured['command'] += ' --corrupt'
-    elif isinstance(before, dict) and 'corrupted' in before:
-        measured['corrupted'] = before['corrupted']
+        corrupted = {k: np.round(v, 2).tolist() for k, v in corrupted.items()}
+    elif isinstance(before, dict) and before.get('command') == with_worse:
+        corrupted = before.get('corrupted')
+    if corrupted:
+        measured |= {'corrupted': corrupted, 'command': with_worse}
     weights.save(model.path, network, replace(card, metrics={**card.metrics, split: measured}))
     return f'{model.path}: metrics.{split}.miou = {measured["miou"]}'
 
