@@ -6,13 +6,15 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
+from training_runs import environment
 
 from lightseg_ros import cli, datasets, networks, weights
-from lightseg_ros.evaluation import corruptions
 from lightseg_ros.evaluation.corruptions import corrupt, CORRUPTIONS, STRENGTHS
 
 
@@ -92,19 +94,32 @@ def test_a_split_is_scored_in_each(arguments, tmp_path, capsys):
     assert 'corrupted' not in weights.read_card(arguments[2]).metrics['val'], 'another resolution'
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_what_is_done_when_they_are_stopped_is_kept(arguments, tmp_path, monkeypatch, capsys, number):
-    left = [number]  # a second signal would end the process at once
+STOPPED = """
+import signal
+import sys
+from lightseg_ros import cli
+from lightseg_ros.evaluation import corruptions
 
-    def stopped(rgb, *_, **__):
-        if left:
-            signal.raise_signal(left.pop())
-        return rgb
-    monkeypatch.setattr(corruptions, 'corrupt', stopped)
-    assert cli.main([*arguments, '--corrupt', '--json', str(tmp_path / 'r.json')]) == 130
+def corrupt(rgb, *_, **__):
+    signal.raise_signal(int(sys.argv[1]))
+    return rgb
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+corruptions.corrupt = corrupt
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_what_is_done_when_they_are_stopped_is_kept(arguments, tmp_path, number):
+    """In a process of its own, as a signal would end that of the tests if it came at another time."""
+    done = subprocess.run([sys.executable, '-c', STOPPED, str(int(number)), *arguments, '--corrupt', '--json',
+                           str(tmp_path / 'r.json')], env=environment(), text=True, capture_output=True,
+                          check=False, timeout=120)
+    assert done.returncode == 130, done.stderr
+    assert 'stopped before all worse images were scored' in done.stdout
     result = json.loads((tmp_path / 'r.json').read_text())
     assert result['counts']['scored'] > 0 and 'corrupted' not in result
-    assert 'stopped before all worse images were scored' in capsys.readouterr().out
 
 
 def test_without_a_labelled_pixel_there_is_nothing_to_compare(arguments, scenes, tmp_path, capsys):
