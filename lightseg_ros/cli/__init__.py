@@ -29,6 +29,7 @@ VERBS = {
     'train': 'train a network',
     'train-all': 'train all networks side by side, within a time limit',
     'folds': 'train once for each held-out sequence, to compare recipes on unseen drives',
+    'average': 'average the weights of several files into one network',
     'recalibrate': 'recompute the batch-norm statistics of trained weights',
     'calibrate': 'fit the temperature that makes the confidence honest',
     'export': 'write a network as ONNX',

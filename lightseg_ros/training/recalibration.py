@@ -15,6 +15,7 @@ from torch import nn, Tensor
 
 from .. import weights
 from ..datasets import DataSet
+from ..weights import Card
 from . import checkpoint, samples
 from .devices import find_device, TrainError
 from .learner import Normalise, normaliser
@@ -60,8 +61,14 @@ def recalibrate_weights(path: Path, dataset: DataSet, out: Path, *, device: str 
     they were measured before: score and calibrate the file again. `TrainError` if the classes differ.
     """
     network, card = weights.load(path)
+    save_recalibrated(network, card, dataset, out, name=path, device=device)
+
+
+def save_recalibrated(network: nn.Module, card: Card, dataset: DataSet, out: Path, *, name: str | Path,
+                      device: str = 'cpu') -> None:
+    """Do what `recalibrate_weights` does to a network and its card; errors call it `name`."""
     if card.labels.names != dataset.labels.names:
-        raise TrainError(f'{path} has the classes {", ".join(card.labels.names)}; {dataset.name} has '
+        raise TrainError(f'{name} has the classes {", ".join(card.labels.names)}; {dataset.name} has '
                          f'{", ".join(dataset.labels.names)}: name the data set that it was trained on')
     where = find_device(device)
     images, _ = samples.to_device(dataset, where, card.resolution[::-1])
