@@ -169,6 +169,7 @@ def card_page(path: Path, card: Card) -> str:
         ('classes', f'{len(card.labels)} ({card.labels.name}): ' + ', '.join(card.labels.names)),
         ('resolution', 'x'.join(map(str, card.resolution))),
         ('data set', f'{card.dataset or "–"}, split {card.split or "–"}'),
+        *((('average of', one_line(average, 400)),) if (average := _average(card)) else ()),
         *((f'mIoU, {split}', f'{one_line(measured["miou"], 40)} %, by: '
            f'{one_line(measured.get("command", "–"), 400)}')
           for split, measured in card.metrics.items() if isinstance(measured, dict) and 'miou' in measured),
@@ -177,6 +178,13 @@ def card_page(path: Path, card: Card) -> str:
          if card.calibration else '–'),
         ('licence', one_line(card.license, 400) or '–'), ('source', one_line(card.source, 400) or '–')]
     return _table([('weights', ''), *rows])
+
+
+def _average(card: Card) -> str:
+    """Say which files `lightseg average` made the weights of; empty if it did not."""
+    parts = card.recipe.get('average_of')
+    return ', '.join(f'{part.get("file")} ({part.get("share")})' for part in parts if isinstance(part, dict)
+                     ) if isinstance(parts, list) else ''
 
 
 def _weights_table(cards: Mapping[Path, Card | str]) -> str:

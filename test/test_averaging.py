@@ -91,6 +91,8 @@ def test_average_on_the_command_line(scenes, parts, tmp_path, capsys):
     data = ['--data', 'folder', '--data-root', str(scenes)]
     assert main(['average', *map(str, parts), *data, '--shares', '1', '0', '--out', str(out)]) == 0
     assert str(out) in capsys.readouterr().out and close(out, parts[0])
+    assert main(['info', str(out)]) == 0
+    assert f'average of   {parts[0].name} (1.0), {parts[1].name} (0.0)\n' in capsys.readouterr().out
     out.unlink()
     assert main(['average', 'laanet', str(parts[0]), *data, '--split', 'train', '--out', str(out)]) == 1
     assert '; classes: sky, floor, box, not sky, building, ' in capsys.readouterr().err and not out.exists()
