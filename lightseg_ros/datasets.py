@@ -61,10 +61,11 @@ class DataSet:
         """Return the recordings that the split consists of, with their number of images."""
         return dict(sorted(Counter(p.sequence for p in self.pairs).items()))
 
-    def command(self, network: str) -> str:
-        """Return the command that scores a network's weights on this split."""
+    def command(self, model: str) -> str:
+        """Return the command that scores a network's weights, or those of a file, on this split."""
         own = self.folder and f'folder --data-root {self.folder}'
-        model = f'{network}-{self.name}.safetensors' if own else network
+        if own and not model.endswith('.safetensors'):
+            model = f'{model}-{self.name}.safetensors'
         return f'lightseg evaluate --model {model} --data {own or self.name} --split {self.split}'
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:

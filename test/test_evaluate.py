@@ -231,7 +231,7 @@ def test_classes_that_differ(camvid, random_weights):
 
 def test_record(camvid, random_weights, tmp_path, capsys):
     """What was measured stands in the card, rounded; the tensors are left alone."""
-    path = tmp_path / 'laanet-camvid.safetensors'
+    path = tmp_path / 'laanet-robust-camvid.safetensors'
     path.write_bytes(random_weights.read_bytes())
     for name in ('train', 'val', 'valannot'):
         (tmp_path / name).mkdir()
@@ -244,8 +244,13 @@ def test_record(camvid, random_weights, tmp_path, capsys):
     network, card = weights.load(path)
     assert code == 0 and 'metrics.val.miou' in capsys.readouterr().out
     assert card.metrics['val']['miou'] == round(result['miou'], 2)
-    assert card.metrics['val']['command'] == 'lightseg evaluate --model laanet --data camvid --split val'
+    assert card.metrics['val']['command'] == \
+        'lightseg evaluate --model laanet-robust --data camvid --split val'
     assert card.metrics['val']['iou']['road'] == round(result['iou']['road'], 2)
+    path = path.rename(tmp_path / 'best.safetensors')
+    assert main(['evaluate', '--data', 'camvid', '--data-root', str(tmp_path), '--split', 'val', '--model',
+                 str(path), '--device', 'cpu', '--record']) == 0
+    assert '--model best.safetensors ' in weights.read_card(path).metrics['val']['command']
     before, _ = weights.load(random_weights)
     assert all(v.equal(network.state_dict()[k]) for k, v in before.state_dict().items())
 

@@ -210,7 +210,10 @@ def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
         raise EvaluationError(f'no labelled pixel in {dataset.name} {dataset.split}: nothing to record')
     network, card = weights.load(model.path)
     split, before = dataset.split, card.metrics.get(dataset.split)
-    command = dataset.command(card.network if weights.is_path(model.name) else model.name)
+    file = Path(model.path)
+    packaged = file.stem.removesuffix(f'-{dataset.name}')  # the name that the file has among packaged weights
+    command = dataset.command(model.name if not weights.is_path(model.name) else
+                              packaged if packaged != file.stem else file.name)
     if model.resolution:
         command += f' --resolution {model.resolution}'
     if model.precision != 'auto':
