@@ -86,7 +86,16 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def recipe(args: argparse.Namespace, network: str) -> Recipe:
     """Build the recipe that --recipe names, or that fits the device, changed by the other arguments."""
+    from .. import networks, weights
     from ..training.devices import find_device
+    if network not in networks.NETWORKS:
+        try:
+            known = weights.read_card(weights.resolve(network)).network
+        except weights.WeightsError:
+            pass  # not weights either: the network's own error follows
+        else:
+            raise weights.WeightsError(f'--model {network} names weights; expected a network. To train on '
+                                       f'from these weights: --model {known} --init {network}')
     changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
     name = args.recipe or ('cpu' if find_device(args.device).type == 'cpu' else 'best')

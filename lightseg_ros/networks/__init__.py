@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks, one flat file a paper, and how to build one by name."""
 from collections.abc import Callable
+from difflib import get_close_matches
 import inspect
 from typing import Any
 
@@ -34,7 +35,9 @@ class NetworkError(ValueError):
 def options(name: str) -> dict[str, Any]:
     """Return the options of a network with their defaults; `NetworkError` if the name is unknown."""
     if name not in NETWORKS:
-        raise NetworkError(f'unknown network {name!r}; known: {", ".join(NETWORKS)}')
+        near = get_close_matches(name[:100].lower(), NETWORKS, 1, 0.75)
+        meant = f', did you mean {near[0]!r}?' if near else ';'
+        raise NetworkError(f'unknown network {name!r}{meant} known: {", ".join(NETWORKS)}')
     parameters = inspect.signature(NETWORKS[name]).parameters
     return {k: p.default for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
