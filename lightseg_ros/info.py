@@ -183,8 +183,10 @@ def card_page(path: Path, card: Card) -> str:
 def _average(card: Card) -> str:
     """Say which files `lightseg average` made the weights of; empty if it did not."""
     parts = card.recipe.get('average_of')
-    return ', '.join(f'{part.get("file")} ({part.get("share")})' for part in parts if isinstance(part, dict)
-                     ) if isinstance(parts, list) else ''
+    if not isinstance(parts, list):  # a card may be edited by hand
+        return ''
+    return ', '.join(f'{part.get("file")} ({share:.3g})' for part in parts if isinstance(part, dict)
+                     and isinstance(share := part.get('share'), float))
 
 
 def _weights_table(cards: Mapping[Path, Card | str]) -> str:

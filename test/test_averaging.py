@@ -92,7 +92,19 @@ def test_average_on_the_command_line(scenes, parts, tmp_path, capsys):
     assert main(['average', *map(str, parts), *data, '--shares', '1', '0', '--out', str(out)]) == 0
     assert str(out) in capsys.readouterr().out and close(out, parts[0])
     assert main(['info', str(out)]) == 0
-    assert f'average of   {parts[0].name} (1.0), {parts[1].name} (0.0)\n' in capsys.readouterr().out
+    assert f'average of   {parts[0].name} (1), {parts[1].name} (0)\n' in capsys.readouterr().out
     out.unlink()
     assert main(['average', 'laanet', str(parts[0]), *data, '--split', 'train', '--out', str(out)]) == 1
     assert '; classes: sky, floor, box, not sky, building, ' in capsys.readouterr().err and not out.exists()
+
+
+def test_info_takes_odd_averages(parts, tmp_path, capsys):
+    """A card may be edited by hand."""
+    network, card = weights.load(parts[0])
+    odd = tmp_path / 'odd.safetensors'
+    for found in 'abc', [], [3, {}, {'file': 'a', 'share': 10 ** 400}]:
+        weights.save(odd, network, replace(card, recipe={'average_of': found}))
+        assert main(['info', str(odd)]) == 0 and 'average of' not in capsys.readouterr().out
+    weights.save(odd, network, replace(card, recipe={'average_of': [{'file': '\x1b[2J', 'share': 1 / 3}]}))
+    assert main(['info', str(odd)]) == 0
+    assert 'average of   \\x1b[2J (0.333)\n' in capsys.readouterr().out
