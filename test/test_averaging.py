@@ -64,6 +64,8 @@ def test_files_of_two_data_sets_say_both(scenes, parts, tmp_path):
     average_weights([parts[0], other], [], dataset, out)
     card = weights.read_card(out)
     assert (card.dataset, card.split) == ('scenes + mine', 'train') and card.license.endswith('CC0')
+    average_weights([out, parts[0], other], [], dataset, again := tmp_path / 'again.safetensors')
+    assert weights.read_card(again).dataset == 'scenes + mine'
 
 
 def test_what_does_not_fit_together_is_refused(scenes, parts, tmp_path):
@@ -73,6 +75,15 @@ def test_what_does_not_fit_together_is_refused(scenes, parts, tmp_path):
     weights.save(other, network, replace(card, mean=(1.0, 2.0, 3.0)))
     with pytest.raises(TrainError, match=r'can not be averaged with .*; mean: \(1\.0, 2\.0, 3\.0\), not'):
         average_weights([parts[0], other], [], dataset, out)
+    weights.save(other, network, replace(card, resolution=(480, 360)))
+    with pytest.raises(TrainError, match=r'; resolution: 480x360, not 64x64\. .* \(--size\)'):
+        average_weights([parts[0], other], [], dataset, out)
+    for freeze in '2', None, -1, 1.5, [1]:
+        weights.save(other, network, replace(card, recipe={'freeze': freeze}))
+        with pytest.raises(TrainError, match=r'other\.safetensors: freeze in the recipe .* expected a whole'):
+            average_weights([parts[0], other], [], dataset, out)
+        with pytest.raises(TrainError, match=r'other\.safetensors: freeze in the recipe .* expected a whole'):
+            recalibrate_weights(other, dataset, out)
     weights.save(other, networks.build('affnet', 3), replace(card, network='affnet', options={}))
     with pytest.raises(TrainError, match='; network: affnet, not laanet. Train one file on'):
         average_weights([parts[0], other], [], dataset, out)
@@ -80,7 +91,7 @@ def test_what_does_not_fit_together_is_refused(scenes, parts, tmp_path):
         average_weights(parts[:1], [], dataset, out)
     with pytest.raises(TrainError, match='3 shares for 2 weights files'):
         average_weights(parts, [1, 1, 1], dataset, out)
-    for shares in [0, 0], [-1, 2], [float('nan'), 1], [float('inf'), 1]:
+    for shares in [0, 0], [-1, 2], [float('nan'), 1], [1, float('nan')], [float('inf'), 1], [1e308, 1e308]:
         with pytest.raises(TrainError, match='the shares are .*; expected numbers of 0 or more'):
             average_weights(parts, shares, dataset, out)
     assert not out.exists()
@@ -94,6 +105,13 @@ def test_average_on_the_command_line(scenes, parts, tmp_path, capsys):
     assert main(['info', str(out)]) == 0
     assert f'average of   {parts[0].name} (1), {parts[1].name} (0)\n' in capsys.readouterr().out
     out.unlink()
+    before = parts[1].read_bytes()
+    assert main(['average', *map(str, parts), *data, '--out', str(parts[1])]) == 1
+    assert f'{parts[1]} would replace {parts[1]}, ' in capsys.readouterr().err
+    assert parts[1].read_bytes() == before
+    assert main(['average', 'laanet', str(parts[0]), *data, '--out', str(out)]) == 1
+    error = capsys.readouterr().err
+    assert 'splits there: train, val' in error and ': name another with --split' in error
     assert main(['average', 'laanet', str(parts[0]), *data, '--split', 'train', '--out', str(out)]) == 1
     assert '; classes: sky, floor, box, not sky, building, ' in capsys.readouterr().err and not out.exists()
 

@@ -5,8 +5,9 @@ import argparse
 from pathlib import Path
 
 HELP = ('Average the weights of files of one network, and recompute the batch-norm statistics. Where one '
-        'file was trained on from the other, their mean often keeps most of what each is good at. It runs as '
-        'fast as one of them. Score it: for files that do not come from one another it is worth nothing.')
+        'file was trained from the other (--init), their mean often keeps most of what each is good at. It '
+        'runs as fast as one of them. Score it: for files that do not come from one another it is worth '
+        'nothing.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from .. import datasets, files, weights
     from ..training.averaging import average_weights
-    files.try_to_write(args.out)
     paths = [weights.resolve(model) for model in args.models]
-    dataset = datasets.load(args.data, args.split or weights.read_card(paths[0]).split, args.data_root)
+    files.keep_inputs([args.out], paths)
+    files.try_to_write(args.out)
+    split = args.split or weights.read_card(paths[0]).split
+    try:
+        dataset = datasets.load(args.data, split, args.data_root)
+    except datasets.DataError as e:
+        if args.split or split not in str(e):
+            raise
+        raise datasets.DataError(f'{e}; that split is the one in the card of {paths[0]}: name another with '
+                                 '--split') from e
     average_weights(paths, args.shares, dataset, args.out, device=args.device)
     print(args.out)

@@ -16,10 +16,14 @@ from .. import weights
 from ..datasets import DataSet
 from ..weights import Card
 from .devices import TrainError
-from .recalibration import save_recalibrated
+from .recalibration import frozen_stages, save_recalibrated
 
-# What the parts must have in common, or their weights do not mean the same.
-SAME = ('network', 'options', 'classes', 'mean', 'std', 'resolution')
+# What the parts must have in common, or their weights do not mean the same; and what to do otherwise.
+START = 'Train one file on from the other (--init), or both from a third'
+SAME = {'network': START, 'options': START,
+        'classes': 'Train one file on from the other (--init) with the same classes',
+        'mean': START, 'std': START,
+        'resolution': 'Train one file on from the other (--init) at the same resolution (--size)'}
 
 
 def average_weights(paths: Sequence[Path], shares: Sequence[float], dataset: DataSet, out: Path, *,
@@ -28,6 +32,7 @@ def average_weights(paths: Sequence[Path], shares: Sequence[float], dataset: Dat
     Write the weighted mean of the weights files to `out`, its batch-norm statistics recomputed.
 
     `shares`: the weight of each file, 0 or more; they are divided by their sum. Empty: all are equal.
+    The card has no metrics and no temperature: they belong to the parts.
     `dataset`: what the statistics are computed over, with the classes of the files. The mean of files that do
     not come from one another, or from one start, is worth nothing, and no error can tell: score the result.
     `TrainError` if the files do not fit together; `weights.WeightsError` if one can't be read.
@@ -37,9 +42,9 @@ def average_weights(paths: Sequence[Path], shares: Sequence[float], dataset: Dat
     shares = list(shares) or [1.0] * len(paths)
     if len(shares) != len(paths):
         raise TrainError(f'{len(shares)} shares for {len(paths)} weights files; expected one for each')
-    if not all(math.isfinite(s) and s >= 0 for s in shares) or sum(shares) <= 0:
+    if min(shares) < 0 or not 0 < sum(shares) < math.inf:  # not so with nan, either
         raise TrainError(f'the shares are {", ".join(f"{s:g}" for s in shares)}; expected numbers of 0 or '
-                         'more, and one above 0')
+                         'more, with a finite sum above 0')
     shares = [s / sum(shares) for s in shares]
     loaded = [weights.load(path) for path in paths]
     network, card = loaded[0]
@@ -50,7 +55,7 @@ def average_weights(paths: Sequence[Path], shares: Sequence[float], dataset: Dat
     cards = [part for _, part in loaded]
     recipes = [{'file': path.name, 'sha256': weights.digest(path), 'share': share, 'recipe': part.recipe}
                for path, share, part in zip(paths, shares, cards)]
-    frozen = min(part.recipe.get('freeze', 0) for part in cards)
+    frozen = min(frozen_stages(part, path) for path, part in zip(paths, cards))
     dataset_name, split, license, source = (
         _joined(getattr(part, name) for part in cards) for name in ('dataset', 'split', 'license', 'source'))
     card = replace(card, dataset=dataset_name, split=split, license=license, source=source,
@@ -59,14 +64,16 @@ def average_weights(paths: Sequence[Path], shares: Sequence[float], dataset: Dat
 
 
 def _check(first: Path, card: Card, path: Path, other: Card) -> None:
-    for name in SAME:
+    for name, todo in SAME.items():
         expected, found = _of(card, name), _of(other, name)
         if found != expected:
             raise TrainError(f'{path} can not be averaged with {first}; {name}: {found}, not {expected}. '
-                             'Train one file on from the other (--init), or both from a third')
+                             f'{todo}')
 
 
 def _of(card: Card, name: str) -> object:
+    if name == 'resolution':
+        return 'x'.join(map(str, card.resolution))
     return ', '.join(card.labels.names) if name == 'classes' else getattr(card, name)
 
 
@@ -81,5 +88,5 @@ def _mean(values: Sequence[torch.Tensor], shares: Sequence[float]) -> torch.Tens
 
 
 def _joined(texts: Iterable[str]) -> str:
-    """Join the different ones of several texts."""
-    return ' + '.join(dict.fromkeys(text for text in texts if text))
+    """Join the different ones of several texts. That of an average is joined already: its parts count."""
+    return ' + '.join(dict.fromkeys(part for text in texts if text for part in text.split(' + ')))

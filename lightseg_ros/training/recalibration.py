@@ -15,6 +15,7 @@ from torch import nn, Tensor
 
 from .. import weights
 from ..datasets import DataSet
+from ..texts import one_line
 from ..weights import Card
 from . import checkpoint, samples
 from .devices import find_device, TrainError
@@ -70,13 +71,23 @@ def save_recalibrated(network: nn.Module, card: Card, dataset: DataSet, out: Pat
     if card.labels.names != dataset.labels.names:
         raise TrainError(f'{name} has the classes {", ".join(card.labels.names)}; {dataset.name} has '
                          f'{", ".join(dataset.labels.names)}: name the data set that it was trained on')
+    frozen = frozen_stages(card, name)
     where = find_device(device)
     images, _ = samples.to_device(dataset, where, card.resolution[::-1])
-    for stage in list(network.children())[:card.recipe.get('freeze', 0)]:
+    for stage in list(network.children())[:frozen]:
         stage.requires_grad_(False)
     recalibrate(network.to(where), images, normaliser(card.mean, card.std, where))
     weights.save(out, network, replace(
         card, metrics={}, calibration={}, recipe=card.recipe | {'recalibrate': True}))
+
+
+def frozen_stages(card: Card, name: str | Path) -> int:
+    """Return how many first stages were frozen; `TrainError`, which calls it `name`, if its card is odd."""
+    found = card.recipe.get('freeze', 0)
+    if type(found) is not int or found < 0:  # a card may be edited by hand
+        raise TrainError(f'{name}: freeze in the recipe of its card is {one_line(repr(found), 80)}; expected '
+                         'a whole number, 0 or more: write the number of frozen stages there')
+    return found
 
 
 def weights_of_checkpoint(path: Path, dataset: DataSet, out: Path, *, device: str = 'cpu') -> None:
