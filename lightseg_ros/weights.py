@@ -185,8 +185,8 @@ def resolve(model: str | Path) -> Path:
     """
     Return the path of a weights file from what a user wrote: a path, or a packaged network's name.
 
-    What ends in '.safetensors' or holds a '/' is a path, in which a leading '~' is expanded; anything else is
-    a name for `find`. The file need not exist; `load` says so.
+    A `Path`, and what ends in '.safetensors' or holds a '/', is a path, in which a leading '~' is expanded;
+    anything else is a name for `find`. The file need not exist; `load` says so.
     """
     if is_path(model):
         return Path(os.path.expanduser(model))  # Path.expanduser raises where there is no such user
@@ -195,7 +195,7 @@ def resolve(model: str | Path) -> Path:
 
 def is_path(model: str | Path) -> bool:
     """Return whether a user wrote a path and not a packaged network's name; see `resolve`."""
-    return str(model).endswith('.safetensors') or '/' in str(model)
+    return isinstance(model, Path) or model.endswith('.safetensors') or '/' in model
 
 
 def digest(path: str | Path) -> str:

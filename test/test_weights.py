@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -152,6 +153,12 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'x.safetensors')
     with pytest.raises(WeightsError, match='not a regular file'):
         weights.load(tmp_path / 'x.safetensors')
+
+
+def test_a_path_object_is_a_path(tmp_path, monkeypatch):
+    """Path('./best') has lost its './', and is not the name of packaged weights all the same."""
+    monkeypatch.chdir(tmp_path)
+    assert weights.resolve(weights.resolve('./best')) == Path('best')
 
 
 def test_find():
