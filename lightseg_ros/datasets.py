@@ -9,6 +9,7 @@ from functools import partial
 import io
 import os
 from pathlib import Path
+import shlex
 import tarfile
 
 import cv2
@@ -63,10 +64,10 @@ class DataSet:
 
     def command(self, model: str) -> str:
         """Return the command that scores a network's weights, or those of a file, on this split."""
-        own = self.folder and f'folder --data-root {self.folder}'
-        if own and not model.endswith('.safetensors'):
+        own = ['folder', '--data-root', self.folder] if self.folder else [self.name]
+        if self.folder and not model.endswith('.safetensors') and '/' not in model:
             model = f'{model}-{self.name}.safetensors'
-        return f'lightseg evaluate --model {model} --data {own or self.name} --split {self.split}'
+        return shlex.join(['lightseg', 'evaluate', '--model', model, '--data', *own, '--split', self.split])
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Read a pair: (H, W, 3) uint8 RGB, and (H, W) uint8 class ids with `labels.ignore_id` as void."""

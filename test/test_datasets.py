@@ -33,6 +33,7 @@ def test_void_is_255_on_the_device_whatever_the_files_have(tmp_path):
     assert samples.to_device(dataset, 'cpu')[1].unique().tolist() == [0, 1, 2, 255]
     assert dataset.command('laanet') == ('lightseg evaluate --model laanet-orchard.safetensors --data folder '
                                          f'--data-root {tmp_path.name} --split all')
+    assert " --model 'my best.safetensors' " in dataset.command('my best.safetensors')
 
 
 def blocks(height: int = 96, width: int = 128) -> np.ndarray:

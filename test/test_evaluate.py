@@ -251,6 +251,9 @@ def test_record(camvid, random_weights, tmp_path, capsys):
     assert main(['evaluate', '--data', 'camvid', '--data-root', str(tmp_path), '--split', 'val', '--model',
                  str(path), '--device', 'cpu', '--record']) == 0
     assert '--model best.safetensors ' in weights.read_card(path).metrics['val']['command']
+    path = path.rename(tmp_path / 'my best')
+    replays.record(ModelSpec(str(path)), datasets.camvid('val', tmp_path), result)
+    assert "--model './my best' " in weights.read_card(path).metrics['val']['command']
     before, _ = weights.load(random_weights)
     assert all(v.equal(network.state_dict()[k]) for k, v in before.state_dict().items())
 

@@ -223,10 +223,13 @@ def test_the_command_line_says_what_is_wrong(scenes, tmp_path, capsys):
     for name in 'mps', 'gpu', 'cuda:', 'CUDA', 'openvino:GPU':
         assert main([*few, '--batch', '4', '--device', name]) == 1
         assert f"device is {name!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'" in capsys.readouterr().err
+    spaced = tmp_path / 'my best.safetensors'
+    spaced.symlink_to(weights.find('laanet'))
     for model, told in (('laanet-robust', 'To train on from these weights: '
                          '--model laanet --init laanet-robust'),
                         ('LAAnet', "unknown network 'LAAnet', did you mean 'laanet'? known: "),
                         ('unet', "unknown network 'unet'; known: laanet, "),
+                        (str(spaced), f"--model laanet --init '{spaced}'"),
                         ('nowhere.safetensors', "unknown network 'nowhere.safetensors'; known: ")):
         assert main([*few, '--model', model, '--device', 'cpu']) == 1
         assert told in capsys.readouterr().err

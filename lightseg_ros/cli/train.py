@@ -95,7 +95,7 @@ def recipe(args: argparse.Namespace, network: str) -> Recipe:
             pass  # not weights either: the network's own error follows
         else:
             raise weights.WeightsError(f'--model {network} names weights; expected a network. To train on '
-                                       f'from these weights: --model {known} --init {network}')
+                                       f'from these weights: --model {known} --init {shlex.quote(network)}')
     changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
     name = args.recipe or ('cpu' if find_device(args.device).type == 'cpu' else 'best')

@@ -212,8 +212,9 @@ def record(model: ModelSpec, dataset: DataSet, result: dict[str, Any]) -> str:
     split, before = dataset.split, card.metrics.get(dataset.split)
     file = Path(model.path)
     packaged = file.stem.removesuffix(f'-{dataset.name}')  # the name that the file has among packaged weights
+    here = file.name if weights.is_path(file.name) else f'./{file.name}'  # or it would be a packaged name
     command = dataset.command(model.name if not weights.is_path(model.name) else
-                              packaged if packaged != file.stem else file.name)
+                              packaged if packaged != file.stem else here)
     if model.resolution:
         command += f' --resolution {model.resolution}'
     if model.precision != 'auto':
