@@ -109,6 +109,11 @@ def test_calibrate_on_the_command_line(scenes, tmp_path, capsys, caplog):
     assert not caplog.records
     assert main([*data, '--split', 'train']) == 0
     assert 'was trained on train, which holds train' in caplog.text
+    caplog.clear()
+    network, card = weights.load(path)
+    weights.save(out, network, replace(card, dataset='camvid + scenes', split='trainval + train'))
+    assert main(['calibrate', str(out), *data[2:], '--split', 'train']) == 0
+    assert 'was trained on trainval + train, which holds train' in caplog.text
     for command in data, ['recalibrate', str(path), *data[2:], '--out', str(tmp_path / 'c.safetensors')]:
         assert main([*command, '--device', 'cuda:77']) == 1
         assert "device is 'cuda:77', but torch" in capsys.readouterr().err

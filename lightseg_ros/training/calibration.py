@@ -101,7 +101,8 @@ def calibrate_weights(path: Path, dataset: DataSet, out: Path | None, *,
     if card.labels.names != dataset.labels.names:
         raise TrainError(f'{path} has the classes {", ".join(card.labels.names)}; {dataset.name} has '
                          f'{", ".join(dataset.labels.names)}: name a data set with the same classes')
-    if dataset.name == card.dataset and dataset.split in card.split:
+    # An average names the data sets of all its parts.
+    if dataset.name in card.dataset.split(' + ') and dataset.split in card.split:
         log.warning('%s was trained on %s, which holds %s: a network is surer of images that it has seen, so '
                     'the temperature comes out too low', path.name, card.split, dataset.split)
     where = find_device(device)
